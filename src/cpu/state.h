@@ -1,0 +1,109 @@
+/*
+ * Architectural state of one virtual CPU, in the parts in which engines exchange it.
+ *
+ * These are plain versionless types: what a snapshot stores, what state_get and state_set move, what
+ * tests compare. They hold no engine detail.
+ */
+#pragma once
+
+#include "cpu/x86.h"
+
+struct cpu_gpr {
+	u64 r[GPR_COUNT];
+	u64 rip;
+	u64 rflags;
+};
+
+/* A segment register with its hidden part, attributes as in VMX (SDM vol. 3, 24.4.1). */
+struct cpu_segment {
+	u16 selector;
+	u32 limit; /* in bytes, granularity applied */
+	u64 base;
+	u8 type;   /* bits 3:0 of the access byte */
+	u8 s;      /* 1 code or data, 0 system */
+	u8 dpl;
+	u8 present;
+	u8 avl;
+	u8 l;
+	u8 db;
+	u8 g;
+	u8 unusable; /* null selector loaded */
+};
+
+struct cpu_table {
+	u64 base;
+	u16 limit;
+};
+
+struct cpu_segs {
+	struct cpu_segment seg[SEG_COUNT];
+	struct cpu_table gdtr, idtr;
+};
+
+struct cpu_cr {
+	u64 cr0, cr2, cr3, cr4, cr8;
+	u64 xcr0;
+	u64 efer;
+};
+
+struct cpu_dr {
+	u64 dr[4];
+	u64 dr6, dr7;
+};
+
+/* XSAVE image in the standard (non-compacted) format, SDM vol. 1, 13.4. */
+enum { CPU_XSAVE_MAX = 4096 };
+
+struct cpu_fpu {
+	u32 size; /* bytes used of area */
+	_Alignas(64) u8 area[CPU_XSAVE_MAX];
+};
+
+/* The MSRs that belong to the CPU itself; those of the local APIC live in that device. */
+struct cpu_msrs {
+	u64 tsc; /* guest TSC at the moment of the call */
+	u64 tsc_adjust, tsc_aux;
+	u64 sysenter_cs, sysenter_esp, sysenter_eip;
+	u64 star, lstar, cstar, sfmask;
+	u64 kernel_gs_base;
+	u64 pat, misc_enable;
+	u64 mtrr_def_type, mtrr_fixed[11], mtrr_base[8], mtrr_mask[8];
+};
+
+/* What is in flight between instructions. */
+struct cpu_intr {
+	bool pending;       /* an exception or interrupt still to be delivered */
+	u8 vector;
+	bool is_exception;
+	bool has_error;
+	u32 error;
+	bool nmi_pending;
+	bool nmi_blocked;   /* between NMI delivery and IRET */
+	bool shadow_sti;    /* one-instruction interrupt shadow */
+	bool shadow_mov_ss;
+	bool halted;
+};
+
+enum cpu_part {
+	CPU_PART_GPR = 1 << 0,
+	CPU_PART_SEG = 1 << 1,
+	CPU_PART_CR = 1 << 2,
+	CPU_PART_DR = 1 << 3,
+	CPU_PART_MSR = 1 << 4,
+	CPU_PART_FPU = 1 << 5,
+	CPU_PART_INTR = 1 << 6,
+	CPU_PART_ALL = (1 << 7) - 1,
+};
+
+struct cpu_state {
+	struct cpu_gpr gpr;
+	struct cpu_segs segs;
+	struct cpu_cr cr;
+	struct cpu_dr dr;
+	struct cpu_msrs msr;
+	struct cpu_fpu fpu;
+	struct cpu_intr intr;
+};
+
+/* Power-up state, SDM vol. 3, table 9-1: real mode, CS:RIP f000:fff0 with base 0xffff0000. */
+void cpu_state_reset(struct cpu_state *s);

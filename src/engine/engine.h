@@ -1,0 +1,128 @@
+/*
+ * The engine contract: what executes guest instructions.
+ *
+ * An engine owns vCPUs and runs them until something outside the CPU is needed; run() then *returns* a
+ * typed exit, it does not call devices. The caller completes the exit (fills in read data) and calls
+ * run() again. Every hook is present in every engine.
+ *
+ * Threads: one thread per vCPU. vcpu_create, run, state_get, state_set, inject and vcpu_destroy are
+ * called on that thread, in that order; kick may come from any thread and from a signal handler. While a
+ * vCPU is not inside run(), another thread may call state_get on it.
+ */
+#pragma once
+
+#include "base/err.h"
+#include "cpu/cpuid.h"
+#include "cpu/state.h"
+#include "memory/physmap.h"
+
+struct engine_vm;
+struct engine_vcpu;
+
+enum exit_type {
+	EXIT_NONE,       /* kick without a reason worth naming, or an instruction budget ran out */
+	EXIT_PIO,        /* IN, OUT, INS, OUTS: see vm_exit.pio */
+	EXIT_MMIO,       /* access to a gpa that is not RAM: see vm_exit.mmio */
+	EXIT_RDMSR,      /* MSR that belongs to the machine (local APIC, TSC deadline) */
+	EXIT_WRMSR,
+	EXIT_HYPERCALL,  /* VMCALL or VMMCALL with the hypervisor leaf present */
+	EXIT_HLT,        /* the guest waits for an interrupt */
+	EXIT_SHUTDOWN,   /* triple fault */
+	EXIT_IRQ_WINDOW, /* asked for with request_irq_window, and open now */
+	EXIT_DEBUG,      /* single step or breakpoint owned by the debugger */
+	EXIT_KICKED,     /* kick() was called */
+	EXIT_ERROR,      /* the engine cannot go on; vm_exit.error says why */
+};
+
+struct vm_exit {
+	enum exit_type type;
+	union {
+		struct {
+			u16 port;
+			u8 size;  /* 1, 2 or 4 bytes */
+			bool in;  /* IN or INS: the caller stores to data */
+			u32 data;
+		} pio; /* string forms exit once per element */
+		struct {
+			gpa_t gpa;
+			u8 size;  /* 1, 2, 4 or 8 bytes, never across an 8-byte boundary */
+			bool write;
+			u64 data; /* little endian; read: the caller stores here */
+		} mmio;
+		struct {
+			u32 index;
+			u64 value; /* RDMSR: the caller stores here */
+			bool fault; /* the caller sets this to raise #GP(0) */
+		} msr;
+		struct {
+			u64 nr, arg[4];
+			u64 result; /* the caller stores here */
+		} hypercall;
+		const char *error; /* static text */
+	};
+};
+
+/* Called by the engine on the vCPU's thread for a new or changed memory layout. */
+struct engine_config {
+	struct physmap *physmap; /* borrowed; outlives the VM */
+	const struct cpuid_model *cpuid; /* borrowed; outlives the VM */
+	u64 cache_bytes; /* soft: code cache size, 0 for the default */
+};
+
+/* One row of counters an engine reports; names are stable and used in --json output. */
+struct engine_counter {
+	const char *name;
+	u64 value;
+};
+
+struct engine_ops {
+	const char *name;
+
+	/* Can this host run it? 0, or -errno and what is missing in @e. No lasting side effects. */
+	int (*probe)(struct err *e);
+
+	int (*vm_create)(const struct engine_config *config, struct engine_vm **vm, struct err *e);
+	void (*vm_destroy)(struct engine_vm *vm);
+
+	/* Regions were added to or removed from the physmap. No vCPU may be inside run(). */
+	int (*memory_update)(struct engine_vm *vm, struct err *e);
+
+	/* Dirty log: start or stop it; fetch and clear one bit per page of region @region into @bitmap. */
+	int (*dirty_log)(struct engine_vm *vm, bool on);
+	int (*dirty_fetch)(struct engine_vm *vm, u32 region, u64 *bitmap);
+
+	/* The monitor stored to guest RAM (DMA): translated code there is stale. Any thread. */
+	void (*code_written)(struct engine_vm *vm, gpa_t gpa, u64 len);
+
+	/* On the vCPU's own thread; starts in the reset state of cpu_state_reset(). */
+	int (*vcpu_create)(struct engine_vm *vm, u32 id, struct engine_vcpu **vcpu, struct err *e);
+	void (*vcpu_destroy)(struct engine_vcpu *vcpu);
+
+	/* Complete the previous exit, run, describe the next exit. 0, or -errno when the engine failed. */
+	int (*run)(struct engine_vcpu *vcpu, struct vm_exit *exit);
+
+	/* Make run() return EXIT_KICKED soon; if it is not running, the next run() returns at once. */
+	void (*kick)(struct engine_vcpu *vcpu);
+
+	/* Move the parts in @parts (CPU_PART_*). state_set returns -EINVAL for values no CPU can hold. */
+	int (*state_get)(struct engine_vcpu *vcpu, u32 parts, struct cpu_state *s);
+	int (*state_set)(struct engine_vcpu *vcpu, u32 parts, const struct cpu_state *s);
+
+	/* True when an external interrupt could be delivered before the next instruction. */
+	bool (*irq_ready)(struct engine_vcpu *vcpu);
+	/* Deliver external interrupt @vector before the next instruction; only when irq_ready(). */
+	int (*inject_irq)(struct engine_vcpu *vcpu, u8 vector);
+	/* Latch an NMI; delivered when not blocked. */
+	int (*inject_nmi)(struct engine_vcpu *vcpu);
+	/* Return EXIT_IRQ_WINDOW as soon as irq_ready() becomes true. One-shot. */
+	void (*request_irq_window)(struct engine_vcpu *vcpu);
+
+	/* Fill up to @max counters, return how many there are. Any thread; values may be slightly old. */
+	u32 (*counters)(struct engine_vm *vm, struct engine_counter *out, u32 max);
+};
+
+/* In order of preference; ends with NULL. */
+extern const struct engine_ops *const engines[];
+
+/* The engine called @name, or NULL. */
+const struct engine_ops *engine_by_name(const char *name);
