@@ -1,0 +1,381 @@
+/*
+ * The soft engine's internal types, shared by its files.
+ *
+ * Theory of operation. Each vCPU thread owns one struct soft_cpu in thread-local storage; translated
+ * code reaches it at a constant displacement from fs. Another per-address-space structure, struct
+ * soft_ctx, holds the TLB and the indirect-branch table; translated code reaches it through gs, so that
+ * a CR3 switch between known PCIDs is one wrgsbase.
+ *
+ * While translated code runs, guest rax rcx rdx rbx rbp rsi rdi r8 r12-r15 are in their own host
+ * registers, guest rsp is in host r9, guest r9-r11 live in cpu->r[], host r10 and r11 are scratch, host
+ * rsp is a private stack. Guest arithmetic flags are host flags. Vector, mask, x87 registers and MXCSR
+ * hold guest values also while the engine's C code runs: everything in this folder is compiled with
+ * -mgeneral-regs-only, and code that must call outside (libc, Zydis, devices) first calls
+ * soft_fpu_park(), which saves them; translated code is entered only after soft_fpu_live().
+ *
+ * Status of an operation that touches the guest: see enum soft_status. A failed operation has changed
+ * no guest state.
+ */
+#pragma once
+
+#include "cpu/cpuid.h"
+#include "cpu/state.h"
+#include "engine/engine.h"
+
+#include <pthread.h>
+#include <stdatomic.h>
+
+struct soft_cpu;
+struct soft_vm;
+struct block;
+
+enum soft_status {
+	SOFT_OK = 0,
+	SOFT_FAULT, /* an exception is recorded in cpu->exc, to be delivered at cpu->rip */
+	SOFT_EXIT,  /* cpu->exit describes what is needed; run the instruction again afterwards */
+};
+
+/* ---- TLB and per-address-space context (layout known to emit.c and dispatch.S) ---- */
+
+enum {
+	TLB_BITS = 10,
+	TLB_SIZE = 1 << TLB_BITS,
+	IBT_BITS = 10,
+	IBT_SIZE = 1 << IBT_BITS,
+	CTX_LOG = 256,
+	SOFT_CONTEXTS = 16,
+};
+
+/*
+ * One page translation. A tag is the page's gva, or TLB_EMPTY(i), which no address hashing to entry i
+ * can match even with a page crossing. A valid write tag implies a valid read tag of the same page, and
+ * a host page that holds no translated code, is dirty in the guest's tables and in the dirty log.
+ */
+struct tlb_entry {
+	u64 tag_read, tag_write;
+	u64 host; /* hva of the page's first byte */
+	u64 spare;
+};
+#define TLB_EMPTY(i) ((u64)((i) ^ (TLB_SIZE / 2)) << PAGE_SHIFT)
+
+/* gva to translated code; indexed by IBT_INDEX(gva). Empty: gva = 1 + 2 * index cannot match since
+ * entry i only ever holds addresses that hash to i. */
+struct ibt_entry {
+	u64 gva;
+	u64 code; /* host address of the block's indirect entry */
+};
+#define IBT_INDEX(gva) ((gva) & (IBT_SIZE - 1))
+#define IBT_EMPTY(i)   ((u64)((i) ^ (IBT_SIZE / 2)))
+
+/* Index of the privilege half: supervisor (CPL 0-2) or user. */
+enum { HALF_SUPER, HALF_USER, HALVES };
+
+struct soft_ctx {
+	struct tlb_entry tlb[HALVES][TLB_SIZE];
+	struct ibt_entry ibt[HALVES][IBT_SIZE];
+	/* Touched indices since the last flush, so that a flush costs what was used; full: flush all. */
+	u32 tlb_logged[HALVES], ibt_logged[HALVES];
+	u16 tlb_log[HALVES][CTX_LOG], ibt_log[HALVES][CTX_LOG];
+	u32 ibt_mode[HALVES];   /* mode key of the blocks in ibt[] */
+	u64 exec_pages[64];     /* hashed set of virtual pages with entries in ibt[] */
+	u64 cr3;                /* bits 63:12 and PCID of the owner; ~0 when free */
+	u64 last_used;
+};
+
+/* ---- guest CPU ---- */
+
+/* What selects a translation besides the physical address. */
+enum soft_mode {
+	MODE_BITS_16 = 0,
+	MODE_BITS_32 = 1, /* flat: CS, DS, ES, SS base 0 and limit 4 GiB - 1; else interpreted */
+	MODE_BITS_64 = 2,
+	MODE_BITS = 3,
+	MODE_USER = 1 << 2,
+	MODE_X87 = 1 << 3,    /* x87 and MMX usable: neither CR0.EM nor CR0.TS */
+	MODE_SSE = 1 << 4,    /* and CR4.OSFXSR */
+	MODE_AVX = 1 << 5,    /* and CR4.OSXSAVE, XCR0.AVX */
+	MODE_AVX512 = 1 << 6, /* and XCR0's three AVX-512 bits */
+	MODE_SINGLE = 1 << 7, /* block variant with one check per access */
+	MODE_INTERPRET = 1 << 8, /* this state is not translated at all (16-bit, not flat, TF, DR7, ...) */
+	MODE_COUNT = 1 << 9,
+};
+
+enum { SOFT_FRAGMENTS = 24 };
+
+/* One completed device access of the instruction being (re)run. */
+struct soft_fragment {
+	u64 addr; /* gpa or port */
+	u64 data;
+	u8 size;
+	bool write;
+	bool is_port;
+};
+
+/* Why translated code came back to the dispatcher (set by dispatch.S and by helpers). */
+enum soft_leave {
+	LEAVE_LOOKUP,    /* cpu->rip is set: find the next block */
+	LEAVE_LINK,      /* as LOOKUP, and cpu->link names the exit to patch */
+	LEAVE_POLL,      /* exit_req was seen at a block entry */
+	LEAVE_INTERPRET, /* run one instruction at cpu->rip in the interpreter */
+	LEAVE_FAULT,     /* exception recorded in cpu->exc */
+	LEAVE_EXIT,      /* cpu->exit is filled in */
+};
+
+struct soft_cpu {
+	/* First: what translated code touches (short displacements do not matter, cache lines do). */
+	u64 r[GPR_COUNT]; /* all of them outside translated code; r9-r11 always */
+	u64 rip;          /* next instruction; valid outside translated code */
+	u64 flags;        /* RFLAGS_ARITH bits only; valid outside translated code */
+	u64 code_va;      /* gva of the page of the running block (translated code only) */
+	_Atomic u32 exit_req; /* nonzero: leave translated code at the next poll */
+	u8 iflag;         /* RFLAGS.IF */
+	u8 dflag;         /* RFLAGS.DF */
+	u8 fpu_is_live;   /* guest vector state is in the host registers */
+	u8 irq_window;    /* request_irq_window() is armed */
+	u64 sysflags;     /* the other RFLAGS bits: TF IOPL NT RF VM AC VIF VIP ID */
+	u64 spill[8];     /* translated code's temporaries */
+	u64 group[8];     /* host addresses of memory groups */
+	u64 link;         /* LEAVE_LINK: host address of the exit's descriptor */
+	u64 host_rsp;     /* the C stack while translated code runs */
+	u64 ras_base;     /* initial host rsp for translated code */
+	u64 stub[16];     /* entry points in dispatch.S, reached by call fs:[] */
+	u64 tsc_offset;   /* guest TSC = host TSC + this */
+	u64 tlb_index_mask; /* constants for flag-free checks: pext masks */
+	u64 page_mask;
+	struct soft_ctx *ctx;
+
+	/* Architectural state without arithmetic flags. */
+	struct cpu_segment seg[SEG_COUNT];
+	struct cpu_table gdtr, idtr;
+	u64 cr0, cr2, cr3, cr4, cr8, xcr0, efer;
+	u64 dr[4], dr6, dr7;
+	struct cpu_msrs msr;
+	u8 cpl;
+	u32 mode; /* enum soft_mode of the current state; recomputed by soft_update_mode() */
+
+	/* Between instructions. */
+	bool nmi_pending, nmi_blocked;
+	bool shadow;         /* interrupts inhibited for the next instruction (STI) */
+	bool shadow_mov_ss;  /* same, and debug exceptions too (MOV SS, POP SS) */
+	bool halted;
+	bool code_changed;   /* the running block's bytes were overwritten: do not continue in it */
+
+	/* Exception being raised; meaningful with SOFT_FAULT. For #PF cr2 is already set... by delivery. */
+	struct {
+		u8 vector;
+		bool has_error;
+		u32 error;
+		u64 cr2;
+	} exc;
+
+	/* Device accesses of the instruction that exited, in order. */
+	struct soft_fragment frag[SOFT_FRAGMENTS];
+	u32 frag_count; /* completed */
+	u32 frag_next;  /* consumed by the current attempt */
+	struct vm_exit exit;
+
+	struct soft_vm *vm;
+	u32 id;
+	void *interp;    /* interp.c: decoded-instruction and thunk caches */
+	struct soft_ctx *contexts; /* SOFT_CONTEXTS of them */
+	void *ras_map;   /* mapping that holds the private stack */
+	u64 counters[32]; /* enum soft_counter */
+	_Alignas(64) u8 fpu_area[CPU_XSAVE_MAX]; /* parked vector state, standard format */
+};
+
+enum soft_counter {
+	COUNT_BLOCKS_TRANSLATED,
+	COUNT_INSNS_TRANSLATED,
+	COUNT_INSNS_INTERPRETED,
+	COUNT_LOOKUPS,
+	COUNT_LINKS,
+	COUNT_TLB_MISSES,
+	COUNT_TLB_FILLS,
+	COUNT_CONTEXT_SWITCHES,
+	COUNT_CONTEXT_FLUSHES,
+	COUNT_BLOCK_INVALIDATIONS,
+	COUNT_CACHE_FLUSHES,
+	COUNT_EXCEPTIONS,
+	COUNT_INTERRUPTS,
+	COUNT_EXITS,
+	COUNT_FPU_PARKS,
+	COUNT_CODE_STORES,
+	COUNT_GROUP_FALLBACKS,
+	SOFT_COUNTERS,
+};
+
+/* Per-page state of guest RAM, indexed by physmap page number. */
+enum {
+	PAGE_HAS_CODE = 1 << 0, /* translated code covers part of it: stores go the slow way */
+	PAGE_LOG_DIRTY = 1 << 1, /* dirty log on and page not yet dirty: first store goes the slow way */
+};
+
+struct soft_vm {
+	struct physmap *physmap;
+	const struct cpuid_model *cpuid;
+	_Atomic u8 *page_flags; /* physmap->pages entries */
+	struct cache *cache;    /* cache.c */
+	pthread_mutex_t lock;   /* translation, invalidation, vCPU list */
+	struct soft_cpu *cpu[64];
+	u32 cpus;
+	u64 xsave_mask;         /* XCR0 bits the host saves and restores */
+};
+
+/* ---- rflags ---- */
+
+static inline u64 soft_rflags(const struct soft_cpu *c)
+{
+	return (c->flags & RFLAGS_ARITH) | c->sysflags | RFLAGS_ONE | (u64)c->iflag << 9 |
+	       (u64)c->dflag << 10;
+}
+
+/* Sets every bit; the caller has applied the privilege rules. Call soft_update_mode() if TF or VM changed. */
+static inline void soft_set_rflags(struct soft_cpu *c, u64 v)
+{
+	c->flags = v & RFLAGS_ARITH;
+	c->iflag = (v >> 9) & 1;
+	c->dflag = (v >> 10) & 1;
+	c->sysflags = v & (RFLAGS_TF | RFLAGS_IOPL | RFLAGS_NT | RFLAGS_RF | RFLAGS_VM | RFLAGS_AC |
+			   RFLAGS_VIF | RFLAGS_VIP | RFLAGS_ID);
+}
+
+static inline bool soft_is_64bit(const struct soft_cpu *c)
+{
+	return (c->efer & EFER_LMA) && c->seg[SEG_CS].l;
+}
+
+/* Record an exception; always returns SOFT_FAULT. */
+static inline int soft_fault(struct soft_cpu *c, u8 vector)
+{
+	c->exc.vector = vector;
+	c->exc.has_error = false;
+	c->exc.error = 0;
+	return SOFT_FAULT;
+}
+
+static inline int soft_fault_code(struct soft_cpu *c, u8 vector, u32 error)
+{
+	c->exc.vector = vector;
+	c->exc.has_error = true;
+	c->exc.error = error;
+	return SOFT_FAULT;
+}
+
+/* ---- mmu.c: address translation and guest memory ---- */
+
+enum soft_access {
+	ACC_READ = 0,
+	ACC_WRITE = 1,
+	ACC_FETCH = 2,
+	ACC_KIND = 3,
+	ACC_USER = 4, /* checked as a user-mode access */
+};
+
+/* Access kind with the current privilege level. */
+static inline u32 soft_acc(const struct soft_cpu *c, u32 kind)
+{
+	return kind | (c->cpl == 3 ? ACC_USER : 0);
+}
+
+struct soft_xlat {
+	gpa_t gpa;
+	u8 *host;      /* RAM: hva of @gpa; NULL: device memory */
+	u64 page;      /* RAM: page index in page_flags */
+	bool writable; /* a write tag may be filled: permitted, dirty bit set, not ROM */
+	bool global;
+	bool rom;
+};
+
+/*
+ * Walk the guest's tables for linear address @gva (already truncated outside 64-bit mode). Sets A, and D
+ * for writes. SOFT_FAULT: #PF with error code and cr2 recorded (or #GP/#SS by the caller for
+ * non-canonical addresses, see soft_canonical()).
+ */
+int soft_translate(struct soft_cpu *c, gva_t gva, u32 access, struct soft_xlat *x);
+
+/* Translate and enter into the TLB of the current context. SOFT_OK with *filled = false when the page
+ * cannot be entered (device memory, code page or dirty log for writes). */
+int soft_tlb_fill(struct soft_cpu *c, gva_t gva, u32 access, bool *filled);
+
+static inline bool soft_canonical(gva_t gva)
+{
+	return (u64)((s64)(gva << 16) >> 16) == gva;
+}
+
+/*
+ * Guest memory by linear address. Any length up to 4096, any alignment, page crossings and device memory
+ * included (the latter through cpu->frag and SOFT_EXIT). A write checks all its pages before it stores,
+ * keeps translated code coherent (sets cpu->code_changed) and the dirty log true.
+ */
+int soft_read(struct soft_cpu *c, gva_t gva, void *buf, u32 len, u32 access);
+int soft_write(struct soft_cpu *c, gva_t gva, const void *buf, u32 len, u32 access);
+
+/*
+ * Pin [gva, gva+len) for a read-modify-write: the host pointer when it lies in one RAM page that may be
+ * written directly (so that LOCK is native), else *host = NULL and the caller uses soft_read/soft_write.
+ */
+int soft_pin_write(struct soft_cpu *c, gva_t gva, u32 len, u32 access, void **host);
+
+/* Fetch up to 15 bytes of code at linear address @gva; returns SOFT_OK with *len bytes (fewer than 15 only when the
+ * next page faults: then decoding decides whether that matters), SOFT_FAULT when the first byte faults. */
+int soft_fetch(struct soft_cpu *c, gva_t gva, u8 buf[15], u32 *len);
+
+/* TLB maintenance of this vCPU (SDM vol. 3, 4.10.4). All of them also drop indirect-branch entries and the return-address stack. */
+void soft_tlb_flush_all(struct soft_cpu *c);                 /* every context, globals too */
+void soft_tlb_flush_context(struct soft_cpu *c);             /* the current one */
+void soft_tlb_flush_page(struct soft_cpu *c, gva_t gva);     /* INVLPG */
+void soft_invpcid(struct soft_cpu *c, u64 type, u64 pcid, gva_t gva);
+void soft_load_cr3(struct soft_cpu *c, u64 cr3, bool flush); /* sets c->cr3 and switches context */
+int soft_contexts_init(struct soft_cpu *c);
+void soft_contexts_destroy(struct soft_cpu *c);
+void soft_ctx_use(struct soft_cpu *c, struct soft_ctx *ctx); /* set gs and c->ctx */
+
+/* Other vCPUs or the monitor changed a page's status: drop write tags for it in all contexts of all vCPUs. */
+void soft_drop_write_tags(struct soft_vm *vm, u64 page, u8 *host);
+
+/* ---- system.c, segment.c, exception.c: privileged state ---- */
+
+/* Recompute cpl-, cr- and flag-derived c->mode; call after any change to them. */
+void soft_update_mode(struct soft_cpu *c);
+
+/* Deliver c->exc (faults at c->rip) through the IDT; escalates to #DF and returns SOFT_EXIT with
+ * EXIT_SHUTDOWN on a triple fault. */
+int soft_deliver_exception(struct soft_cpu *c);
+int soft_deliver_interrupt(struct soft_cpu *c, u8 vector);
+int soft_deliver_nmi(struct soft_cpu *c);
+
+/* ---- interp.c ---- */
+
+/*
+ * Execute one instruction at c->rip. SOFT_OK: state and rip advanced. SOFT_FAULT: c->exc set, rip at the
+ * faulting instruction (traps such as #DB and INT n are delivered inside and return SOFT_OK).
+ * SOFT_EXIT: c->exit set; call again after completion (or, for HLT, rip is already past it).
+ */
+int soft_interpret(struct soft_cpu *c);
+int soft_interp_init(struct soft_cpu *c);
+void soft_interp_destroy(struct soft_cpu *c);
+
+/* Device access for the interpreter: takes the completed fragment, or records the exit. */
+int soft_device_read(struct soft_cpu *c, bool is_port, u64 addr, u32 size, u64 *data);
+int soft_device_write(struct soft_cpu *c, bool is_port, u64 addr, u32 size, u64 data);
+
+/* ---- fpu.c ---- */
+void soft_fpu_park(struct soft_cpu *c); /* guest vector state to c->fpu_area; host state clean */
+void soft_fpu_live(struct soft_cpu *c); /* and back */
+
+/* ---- thunk.c: run one data instruction natively ---- */
+struct insn;
+
+/*
+ * Execute the data instruction @i on the guest registers in c, with its memory operand (if any) at host
+ * address @mem (host-writable, 64 bytes at least, alignment congruent to the guest's modulo 64). GPRs, flags and vector state are
+ * updated; rip is not. SOFT_FAULT for #DE, #XM, #MF, #GP(0) for alignment: then no register has changed.
+ */
+int soft_thunk(struct soft_cpu *c, const struct insn *i, void *mem);
+
+/* ---- cache.c ---- */
+int soft_cache_create(struct soft_vm *vm, u64 bytes, struct err *e);
+void soft_cache_destroy(struct soft_vm *vm);
+
+/* A store of @len bytes at @offset of RAM page @page happened: drop the blocks it overlaps. True if any was dropped. */
+bool soft_code_stored(struct soft_vm *vm, u64 page, u32 offset, u32 len);
