@@ -50,7 +50,7 @@ struct insn {
 	bool has_mem; /* explicit memory operand that is really accessed */
 	bool mem_read, mem_write;
 	bool is_rip_relative; /* disp then counts from the next instruction */
-	bool is_broadcast;
+	bool masked;  /* elements may be masked off, and then must not fault (EVEX mask, VMASKMOV) */
 	u8 seg;       /* enum seg; already defaulted */
 	u8 base, index; /* enum gpr or NO_REG */
 	u8 scale;

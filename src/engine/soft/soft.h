@@ -40,7 +40,7 @@ enum soft_status {
 enum {
 	TLB_BITS = 10,
 	TLB_SIZE = 1 << TLB_BITS,
-	IBT_BITS = 10,
+	IBT_BITS = 12,
 	IBT_SIZE = 1 << IBT_BITS,
 	CTX_LOG = 256,
 	SOFT_CONTEXTS = 16,
@@ -58,14 +58,17 @@ struct tlb_entry {
 };
 #define TLB_EMPTY(i) ((u64)((i) ^ (TLB_SIZE / 2)) << PAGE_SHIFT)
 
-/* gva to translated code; indexed by IBT_INDEX(gva). Empty: gva = 1 + 2 * index cannot match since
- * entry i only ever holds addresses that hash to i. */
+/*
+ * gva to translated code. The jump goes through code unconditionally; the block it reaches compares gva
+ * with the address wanted (it knows whether it may clobber flags). An empty entry's code is the miss
+ * trampoline, cpu->ibt_miss.
+ */
 struct ibt_entry {
 	u64 gva;
 	u64 code; /* host address of the block's indirect entry */
 };
-#define IBT_INDEX(gva) ((gva) & (IBT_SIZE - 1))
-#define IBT_EMPTY(i)   ((u64)((i) ^ (IBT_SIZE / 2)))
+#define IBT_MASK       0x3ffcul /* address bits that index the table */
+#define IBT_INDEX(gva) (((gva) & IBT_MASK) >> 2)
 
 /* Index of the privilege half: supervisor (CPL 0-2) or user. */
 enum { HALF_SUPER, HALF_USER, HALVES };
@@ -142,6 +145,9 @@ struct soft_cpu {
 	u64 tsc_offset;   /* guest TSC = host TSC + this */
 	u64 tlb_index_mask; /* constants for flag-free checks: pext masks */
 	u64 page_mask;
+	u64 ibt_mask;
+	u64 ibt_miss;     /* code of empty indirect-branch entries */
+	u64 ras_rsp;      /* host rsp of translated code while a helper runs */
 	struct soft_ctx *ctx;
 
 	/* Architectural state without arithmetic flags. */
