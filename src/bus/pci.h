@@ -54,6 +54,10 @@ struct pci_function {
 	struct pci_host *host;
 	void *dev; /* passed to bar ops */
 
+	/* Called before a configuration read of @len bytes at @off, so that the owner can refresh what it
+	 * computes; NULL when there is nothing of the kind. */
+	void (*config_reading)(struct pci_function *f, u32 off, u32 len);
+
 	/* Called after a configuration write of @len bytes at @off took effect; may be NULL-free no-op. */
 	void (*config_written)(struct pci_function *f, u32 off, u32 len);
 };
