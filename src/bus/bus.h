@@ -14,7 +14,8 @@
 enum bus_space { BUS_PORT, BUS_MEMORY, BUS_SPACES };
 
 struct bus_ops {
-	/* @off is relative to the region. @size is within [min, max] and a power of two. */
+	/* @off is relative to the region and a multiple of @size; @size is a power of two within
+	 * [min, max]. */
 	u64 (*read)(void *dev, u64 off, u32 size);
 	void (*write)(void *dev, u64 off, u32 size, u64 value);
 	u8 min, max; /* access widths in bytes */
@@ -37,7 +38,7 @@ struct bus {
 void bus_init(struct bus *bus);
 void bus_destroy(struct bus *bus);
 
-/* Add a copy of @r. 0, -EEXIST on overlap, -ENOMEM. */
+/* Add a copy of @r. 0, -EINVAL for an empty or wrapping range, -EEXIST on overlap, -ENOMEM. */
 int bus_add(struct bus *bus, enum bus_space space, const struct bus_region *r);
 
 /* Remove the region that starts at @base and belongs to @dev, if there is one. */

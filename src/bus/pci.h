@@ -15,6 +15,7 @@
 #include "base/err.h"
 #include "bus/bus.h"
 #include "bus/irq.h"
+#include "device/device.h"
 
 enum {
 	PCI_SLOTS = 32,
@@ -41,11 +42,13 @@ struct pci_msix_entry {
 struct pci_function {
 	const char *name;
 	u8 config[PCI_CONFIG_SIZE];
-	u8 wmask[PCI_CONFIG_SIZE]; /* bits the guest may change */
+	u8 wmask[PCI_CONFIG_SIZE];   /* bits the guest may change */
+	u8 initial[PCI_CONFIG_SIZE]; /* config[] as attached, for reset */
 	struct pci_bar bar[PCI_BARS];
 	u8 slot;
-	u8 pin;        /* INTx pin 1..4, 0: none */
-	bool intx_level;
+	u8 pin;        /* INTx pin 1..4, 0: none; the owner sets it before pci_attach() */
+	bool intx_level;  /* what the function asks for */
+	bool intx_driven; /* what reaches the line: not while INTx is disabled */
 	u8 cap_next;   /* offset of the next free capability byte */
 	u8 msix_cap;   /* offset of the MSI-X capability, 0: none */
 	u8 msix_bar;   /* BAR that holds table and PBA */
@@ -58,7 +61,8 @@ struct pci_function {
 	 * computes; NULL when there is nothing of the kind. */
 	void (*config_reading)(struct pci_function *f, u32 off, u32 len);
 
-	/* Called after a configuration write of @len bytes at @off took effect; may be NULL-free no-op. */
+	/* Called after a configuration write of @len bytes at @off took effect. pci_function_init() sets
+	 * it to a function that does nothing; never NULL. */
 	void (*config_written)(struct pci_function *f, u32 off, u32 len);
 };
 
@@ -69,6 +73,8 @@ struct pci_host {
 	struct pci_function *slot[PCI_SLOTS];
 	u8 intx_count[4];
 	u32 config_address; /* last value written to 0xCF8 */
+	const struct bus_ops *reset_port; /* byte accesses to 0xCF9, or NULL */
+	void *reset_dev;
 	struct pci_function bridge; /* 00:00.0 */
 };
 
@@ -78,23 +84,36 @@ struct pci_host {
  */
 int pci_host_init(struct pci_host *h, struct bus *bus, struct msi_sink msi,
 		  const struct irq_line intx[4], gpa_t ecam_base, struct err *e);
+void pci_host_destroy(struct pci_host *h);
+
+/* Power-up state of the bridge and of the configuration space of every attached function. */
 void pci_host_reset(struct pci_host *h);
+
+/* Port 0xCF9 lies inside CONFIG_ADDRESS, which takes only 32-bit accesses: byte accesses to it go to
+ * @ops (offset 0, size 1), the chipset's reset control register. */
+void pci_host_claim_reset_port(struct pci_host *h, const struct bus_ops *ops, void *dev);
+
+/* Saved state: the host's address register; a function's configuration space and MSI-X table. */
+extern const struct device_ops pci_host_ops;
+extern const struct device_ops pci_function_ops;
 
 /* Write the header fields; call before anything else on @f. */
 void pci_function_init(struct pci_function *f, const char *name, u16 vendor, u16 device, u32 class_rev,
 		       u16 subsys_vendor, u16 subsys);
 
-/* Declare BAR @i. */
+/* Declare BAR @i. The function's own bar[] copy gets mapped_at = ~0. */
 void pci_function_bar(struct pci_function *f, u32 i, const struct pci_bar *bar);
 
-/* Append a capability of @len bytes (id and next included, copied from @body+2); returns its offset. */
+/* Append a capability of @len bytes, id and next included; all but those two are copied from @body. Its
+ * bytes are read-only unless the owner sets wmask[]. Returns its offset. */
 u32 pci_function_capability(struct pci_function *f, u8 id, const void *body, u32 len);
 
 /* MSI-X capability with @count vectors; table at offset 0 and PBA at 0x800 of BAR @bar (size >= 4 KiB).
  * The BAR's ops are provided by the PCI layer. */
 void pci_function_msix(struct pci_function *f, u32 bar, u32 count);
 
-/* Plug into the first free slot (or @slot >= 0). 0 or -ENOSPC. */
+/* Plug into the first free slot, or into @slot when it is >= 0. 0 or -ENOSPC. The configuration space as
+ * it is now is what pci_host_reset() goes back to. */
 int pci_attach(struct pci_host *h, struct pci_function *f, int slot);
 
 /* Send vector @v if MSI-X is enabled and unmasked, else latch it as pending. */
