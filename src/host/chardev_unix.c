@@ -1,0 +1,145 @@
+/*
+ * The console on a Unix stream socket: we listen, one client at a time; output without a client is
+ * dropped. The socket file goes with the VM. One that an earlier VM left behind is replaced; one that
+ * somebody answers on is not.
+ */
+#include "host/chardev_stream.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+struct chardev_unix {
+	struct chardev_stream stream;
+	struct sockaddr_un address;
+	int listener, client, client_out;
+	bool bound;
+	struct loop_fd accept;
+};
+
+static void drop_client(struct chardev_unix *u)
+{
+	if (u->client < 0)
+		return;
+	stream_clear_output(&u->stream);
+	if (u->stream.in_fd >= 0)
+		stream_clear_input(&u->stream);
+	close(u->client_out);
+	close(u->client);
+	u->client = -1;
+	loop_modify(u->stream.loop, &u->accept, LOOP_READ);
+}
+
+static void client_ended(struct chardev_stream *s)
+{
+	drop_client(container_of(s, struct chardev_unix, stream));
+}
+
+static void client_connects(void *opaque, u32 events)
+{
+	struct chardev_unix *u = opaque;
+
+	(void)events;
+	u->client = accept4(u->listener, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
+	if (u->client < 0)
+		return;
+	u->client_out = fcntl(u->client, F_DUPFD_CLOEXEC, 3);
+	if (u->client_out < 0) {
+		close(u->client);
+		u->client = -1;
+		return;
+	}
+	loop_modify(u->stream.loop, &u->accept, 0);
+	stream_set_output(&u->stream, u->client_out, false);
+	if (stream_set_input(&u->stream, u->client))
+		drop_client(u);
+}
+
+static void unix_close(struct chardev *c)
+{
+	struct chardev_unix *u = container_of(c, struct chardev_unix, stream.chardev);
+
+	stream_drain(&u->stream);
+	drop_client(u);
+	if (u->listener >= 0) {
+		loop_remove(u->stream.loop, &u->accept);
+		close(u->listener);
+	}
+	if (u->bound)
+		unlink(u->address.sun_path);
+	stream_destroy(&u->stream);
+	free(u);
+}
+
+static const struct chardev_ops unix_ops = {
+	.name = "unix",
+	.write = stream_write,
+	.kick = stream_kick,
+	.close = unix_close,
+};
+
+/* True when the file at the address is a socket nobody listens on. */
+static bool is_stale(const struct sockaddr_un *a)
+{
+	int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+	bool stale;
+
+	if (fd < 0)
+		return false;
+	stale = connect(fd, (const struct sockaddr *)a, sizeof(*a)) && errno == ECONNREFUSED;
+	close(fd);
+	return stale;
+}
+
+static int listen_on(struct chardev_unix *u)
+{
+	const struct sockaddr *a = (const struct sockaddr *)&u->address;
+
+	u->listener = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+	if (u->listener < 0)
+		return -errno;
+	if (bind(u->listener, a, sizeof(u->address))) {
+		if (errno != EADDRINUSE || !is_stale(&u->address))
+			return -errno;
+		unlink(u->address.sun_path);
+		if (bind(u->listener, a, sizeof(u->address)))
+			return -errno;
+	}
+	u->bound = true;
+	if (listen(u->listener, 1))
+		return -errno;
+	u->accept = (struct loop_fd){
+		.fd = u->listener, .events = LOOP_READ, .ready = client_connects, .opaque = u};
+	return loop_add(u->stream.loop, &u->accept);
+}
+
+int chardev_open_unix(const char *path, struct loop *loop, struct chardev **c, struct err *e)
+{
+	struct chardev_unix *u;
+	int r;
+
+	if (!*path || strlen(path) >= sizeof(u->address.sun_path))
+		return err_set(e, -EINVAL, "console unix:%s: the path must have 1 to %zu characters",
+			       path, sizeof(u->address.sun_path) - 1);
+	u = calloc(1, sizeof(*u));
+	if (!u)
+		return err_set(e, -ENOMEM, "console unix:%s: out of memory", path);
+	stream_init(&u->stream, &unix_ops, loop, "console");
+	u->stream.in_ended = client_ended;
+	/* A client that leaves is nothing to talk about. */
+	u->stream.quiet = true;
+	u->listener = u->client = u->client_out = -1;
+	u->address.sun_family = AF_UNIX;
+	strcpy(u->address.sun_path, path);
+	r = listen_on(u);
+	if (r) {
+		unix_close(&u->stream.chardev);
+		return err_set(e, r, "console unix:%s: %s", path, strerror(-r));
+	}
+	*c = &u->stream.chardev;
+	return 0;
+}
