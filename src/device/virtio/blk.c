@@ -78,7 +78,7 @@ struct blk_request {
 
 static struct virtio_blk *to_blk(struct virtio_device *d)
 {
-	return container_of(d, struct virtio_blk);
+	return container_of(d, struct virtio_blk, virtio);
 }
 
 static struct blk_request *request_get(struct virtio_blk *b)

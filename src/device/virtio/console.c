@@ -16,7 +16,7 @@ enum { QUEUE_RX, QUEUE_TX, QUEUE_SIZE = 64 };
 
 static struct virtio_console *to_console(struct virtio_device *d)
 {
-	return container_of(d, struct virtio_console);
+	return container_of(d, struct virtio_console, virtio);
 }
 
 static bool send_chain(struct virtio_device *d, struct virtq_chain *c)

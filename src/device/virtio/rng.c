@@ -19,7 +19,7 @@ enum {
 
 static struct virtio_rng *to_rng(struct virtio_device *d)
 {
-	return container_of(d, struct virtio_rng);
+	return container_of(d, struct virtio_rng, virtio);
 }
 
 static void charge(struct virtio_rng *r, u32 bytes)
