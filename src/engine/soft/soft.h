@@ -122,7 +122,17 @@ enum soft_leave {
 	LEAVE_INTERPRET, /* run one instruction at cpu->rip in the interpreter */
 	LEAVE_FAULT,     /* exception recorded in cpu->exc */
 	LEAVE_EXIT,      /* cpu->exit is filled in */
+	LEAVE_HOST_FAULT, /* a host fault in translated code: cpu->fault_* */
+	LEAVE_THUNK,     /* soft_thunk's instruction is done */
 };
+
+/* Bits of exit_req. */
+enum {
+	REQ_KICK = 1 << 0,  /* return EXIT_KICKED */
+	REQ_PAUSE = 1 << 1, /* another vCPU is flushing the code cache: stay out until it is done */
+};
+
+enum soft_stub { STUB_LEAVE, STUB_MISS, STUB_STEP, STUB_THUNK_DONE, SOFT_STUBS };
 
 struct soft_cpu {
 	/* First: what translated code touches (short displacements do not matter, cache lines do). */
@@ -141,7 +151,7 @@ struct soft_cpu {
 	u64 link;         /* LEAVE_LINK: host address of the exit's descriptor */
 	u64 host_rsp;     /* the C stack while translated code runs */
 	u64 ras_base;     /* initial host rsp for translated code */
-	u64 stub[16];     /* entry points in dispatch.S, reached by call fs:[] */
+	u64 stub[8];      /* entry points in dispatch.S (enum soft_stub) */
 	u64 tsc_offset;   /* guest TSC = host TSC + this */
 	u64 tlb_index_mask; /* constants for flag-free checks: pext masks */
 	u64 page_mask;
@@ -149,6 +159,8 @@ struct soft_cpu {
 	u64 ibt_miss;     /* code of empty indirect-branch entries */
 	u64 ras_rsp;      /* host rsp of translated code while a helper runs */
 	struct soft_ctx *ctx;
+	u64 fault_pc;     /* LEAVE_HOST_FAULT: host instruction, trap number, error code */
+	u64 fault_trap, fault_error;
 
 	/* Architectural state without arithmetic flags. */
 	struct cpu_segment seg[SEG_COUNT];
@@ -180,11 +192,18 @@ struct soft_cpu {
 	u32 frag_next;  /* consumed by the current attempt */
 	struct vm_exit exit;
 
+	bool completing;    /* the next run() first completes the instruction that exited */
+	bool irq_latched;   /* inject_irq(): deliver irq_vector before the next instruction */
+	u8 irq_vector;
+	_Atomic bool in_code; /* inside translated code or a helper that will return to it */
+
 	struct soft_vm *vm;
 	u32 id;
 	void *interp;    /* interp.c: decoded-instruction and thunk caches */
 	struct soft_ctx *contexts; /* SOFT_CONTEXTS of them */
 	void *ras_map;   /* mapping that holds the private stack */
+	void *alt_stack; /* for signal handlers */
+	struct thunk_slot *thunks;
 	u64 counters[32]; /* enum soft_counter */
 	_Alignas(64) u8 fpu_area[CPU_XSAVE_MAX]; /* parked vector state, standard format */
 };
@@ -378,6 +397,46 @@ struct insn;
  * updated; rip is not. SOFT_FAULT for #DE, #XM, #MF, #GP(0) for alignment: then no register has changed.
  */
 int soft_thunk(struct soft_cpu *c, const struct insn *i, void *mem);
+
+int soft_thunk_init(struct soft_cpu *c, struct err *e);
+
+/* ---- mmu.c: the indirect-branch table ---- */
+
+/* Enter @gva -> @code (an indirect entry) for blocks of mode @mode into the current context. */
+void soft_ibt_insert(struct soft_cpu *c, u32 half, u32 mode, gva_t gva, u64 code);
+/* Translated code depends on the mapping of this page too: flushing it flushes the table. */
+void soft_ibt_note_page(struct soft_cpu *c, gva_t gva);
+/* Empty all tables of all vCPUs. */
+void soft_ibt_flush_all(struct soft_vm *vm);
+
+/* ---- dispatch.S, soft.c, fault.c ---- */
+
+/* Run translated code at @code, an indirect entry with its table position @index2 (IBT_INDEX * 2). */
+int soft_enter(struct soft_cpu *c, u64 code, u64 index2);
+void soft_stub_leave(void);
+void soft_stub_miss(void);
+void soft_stub_step(void);
+void soft_stub_thunk_done(void);
+void soft_stub_host_fault(void);
+
+/* Helpers of the stubs: see dispatch.S for what they return. */
+u32 soft_miss(struct soft_cpu *c, gva_t address, u32 site);
+u32 soft_step(struct soft_cpu *c, u64 unused, u32 site);
+
+/* Drop all translated code, with the other vCPUs kept out of it. vm->lock held. */
+void soft_flush_code(struct soft_cpu *c);
+
+/* Host faults in translated code become guest exceptions. */
+int soft_faults_init(struct err *e);
+int soft_fault_stack_init(struct soft_cpu *c, struct err *e);
+void soft_fault_stack_destroy(struct soft_cpu *c);
+/* LEAVE_HOST_FAULT: find the guest instruction and the exception. */
+int soft_host_fault(struct soft_cpu *c);
+/* The exception of host trap c->fault_trap, recorded as the guest's; aborts when it is our own bug. */
+int soft_fault_from_trap(struct soft_cpu *c);
+
+/* The vCPU of this thread. */
+extern _Thread_local struct soft_cpu soft_tls_cpu;
 
 /* ---- cache.c ---- */
 int soft_cache_create(struct soft_vm *vm, u64 bytes, struct err *e);

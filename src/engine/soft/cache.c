@@ -1,0 +1,408 @@
+/* See cache.h. */
+#include "engine/soft/cache.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+enum {
+	CACHE_HASH_BITS = 16,
+	CACHE_HASH = 1 << CACHE_HASH_BITS,
+	THUNK_BYTES = 64 * 64 * 1024, /* 64 KiB per vCPU */
+	ENTRY_BYTES = 4096,
+	GRANULE_SHIFT = 6,
+};
+
+#define CACHE_DEFAULT (256 * MIB)
+#define CACHE_MIN     (16 * MIB)
+
+/* What translated code covers of one page of RAM. */
+struct page_code {
+	struct block *blocks; /* linked by page_next[k], k = 1 when the page is the block's second */
+	u64 granules;
+};
+
+static u32 hash_of(gpa_t pa, u32 mode)
+{
+	u64 h = (pa ^ ((u64)mode << 44)) * 0x9e3779b97f4a7c15ul;
+
+	return (u32)(h >> (64 - CACHE_HASH_BITS));
+}
+
+static u64 emit_trampoline(struct cache *c, struct emit *e, u32 stub)
+{
+	u64 at = emit_here(e);
+
+	(void)c;
+	emit_jmp_cpu(e, CPU_DISP(e, stub[0]) + 8 * (s32)stub);
+	emit_align(e, 16, 0);
+	return at;
+}
+
+static s32 cpu_offset(void)
+{
+	return (s32)((char *)&soft_tls_cpu - (char *)__builtin_thread_pointer());
+}
+
+static struct emit emitter(struct cache *c, u64 from, u64 to)
+{
+	return (struct emit){.p = c->rw + from, .end = c->rw + to, .exec_delta = c->exec_delta,
+			     .cpu = cpu_offset()};
+}
+
+static void emit_entries(struct cache *c)
+{
+	struct emit e = emitter(c, 0, ENTRY_BYTES);
+
+	c->entry.leave = emit_trampoline(c, &e, STUB_LEAVE);
+	c->entry.miss = emit_trampoline(c, &e, STUB_MISS);
+	c->entry.step = emit_trampoline(c, &e, STUB_STEP);
+	c->entry.thunk_done = emit_trampoline(c, &e, STUB_THUNK_DONE);
+	c->entry.ibt_miss = emit_here(&e);
+	emit_mov_imm32(&e, HOST_S2, LEAVE_LOOKUP);
+	emit_jmp_cpu(&e, CPU_DISP(&e, stub[STUB_LEAVE]));
+}
+
+static int map_code(struct cache *c, struct err *e)
+{
+	int fd = memfd_create("doppel-code", MFD_CLOEXEC);
+	int code;
+
+	if (fd < 0 || ftruncate(fd, (off_t)c->size) < 0) {
+		code = -errno;
+		if (fd >= 0)
+			close(fd);
+		return err_set(e, code, "cannot create code memory: %s", strerror(-code));
+	}
+	c->rw = mmap(NULL, c->size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	c->rx = (u64)mmap(NULL, c->size, PROT_READ | PROT_EXEC, MAP_SHARED, fd, 0);
+	code = -errno;
+	close(fd);
+	if (c->rw == MAP_FAILED || c->rx == (u64)MAP_FAILED)
+		return err_set(e, code, "cannot map code memory: %s", strerror(-code));
+	c->exec_delta = (s64)(c->rx - (u64)c->rw);
+	return 0;
+}
+
+static void *map_zeroed(u64 size)
+{
+	void *p = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
+		       -1, 0);
+
+	return p == MAP_FAILED ? NULL : p;
+}
+
+int soft_cache_create(struct soft_vm *vm, u64 bytes, struct err *e)
+{
+	struct cache *c = calloc(1, sizeof(*c));
+	int r;
+
+	if (!c)
+		return err_set(e, -ENOMEM, "out of memory");
+	vm->cache = c;
+	c->size = align_up(MAX(bytes ? bytes : CACHE_DEFAULT, CACHE_MIN), PAGE_SIZE);
+	r = map_code(c, e);
+	if (r < 0)
+		return r;
+	c->pages_count = vm->physmap->pages;
+	c->arena_size = c->size;
+	c->arena = map_zeroed(c->arena_size);
+	c->hash = map_zeroed(CACHE_HASH * sizeof(*c->hash));
+	c->pages = map_zeroed(MAX(c->pages_count, 1) * sizeof(struct page_code *));
+	c->index = map_zeroed(c->size / 16 * sizeof(struct block *));
+	if (!c->arena || !c->hash || !c->pages || !c->index)
+		return err_set(e, -ENOMEM, "cannot allocate code cache tables");
+	emit_entries(c);
+	c->thunk = emitter(c, ENTRY_BYTES, ENTRY_BYTES + THUNK_BYTES);
+	c->hot_start = c->hot = ENTRY_BYTES + THUNK_BYTES;
+	c->hot_end = c->cold = align_up((c->hot_start + c->size) / 2, PAGE_SIZE);
+	return 0;
+}
+
+void soft_cache_destroy(struct soft_vm *vm)
+{
+	struct cache *c = vm->cache;
+
+	if (!c)
+		return;
+	if (c->rw && c->rw != MAP_FAILED)
+		munmap(c->rw, c->size);
+	if (c->rx && c->rx != (u64)MAP_FAILED)
+		munmap((void *)c->rx, c->size);
+	if (c->arena)
+		munmap(c->arena, c->arena_size);
+	if (c->hash)
+		munmap(c->hash, CACHE_HASH * sizeof(*c->hash));
+	if (c->pages)
+		munmap(c->pages, MAX(c->pages_count, 1) * sizeof(struct page_code *));
+	if (c->index)
+		munmap(c->index, c->size / 16 * sizeof(struct block *));
+	free(c);
+	vm->cache = NULL;
+}
+
+struct block *cache_find(struct cache *c, gpa_t pa, u32 mode)
+{
+	struct block *b = c->hash[hash_of(pa, mode)];
+
+	while (b && (b->pa != pa || b->mode != mode))
+		b = b->hash_next;
+	return b;
+}
+
+static void *arena_alloc(struct cache *c, u64 size)
+{
+	void *p = c->arena + c->arena_used;
+
+	size = align_up(size, 16);
+	if (range_exceeds(c->arena_used, size, c->arena_size))
+		return NULL;
+	c->arena_used += size;
+	return p;
+}
+
+struct block *cache_block_alloc(struct cache *c, u32 insns)
+{
+	u64 used = c->arena_used;
+	struct block *b = arena_alloc(c, sizeof(*b));
+	u32 *host_off = arena_alloc(c, insns * sizeof(u32));
+	u16 *guest_off = arena_alloc(c, insns * sizeof(u16));
+
+	if (!b || !host_off || !guest_off) {
+		c->arena_used = used;
+		return NULL;
+	}
+	memset(b, 0, sizeof(*b));
+	b->host_off = host_off;
+	b->guest_off = guest_off;
+	return b;
+}
+
+void cache_emit_begin(struct cache *c, struct emit *hot, struct emit *cold)
+{
+	*hot = emitter(c, c->hot, c->hot_end);
+	*cold = emitter(c, c->cold, c->size);
+	emit_align(hot, 16, 0);
+}
+
+static u64 granule_mask(u32 off, u32 len)
+{
+	u32 first = off >> GRANULE_SHIFT, last = (off + len - 1) >> GRANULE_SHIFT;
+
+	return (last - first == 63 ? ~0ul : (1ul << (last - first + 1)) - 1) << first;
+}
+
+/* Part @k of block @b on its page: offset and length. */
+static void block_span(const struct block *b, u32 k, u32 *off, u32 *len)
+{
+	u32 start = (u32)(b->pa & ~PAGE_MASK);
+	u32 on_first = MIN((u32)b->size, (u32)PAGE_SIZE - start);
+
+	*off = k ? 0 : start;
+	*len = k ? b->size - on_first : on_first;
+}
+
+static void page_add(struct cache *c, struct block *b, u32 k)
+{
+	struct page_code *pc = c->pages[b->page[k]];
+	u32 off, len;
+
+	block_span(b, k, &off, &len);
+	b->page_next[k] = pc->blocks;
+	pc->blocks = b;
+	pc->granules |= granule_mask(off, len);
+}
+
+void cache_insert(struct cache *c, struct block *b, const struct emit *hot, const struct emit *cold)
+{
+	u32 h = hash_of(b->pa, b->mode);
+
+	b->hash_next = c->hash[h];
+	c->hash[h] = b;
+	c->index[c->blocks++] = b;
+	for (u32 k = 0; k < 2; k++)
+		if (b->page[k] != BLOCK_NO_PAGE)
+			page_add(c, b, k);
+	c->hot = (u64)(hot->p - c->rw);
+	c->cold = (u64)(cold->p - c->rw);
+}
+
+static void set_site(struct cache *c, struct block_exit *x, u64 target)
+{
+	u64 from = (u64)x->site + (u64)c->exec_delta + 4;
+
+	__atomic_store_n((u32 *)(void *)x->site, (u32)(target - from), __ATOMIC_RELEASE);
+}
+
+static void forget_incoming(struct block_exit *x)
+{
+	struct block_exit **p = &x->to->incoming;
+
+	while (*p != x)
+		p = &(*p)->next_incoming;
+	*p = x->next_incoming;
+	x->to = NULL;
+}
+
+void cache_link(struct cache *c, struct block_exit *x, struct block *to)
+{
+	if (x->to)
+		forget_incoming(x);
+	if (!to) {
+		set_site(c, x, x->unlinked);
+		return;
+	}
+	x->to = to;
+	x->next_incoming = to->incoming;
+	to->incoming = x;
+	set_site(c, x, to->code + (x->backward ? to->poll : to->direct));
+}
+
+static void unhash(struct cache *c, struct block *b)
+{
+	struct block **p = &c->hash[hash_of(b->pa, b->mode)];
+
+	while (*p != b)
+		p = &(*p)->hash_next;
+	*p = b->hash_next;
+}
+
+/* Which of the block's pages this list belongs to. */
+static u32 page_slot(const struct block *b, s64 page)
+{
+	return b->page[0] == page ? 0 : 1;
+}
+
+static void page_remove(struct cache *c, struct block *b, u32 k)
+{
+	s64 page = b->page[k];
+	struct block **p = &c->pages[page]->blocks;
+
+	while (*p != b)
+		p = &(*p)->page_next[page_slot(*p, page)];
+	*p = b->page_next[k];
+}
+
+void cache_drop(struct soft_vm *vm, struct block *b)
+{
+	struct cache *c = vm->cache;
+	u8 patch[8] = {0xe9};
+	u32 rel = (u32)(c->entry.ibt_miss - (b->code + 5));
+	u64 word;
+
+	while (b->incoming)
+		cache_link(c, b->incoming, NULL);
+	for (u32 k = 0; k < 2; k++)
+		if (b->exit[k].to)
+			cache_link(c, &b->exit[k], NULL);
+	unhash(c, b);
+	for (u32 k = 0; k < 2; k++)
+		if (b->page[k] != BLOCK_NO_PAGE)
+			page_remove(c, b, k);
+	memcpy(patch + 1, &rel, 4);
+	memcpy(&word, patch, 8);
+	__atomic_store_n((u64 *)(void *)(b->code - (u64)c->exec_delta), word, __ATOMIC_RELEASE);
+	b->dead = true;
+}
+
+void cache_flush(struct soft_vm *vm)
+{
+	struct cache *c = vm->cache;
+
+	for (u32 n = 0; n < c->blocks; n++)
+		for (u32 k = 0; k < 2; k++)
+			if (!c->index[n]->dead && c->index[n]->page[k] != BLOCK_NO_PAGE) {
+				s64 page = c->index[n]->page[k];
+
+				atomic_fetch_and(&vm->page_flags[page], (u8)~PAGE_HAS_CODE);
+				c->pages[page] = NULL;
+			}
+	memset(c->hash, 0, CACHE_HASH * sizeof(*c->hash));
+	memset(c->pages, 0, c->pages_count * sizeof(struct page_code *));
+	c->blocks = 0;
+	c->arena_used = 0;
+	c->hot = c->hot_start;
+	c->cold = c->hot_end;
+	c->generation++;
+}
+
+struct block *cache_by_pc(struct cache *c, u64 pc)
+{
+	u32 lo = 0, hi = c->blocks;
+
+	while (lo < hi) {
+		u32 mid = (lo + hi) / 2;
+
+		if (c->index[mid]->code <= pc)
+			lo = mid + 1;
+		else
+			hi = mid;
+	}
+	if (!lo || pc - c->index[lo - 1]->code >= c->index[lo - 1]->code_size)
+		return NULL;
+	return c->index[lo - 1];
+}
+
+void cache_claim_page(struct soft_vm *vm, s64 page, u8 *host)
+{
+	struct cache *c = vm->cache;
+
+	if (!c->pages[page]) {
+		c->pages[page] = arena_alloc(c, sizeof(struct page_code));
+		if (!c->pages[page])
+			return;
+		memset(c->pages[page], 0, sizeof(struct page_code));
+	}
+	if (!(atomic_fetch_or(&vm->page_flags[page], PAGE_HAS_CODE) & PAGE_HAS_CODE))
+		soft_drop_write_tags(vm, (u64)page, host);
+}
+
+/* Blocks left on the page decide what its granule map must keep. */
+static void recompute_granules(struct page_code *pc, s64 page)
+{
+	u32 off, len;
+
+	pc->granules = 0;
+	for (struct block *b = pc->blocks; b; b = b->page_next[page_slot(b, page)]) {
+		block_span(b, page_slot(b, page), &off, &len);
+		pc->granules |= granule_mask(off, len);
+	}
+}
+
+static bool drop_overlapping(struct soft_vm *vm, struct page_code *pc, s64 page, u32 offset, u32 len)
+{
+	struct block *b = pc->blocks, *next;
+	bool dropped = false;
+	u32 boff, blen;
+
+	for (; b; b = next) {
+		u32 k = page_slot(b, page);
+
+		next = b->page_next[k];
+		block_span(b, k, &boff, &blen);
+		if (offset < boff + blen && boff < offset + len) {
+			cache_drop(vm, b);
+			dropped = true;
+		}
+	}
+	return dropped;
+}
+
+bool soft_code_stored(struct soft_vm *vm, u64 page, u32 offset, u32 len)
+{
+	struct page_code *pc;
+	bool dropped = false;
+
+	pthread_mutex_lock(&vm->lock);
+	pc = vm->cache->pages[page];
+	if (pc && len && pc->granules & granule_mask(offset, len)) {
+		dropped = drop_overlapping(vm, pc, (s64)page, offset, len);
+		recompute_granules(pc, (s64)page);
+		if (!pc->blocks)
+			atomic_fetch_and(&vm->page_flags[page], (u8)~PAGE_HAS_CODE);
+	}
+	pthread_mutex_unlock(&vm->lock);
+	return dropped;
+}

@@ -1,0 +1,103 @@
+/*
+ * The code cache: executable memory, translated blocks, and how to find and drop them.
+ *
+ * Code memory is one memory file mapped twice, once writable and once executable. Hot code grows from
+ * the front, cold code (slow paths) from the middle; when either half, or the metadata arena, is full,
+ * everything is dropped and translation starts over. A dropped block's code stays in place until then, so
+ * that a vCPU still inside it leaves it normally; its entries are patched to lead to the dispatcher.
+ *
+ * Blocks are keyed by guest-physical address and mode. Each page of guest RAM that holds translated code
+ * has a list of its blocks and a map of the 64-byte granules they cover, so that a store costs a bit test
+ * unless it really hits code.
+ *
+ * Locking: every function here is called with vm->lock held, except the predicates on a block.
+ */
+#pragma once
+
+#include "engine/soft/emit.h"
+#include "engine/soft/soft.h"
+
+enum {
+	BLOCK_MAX_INSNS = 64,
+	BLOCK_NO_PAGE = -1,
+};
+
+/* A direct branch out of a block to the same guest page. */
+struct block_exit {
+	struct block *from, *to; /* to: NULL while unlinked */
+	struct block_exit *next_incoming; /* list of to's incoming exits */
+	u8 *site;        /* rel32 to patch, in the writable mapping */
+	u64 unlinked;    /* where site leads while unlinked */
+	u16 target;      /* page offset of the target */
+	bool backward;   /* goes through the target's poll */
+};
+
+struct block {
+	struct block *hash_next, *page_next[2];
+	struct block_exit *incoming;
+	struct block_exit exit[2];
+	gpa_t pa;
+	s64 page[2];      /* physmap page indices; [1] is BLOCK_NO_PAGE unless the block straddles */
+	gpa_t second;     /* gpa of the second page */
+	u16 mode;
+	u16 size;         /* guest bytes */
+	u16 insns;
+	bool dead;
+	bool flags_live;  /* arithmetic flags are live at its entry */
+	u64 code;         /* executable address of the indirect entry; block's hot code starts here */
+	u32 code_size;
+	u32 enter, poll, direct; /* entry points, relative to code; see translate.c */
+	u32 *host_off;    /* [insns]: where each instruction's hot code starts, relative to code */
+	u16 *guest_off;   /* [insns]: each instruction's offset from pa */
+};
+
+/* Trampolines at fixed places in code memory: rel32-reachable from everywhere in it. */
+struct cache_entries {
+	u64 leave, miss, step, thunk_done, ibt_miss;
+};
+
+struct cache {
+	u8 *rw;
+	u64 rx; /* executable mapping */
+	u64 size;
+	s64 exec_delta;
+	u64 hot, cold;           /* next free offsets */
+	u64 hot_start, hot_end;  /* limits of the hot part; cold runs from hot_end to size */
+	struct cache_entries entry;
+	struct emit thunk;       /* region for thunk.c */
+	u8 *arena;               /* metadata */
+	u64 arena_used, arena_size;
+	struct block **hash;     /* CACHE_HASH buckets */
+	struct page_code **pages; /* per physmap page, NULL without code */
+	struct block **index;    /* in order of code address */
+	u32 blocks;
+	u32 generation;          /* counts full flushes */
+	u64 pages_count;
+};
+
+/* Look up a live block. */
+struct block *cache_find(struct cache *c, gpa_t pa, u32 mode);
+
+/* Metadata for one translation: a zeroed block with tables for @insns; NULL when full. */
+struct block *cache_block_alloc(struct cache *c, u32 insns);
+
+/* Start emitting hot and cold code; *hot and *cold are bounded by what is free. */
+void cache_emit_begin(struct cache *c, struct emit *hot, struct emit *cold);
+
+/* Enter the finished @b (code, entries and pages filled in) and account its code. */
+void cache_insert(struct cache *c, struct block *b, const struct emit *hot, const struct emit *cold);
+
+/* Direct the exit to @to, or back to its stub when @to is NULL. */
+void cache_link(struct cache *c, struct block_exit *x, struct block *to);
+
+/* Drop one block: unlink, unhash, patch its entries. */
+void cache_drop(struct soft_vm *vm, struct block *b);
+
+/* Drop everything and start over. No vCPU may be in translated code. */
+void cache_flush(struct soft_vm *vm);
+
+/* The block whose hot code holds @pc, dead or alive; NULL outside. */
+struct block *cache_by_pc(struct cache *c, u64 pc);
+
+/* Mark page @page as holding code: drops all write tags. Before its bytes are read. */
+void cache_claim_page(struct soft_vm *vm, s64 page, u8 *host);

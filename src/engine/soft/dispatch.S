@@ -1,0 +1,150 @@
+/*
+ * Crossing between C and translated code.
+ *
+ * soft_enter(cpu, code, index2) saves the C side, loads the guest registers in the convention of soft.h
+ * and jumps to @code with r10 = guest rip and r11 = index2. It returns, as enum soft_leave, when translated code jumps to
+ * soft_stub_leave or a helper says so. Helpers (soft_miss, soft_step) run on the C stack; translated
+ * code's own stack is kept in ras_rsp meanwhile.
+ */
+#include "engine/soft/layout.h"
+
+#define CPU(off) %fs:soft_tls_cpu@tpoff + (off)
+#define REG(n)   CPU(OFF_R + 8 * (n))
+
+	.text
+
+.macro save_registers		/* all but r10, r11; then flags; clobbers rax, rcx */
+	mov %rax, REG(0)
+	mov %rcx, REG(1)
+	lahf
+	seto %al
+	movzbl %al, %ecx
+	movzbl %ah, %eax
+	shl $11, %ecx
+	or %ecx, %eax
+	and $0x8d5, %eax
+	mov %rax, CPU(OFF_FLAGS)
+	mov %rdx, REG(2)
+	mov %rbx, REG(3)
+	mov %r9, REG(4)
+	mov %rbp, REG(5)
+	mov %rsi, REG(6)
+	mov %rdi, REG(7)
+	mov %r8, REG(8)
+	mov %r12, REG(12)
+	mov %r13, REG(13)
+	mov %r14, REG(14)
+	mov %r15, REG(15)
+.endm
+
+.macro load_registers		/* flags first, then all but r10, r11 */
+	mov CPU(OFF_FLAGS), %rax
+	mov %eax, %ecx
+	shr $11, %ecx
+	and $1, %ecx
+	mov %al, %ah
+	add $0x7f, %cl
+	sahf
+	mov REG(0), %rax
+	mov REG(1), %rcx
+	mov REG(2), %rdx
+	mov REG(3), %rbx
+	mov REG(4), %r9
+	mov REG(5), %rbp
+	mov REG(6), %rsi
+	mov REG(7), %rdi
+	mov REG(8), %r8
+	mov REG(12), %r12
+	mov REG(13), %r13
+	mov REG(14), %r14
+	mov REG(15), %r15
+.endm
+
+/* int soft_enter(struct soft_cpu *cpu, u64 code, u64 index2) */
+	.globl soft_enter
+	.type soft_enter, @function
+soft_enter:
+	push %rbp
+	push %rbx
+	push %r12
+	push %r13
+	push %r14
+	push %r15
+	sub $8, %rsp
+	mov %rsp, CPU(OFF_HOST_RSP)
+	mov CPU(OFF_RAS_BASE), %rsp
+	mov CPU(OFF_RIP), %r10
+	mov %rdx, %r11
+	mov %rsi, CPU(OFF_LINK)
+	load_registers
+	jmp *CPU(OFF_LINK)
+	.size soft_enter, . - soft_enter
+
+/* Jumped to: r10 = guest rip, r11d = enum soft_leave. */
+	.globl soft_stub_leave
+	.type soft_stub_leave, @function
+soft_stub_leave:
+	mov %r10, CPU(OFF_RIP)
+	save_registers
+	mov %r11d, %eax
+leave_to_c:
+	mov CPU(OFF_HOST_RSP), %rsp
+	add $8, %rsp
+	pop %r15
+	pop %r14
+	pop %r13
+	pop %r12
+	pop %rbx
+	pop %rbp
+	ret
+	.size soft_stub_leave, . - soft_stub_leave
+
+	.globl soft_stub_thunk_done
+	.type soft_stub_thunk_done, @function
+soft_stub_thunk_done:
+	save_registers
+	mov $LEAVE_THUNK_, %eax
+	jmp leave_to_c
+	.size soft_stub_thunk_done, . - soft_stub_thunk_done
+
+/* The signal handler resumes here with the registers of the fault. */
+	.globl soft_stub_host_fault
+	.type soft_stub_host_fault, @function
+soft_stub_host_fault:
+	save_registers
+	mov $LEAVE_HOST_FAULT_, %eax
+	jmp leave_to_c
+	.size soft_stub_host_fault, . - soft_stub_host_fault
+
+/*
+ * Called from translated code: r10 = address, r11d = site description. The C helper returns 0 to resume
+ * after the call, 1 to resume 5 bytes further, or 2 + enum soft_leave.
+ */
+.macro helper_stub name, helper
+	.globl \name
+	.type \name, @function
+\name:
+	save_registers
+	mov %rsp, CPU(OFF_RAS_RSP)
+	mov CPU(OFF_HOST_RSP), %rsp
+	mov %fs:0, %rdi
+	lea soft_tls_cpu@tpoff(%rdi), %rdi
+	mov %r10, %rsi
+	mov %r11d, %edx
+	call \helper
+	cmp $1, %eax
+	ja 2f
+	mov CPU(OFF_RAS_RSP), %rsp
+	lea (%rax,%rax,4), %eax
+	add %rax, (%rsp)
+	load_registers
+	ret
+2:	sub $2, %eax
+	jmp leave_to_c
+	.size \name, . - \name
+.endm
+
+	helper_stub soft_stub_miss, soft_miss
+	helper_stub soft_stub_step, soft_step
+
+	.section .note.GNU-stack, "", @progbits

@@ -1,0 +1,582 @@
+/* See emit.h. Encodings: SDM vol. 2, chapter 2. */
+#include "engine/soft/emit.h"
+
+#include "engine/soft/soft.h"
+
+enum { PREFIX_FS = 0x64, PREFIX_GS = 0x65, REX = 0x40, REX_B = 1, REX_X = 2, REX_R = 4, REX_W = 8 };
+
+void emit_u8(struct emit *e, u8 v)
+{
+	if (e->p >= e->end) {
+		e->overflow = true;
+		return;
+	}
+	*e->p++ = v;
+}
+
+void emit_bytes(struct emit *e, const void *p, u32 n)
+{
+	const u8 *b = p;
+
+	for (u32 i = 0; i < n; i++)
+		emit_u8(e, b[i]);
+}
+
+void emit_u32(struct emit *e, u32 v)
+{
+	for (u32 i = 0; i < 4; i++)
+		emit_u8(e, (u8)(v >> (8 * i)));
+}
+
+void emit_u64(struct emit *e, u64 v)
+{
+	emit_u32(e, (u32)v);
+	emit_u32(e, (u32)(v >> 32));
+}
+
+void emit_align(struct emit *e, u32 align, u32 bias)
+{
+	static const u8 nop[8][8] = {
+		{0}, {0x90}, {0x66, 0x90}, {0x0f, 0x1f, 0x00}, {0x0f, 0x1f, 0x40, 0x00},
+		{0x0f, 0x1f, 0x44, 0x00, 0x00}, {0x66, 0x0f, 0x1f, 0x44, 0x00, 0x00},
+		{0x0f, 0x1f, 0x80, 0x00, 0x00, 0x00, 0x00},
+	};
+	u32 n = (u32)(-(emit_here(e) + bias)) & (align - 1);
+
+	for (; n >= 8; n -= 7)
+		emit_bytes(e, nop[7], 7);
+	emit_bytes(e, nop[n], n);
+}
+
+static void put_rel32(struct emit *e, u64 target)
+{
+	emit_u32(e, (u32)(target - (emit_here(e) + 4)));
+}
+
+void emit_jmp(struct emit *e, u64 target)
+{
+	emit_u8(e, 0xe9);
+	put_rel32(e, target);
+}
+
+void emit_jcc(struct emit *e, u8 cond, u64 target)
+{
+	emit_u8(e, 0x0f);
+	emit_u8(e, 0x80 | cond);
+	put_rel32(e, target);
+}
+
+void emit_call(struct emit *e, u64 target)
+{
+	emit_u8(e, 0xe8);
+	put_rel32(e, target);
+}
+
+u8 *emit_jmp_forward(struct emit *e)
+{
+	emit_u8(e, 0xe9);
+	emit_u32(e, 0);
+	return e->p - 4;
+}
+
+u8 *emit_jcc_forward(struct emit *e, u8 cond)
+{
+	emit_u8(e, 0x0f);
+	emit_u8(e, 0x80 | cond);
+	emit_u32(e, 0);
+	return e->p - 4;
+}
+
+void emit_patch(struct emit *e, u8 *rel32, u64 target)
+{
+	u32 rel = (u32)(target - ((u64)rel32 + (u64)e->exec_delta + 4));
+
+	if (e->overflow)
+		return;
+	__atomic_store_n((u32 *)(void *)rel32, rel, __ATOMIC_RELAXED);
+}
+
+static void put_rex(struct emit *e, bool w, u8 reg, u8 index, u8 base)
+{
+	u8 rex = (u8)(REX | (w ? REX_W : 0) | (reg != NO_REG && reg & 8 ? REX_R : 0) |
+		      (index != NO_REG && index & 8 ? REX_X : 0) |
+		      (base != NO_REG && base & 8 ? REX_B : 0));
+
+	if (rex != REX)
+		emit_u8(e, rex);
+}
+
+/* ModRM, SIB and displacement for [base + index * scale + disp]; @long_disp forces disp32 (EVEX). */
+static void put_mem(struct emit *e, u8 reg, u8 base, u8 index, u8 scale, s32 disp, bool long_disp)
+{
+	u8 field = (u8)((reg & 7) << 3);
+	u8 ss = scale == 8 ? 3 : scale == 4 ? 2 : scale == 2 ? 1 : 0;
+	u8 mod;
+
+	if (base == NO_REG) { /* SIB without base always has disp32 */
+		emit_u8(e, field | 4);
+		emit_u8(e, (u8)(ss << 6 | (index == NO_REG ? 4 : index & 7) << 3 | 5));
+		emit_u32(e, (u32)disp);
+		return;
+	}
+	if (!disp && (base & 7) != RBP)
+		mod = 0;
+	else if (!long_disp && disp == (s8)disp)
+		mod = 1;
+	else
+		mod = 2;
+	if (index != NO_REG || (base & 7) == RSP) {
+		emit_u8(e, (u8)(mod << 6 | field | 4));
+		emit_u8(e, (u8)(ss << 6 | (index == NO_REG ? 4 : index & 7) << 3 | (base & 7)));
+	} else {
+		emit_u8(e, (u8)(mod << 6 | field | (base & 7)));
+	}
+	if (mod == 1)
+		emit_u8(e, (u8)disp);
+	else if (mod == 2)
+		emit_u32(e, (u32)disp);
+}
+
+static void put_cpu(struct emit *e, bool w, u8 opcode, u8 reg, s32 disp)
+{
+	emit_u8(e, PREFIX_FS);
+	put_rex(e, w, reg, NO_REG, NO_REG);
+	emit_u8(e, opcode);
+	put_mem(e, reg, NO_REG, NO_REG, 1, disp, false);
+}
+
+void emit_load_cpu(struct emit *e, u8 reg, s32 disp)
+{
+	put_cpu(e, true, 0x8b, reg, disp);
+}
+
+void emit_load_cpu32(struct emit *e, u8 reg, s32 disp)
+{
+	put_cpu(e, false, 0x8b, reg, disp);
+}
+
+void emit_store_cpu(struct emit *e, s32 disp, u8 reg)
+{
+	put_cpu(e, true, 0x89, reg, disp);
+}
+
+void emit_store_cpu_imm8(struct emit *e, s32 disp, u8 value)
+{
+	put_cpu(e, false, 0xc6, 0, disp);
+	emit_u8(e, value);
+}
+
+void emit_cmp_cpu32_imm8(struct emit *e, s32 disp, u8 value)
+{
+	put_cpu(e, false, 0x83, 7, disp);
+	emit_u8(e, value);
+}
+
+void emit_jmp_cpu(struct emit *e, s32 disp)
+{
+	put_cpu(e, false, 0xff, 4, disp);
+}
+
+void emit_call_cpu(struct emit *e, s32 disp)
+{
+	put_cpu(e, false, 0xff, 2, disp);
+}
+
+void emit_pext_cpu(struct emit *e, u8 dst, u8 src, s32 disp)
+{
+	emit_u8(e, PREFIX_FS);
+	emit_u8(e, 0xc4);
+	emit_u8(e, (u8)((dst & 8 ? 0 : 0x80) | 0x60 | 2)); /* R, X = B = 1 (inverted), map 0F38 */
+	emit_u8(e, (u8)(0x80 | (~src & 15) << 3 | 2));     /* W1, vvvv, pp = F3 */
+	emit_u8(e, 0xf5);
+	put_mem(e, dst, NO_REG, NO_REG, 1, disp, false);
+}
+
+void emit_mov(struct emit *e, u8 dst, u8 src)
+{
+	put_rex(e, true, src, NO_REG, dst);
+	emit_u8(e, 0x89);
+	emit_u8(e, (u8)(0xc0 | (src & 7) << 3 | (dst & 7)));
+}
+
+void emit_mov32(struct emit *e, u8 dst, u8 src)
+{
+	put_rex(e, false, src, NO_REG, dst);
+	emit_u8(e, 0x89);
+	emit_u8(e, (u8)(0xc0 | (src & 7) << 3 | (dst & 7)));
+}
+
+void emit_mov_imm32(struct emit *e, u8 dst, u32 imm)
+{
+	put_rex(e, false, NO_REG, NO_REG, dst);
+	emit_u8(e, 0xb8 | (dst & 7));
+	emit_u32(e, imm);
+}
+
+void emit_mov_imm64(struct emit *e, u8 dst, u64 imm)
+{
+	if (imm == (u32)imm) {
+		emit_mov_imm32(e, dst, (u32)imm);
+		return;
+	}
+	put_rex(e, true, NO_REG, NO_REG, dst);
+	emit_u8(e, 0xb8 | (dst & 7));
+	emit_u64(e, imm);
+}
+
+void emit_lea(struct emit *e, u32 bits, u8 dst, u8 base, u8 index, u8 scale, s32 disp)
+{
+	if (bits == 16)
+		emit_u8(e, 0x66);
+	put_rex(e, bits == 64, dst, index, base);
+	emit_u8(e, 0x8d);
+	put_mem(e, dst, base, index, scale, disp, false);
+}
+
+void emit_load(struct emit *e, u8 dst, struct host_mem m, u32 size)
+{
+	put_rex(e, size == 8, dst, m.index, m.base);
+	if (size < 4) {
+		emit_u8(e, 0x0f);
+		emit_u8(e, size == 1 ? 0xb6 : 0xb7);
+	} else {
+		emit_u8(e, 0x8b);
+	}
+	put_mem(e, dst, m.base, m.index, 1, m.disp, false);
+}
+
+void emit_store(struct emit *e, struct host_mem m, u8 src, u32 size)
+{
+	if (size == 2)
+		emit_u8(e, 0x66);
+	if (size == 1)
+		emit_u8(e, (u8)(REX | (src & 8 ? REX_R : 0) | (m.base & 8 ? REX_B : 0) |
+				(m.index != NO_REG && m.index & 8 ? REX_X : 0)));
+	else
+		put_rex(e, size == 8, src, m.index, m.base);
+	emit_u8(e, size == 1 ? 0x88 : 0x89);
+	put_mem(e, src, m.base, m.index, 1, m.disp, false);
+}
+
+void emit_store_imm(struct emit *e, struct host_mem m, s32 imm, u32 size)
+{
+	if (size == 2)
+		emit_u8(e, 0x66);
+	put_rex(e, size == 8, NO_REG, m.index, m.base);
+	emit_u8(e, 0xc7);
+	put_mem(e, 0, m.base, m.index, 1, m.disp, false);
+	emit_bytes(e, &imm, size == 2 ? 2 : 4);
+}
+
+void emit_gs_op(struct emit *e, u8 opcode, u8 reg, u8 index, u8 scale, s32 disp)
+{
+	emit_u8(e, PREFIX_GS);
+	if (scale == 1) { /* as base: one byte less than a SIB */
+		put_rex(e, true, reg, NO_REG, index);
+		emit_u8(e, opcode);
+		put_mem(e, reg, index, NO_REG, 1, disp, true);
+	} else {
+		put_rex(e, true, reg, index, NO_REG);
+		emit_u8(e, opcode);
+		put_mem(e, reg, NO_REG, index, scale, disp, false);
+	}
+}
+
+void emit_gs_jmp(struct emit *e, u8 index, u8 scale, s32 disp)
+{
+	emit_u8(e, PREFIX_GS);
+	put_rex(e, false, NO_REG, index, NO_REG);
+	emit_u8(e, 0xff);
+	put_mem(e, 4, NO_REG, index, scale, disp, false);
+}
+
+/* ---- re-encoding ---- */
+
+static u8 mapped(const struct insn_field *f, const u8 map[GPR_COUNT])
+{
+	return f->high ? f->reg : map[f->reg];
+}
+
+/* Host number for the ModRM.reg field, with its bit 3: a mapped GPR or what the guest encoded. */
+static u8 reg_field(const struct insn *i, const u8 map[GPR_COUNT], u8 raw)
+{
+	return i->reg.reg == NO_REG ? raw :
+	       i->reg.high	    ? (u8)(i->reg.reg + 4) :
+				      mapped(&i->reg, map);
+}
+
+static u8 rm_field(const struct insn *i, const u8 map[GPR_COUNT], u8 raw)
+{
+	return i->rm.reg == NO_REG ? raw : i->rm.high ? (u8)(i->rm.reg + 4) : mapped(&i->rm, map);
+}
+
+static bool uses_memory(const struct insn *i, struct host_mem m)
+{
+	return i->has_mem && m.base != NO_REG;
+}
+
+/* ModRM, operand and immediates, common to all encodings. */
+static void put_tail(struct emit *e, const struct insn *i, u8 reg, u8 rm, struct host_mem m)
+{
+	if (i->has_modrm) {
+		if (uses_memory(i, m))
+			put_mem(e, reg, m.base, m.index, 1, m.disp, i->encoding == ENC_EVEX);
+		else
+			emit_u8(e, (u8)(0xc0 | (reg & 7) << 3 | (rm & 7)));
+	}
+	emit_bytes(e, i->bytes + i->imm_off, i->imm_len);
+}
+
+static void put_prefixes(struct emit *e, const struct insn *i)
+{
+	for (u32 n = 0; n < i->prefixes; n++) {
+		u8 b = i->bytes[n];
+
+		if (b == 0x66 || b == 0xf2 || b == 0xf3 || b == 0xf0)
+			emit_u8(e, b);
+	}
+}
+
+static bool has_high_byte(const struct insn *i)
+{
+	return (i->reg.reg != NO_REG && i->reg.high) || (i->rm.reg != NO_REG && i->rm.high);
+}
+
+/* MOV between the accumulator and an absolute address (A0-A3): has no ModRM, gets one. */
+static bool is_moffs(const struct insn *i)
+{
+	u8 op = i->bytes[i->opcode_off];
+
+	return i->encoding == ENC_LEGACY && i->opcode_len == 1 && op >= 0xa0 && op <= 0xa3;
+}
+
+static void put_moffs(struct emit *e, const struct insn *i, struct host_mem m)
+{
+	u8 op = i->bytes[i->opcode_off];
+
+	if (i->opsize == 2)
+		emit_u8(e, 0x66);
+	put_rex(e, i->opsize == 8, NO_REG, m.index, m.base);
+	emit_u8(e, (u8)((op & 1) | (op & 2 ? 0x88 : 0x8a)));
+	put_mem(e, RAX, m.base, m.index, 1, m.disp, false);
+}
+
+/* INC and DEC in one byte (40-4F) exist outside 64-bit mode only. */
+static bool is_short_incdec(const struct insn *i)
+{
+	return i->bits != 64 && i->opcode_len == 1 && (i->bytes[i->opcode_off] & 0xf0) == 0x40 &&
+	       i->encoding == ENC_LEGACY;
+}
+
+static void put_short_incdec(struct emit *e, const struct insn *i, const u8 map[GPR_COUNT])
+{
+	u8 op = i->bytes[i->opcode_off];
+	u8 reg = map[op & 7];
+
+	put_rex(e, false, NO_REG, NO_REG, reg);
+	emit_u8(e, 0xff);
+	emit_u8(e, (u8)(0xc0 | (op & 8) | (reg & 7)));
+}
+
+static bool emit_legacy(struct emit *e, const struct insn *i, const u8 map[GPR_COUNT],
+			struct host_mem m)
+{
+	u8 modrm = i->has_modrm ? i->bytes[i->modrm_off] : 0;
+	u8 reg = reg_field(i, map, (u8)((modrm >> 3 & 7) | (i->rex & REX_R ? 8 : 0)));
+	u8 rm = rm_field(i, map, (u8)((modrm & 7) | (i->rex & REX_B ? 8 : 0)));
+	u8 opcode_reg = i->opcode_reg.reg == NO_REG ? 0 : i->opcode_reg.high ?
+						      (u8)(i->opcode_reg.reg + 4) :
+						      map[i->opcode_reg.reg];
+	u8 rex = (u8)(i->rex & (REX | REX_W));
+	u8 last = (u8)(i->opcode_off + i->opcode_len - 1);
+
+	if (i->has_modrm && reg & 8)
+		rex |= REX | REX_R;
+	if (uses_memory(i, m)) {
+		if (m.base & 8)
+			rex |= REX | REX_B;
+		if (m.index != NO_REG && m.index & 8)
+			rex |= REX | REX_X;
+	} else if (i->has_modrm && rm & 8) {
+		rex |= REX | REX_B;
+	}
+	if (opcode_reg & 8)
+		rex |= REX | REX_B;
+	if (rex && has_high_byte(i))
+		return false;
+	put_prefixes(e, i);
+	if (is_short_incdec(i)) {
+		put_short_incdec(e, i, map);
+		return true;
+	}
+	if (rex)
+		emit_u8(e, rex);
+	emit_bytes(e, i->bytes + i->opcode_off, i->opcode_len - 1u);
+	emit_u8(e, i->opcode_reg.reg == NO_REG ? i->bytes[last] :
+						 (u8)((i->bytes[last] & 0xf8) | (opcode_reg & 7)));
+	put_tail(e, i, reg, rm, m);
+	return true;
+}
+
+static void emit_vex(struct emit *e, const struct insn *i, const u8 map[GPR_COUNT],
+		     struct host_mem m)
+{
+	const u8 *v = i->bytes + i->vex_off;
+	u8 modrm = i->has_modrm ? i->bytes[i->modrm_off] : 0;
+	bool is_short = i->vex_len == 2;
+	u8 ext = is_short ? (u8)((v[1] & 0x80) | 0x61) : v[1];
+	u8 rest = is_short ? (u8)(v[1] & 0x7f) : v[2];
+	u8 reg = reg_field(i, map, (u8)((modrm >> 3 & 7) | (ext & 0x80 ? 0 : 8)));
+	u8 rm = rm_field(i, map, (u8)((modrm & 7) | (ext & 0x20 ? 0 : 8)));
+	u8 base = uses_memory(i, m) ? m.base : rm;
+
+	if (i->vvvv.reg != NO_REG)
+		rest = (u8)((rest & 0x87) | (~map[i->vvvv.reg] & 15) << 3);
+	emit_u8(e, 0xc4);
+	emit_u8(e, (u8)((ext & 0x1f) | (reg & 8 ? 0 : 0x80) |
+			(m.index != NO_REG && m.index & 8 ? 0 : 0x40) | (base & 8 ? 0 : 0x20)));
+	emit_u8(e, rest);
+	emit_u8(e, i->bytes[i->opcode_off]);
+	put_tail(e, i, reg, rm, m);
+}
+
+static void emit_evex(struct emit *e, const struct insn *i, const u8 map[GPR_COUNT],
+		      struct host_mem m)
+{
+	const u8 *v = i->bytes + i->vex_off;
+	u8 modrm = i->bytes[i->modrm_off];
+	u8 p0 = v[1], p1 = v[2], p2 = v[3];
+	u8 reg = (u8)(modrm >> 3 & 7), rm = modrm & 7;
+
+	if (i->reg.reg != NO_REG) {
+		reg = map[i->reg.reg];
+		p0 = (u8)((p0 & 0x7f) | (reg & 8 ? 0 : 0x80));
+	}
+	if (i->rm.reg != NO_REG) {
+		rm = map[i->rm.reg];
+		p0 = (u8)((p0 & ~0x20) | (rm & 8 ? 0 : 0x20));
+	}
+	if (i->vvvv.reg != NO_REG)
+		p1 = (u8)((p1 & 0x87) | (~map[i->vvvv.reg] & 15) << 3);
+	if (uses_memory(i, m))
+		p0 = (u8)((p0 & ~0x60) | (m.index != NO_REG && m.index & 8 ? 0 : 0x40) |
+			  (m.base & 8 ? 0 : 0x20));
+	emit_u8(e, 0x62);
+	emit_u8(e, p0);
+	emit_u8(e, p1);
+	emit_u8(e, p2);
+	emit_u8(e, i->bytes[i->opcode_off]);
+	put_tail(e, i, reg, rm, m);
+}
+
+bool emit_insn(struct emit *e, const struct insn *i, const u8 map[GPR_COUNT], struct host_mem m)
+{
+	if (is_moffs(i)) {
+		put_moffs(e, i, m);
+		return true;
+	}
+	switch (i->encoding) {
+	case ENC_LEGACY: return emit_legacy(e, i, map, m);
+	case ENC_VEX:	 emit_vex(e, i, map, m); return true;
+	default:	 emit_evex(e, i, map, m); return true;
+	}
+}
+
+/* ---- translated-code convention ---- */
+
+/* Registers of @i's fields that live in cpu->r[] (guest r9-r11): at most four, without repetition. */
+static u32 slot_registers(const struct insn *i, u8 slot[4], u8 written[4])
+{
+	const struct insn_field *field[] = {&i->reg, &i->rm, &i->vvvv, &i->opcode_reg};
+	u32 n = 0;
+
+	for (u32 k = 0; k < ARRAY_SIZE(field); k++) {
+		u32 j = 0;
+
+		if (field[k]->reg < R9 || field[k]->reg > R11)
+			continue;
+		while (j < n && slot[j] != field[k]->reg)
+			j++;
+		if (j == n) {
+			slot[n] = field[k]->reg;
+			written[n++] = 0;
+		}
+		written[j] |= field[k]->write;
+	}
+	return n;
+}
+
+/* Registers the instruction does not touch, to borrow: low ones when @low. */
+static u8 borrow_register(const struct insn *i, u32 taken)
+{
+	static const u8 order[] = {RDI, RSI, RBP, RBX, RDX, RCX, RAX};
+	u32 used = i->gpr_read | i->gpr_write | taken;
+
+	for (u32 k = 0; k < ARRAY_SIZE(order); k++)
+		if (!(used & 1u << order[k]))
+			return order[k];
+	return NO_REG;
+}
+
+/* A high byte register with memory: address through a borrowed register that needs no REX. */
+static bool emit_high_byte(struct emit *e, const struct insn *i, const u8 map[GPR_COUNT],
+			   struct host_mem m)
+{
+	u8 reg = borrow_register(i, 0);
+
+	if (reg == NO_REG || m.base == NO_REG)
+		return false;
+	emit_store_cpu(e, CPU_DISP(e, spill[2]), reg);
+	emit_lea(e, 64, reg, m.base, m.index, 1, m.disp);
+	emit_insn(e, i, map, (struct host_mem){.base = reg, .index = NO_REG});
+	emit_load_cpu(e, reg, CPU_DISP(e, spill[2]));
+	return true;
+}
+
+bool emit_data(struct emit *e, const struct insn *i, struct host_mem m)
+{
+	u8 map[GPR_COUNT], slot[4], written[4], temp[4], borrowed[2];
+	u32 slots = slot_registers(i, slot, written), borrows = 0, taken = 0;
+	u8 *start = e->p;
+
+	for (u8 r = 0; r < GPR_COUNT; r++)
+		map[r] = r;
+	map[RSP] = HOST_SP;
+	if (has_high_byte(i) && i->has_mem && m.base != NO_REG)
+		return emit_high_byte(e, i, map, m);
+	if (slots && m.index != NO_REG && m.base != NO_REG) {
+		emit_lea(e, 64, HOST_S2, m.base, m.index, 1, m.disp);
+		m = (struct host_mem){.base = HOST_S2, .index = NO_REG};
+	}
+	for (u32 k = 0; k < slots; k++) {
+		if (k == 0) {
+			temp[k] = HOST_S1;
+		} else if (k == 1 && m.base == NO_REG) {
+			temp[k] = HOST_S2;
+		} else {
+			/* Only BMI forms name so many registers, and they cannot fault natively. */
+			u8 reg = borrow_register(i, taken);
+
+			if (reg == NO_REG || i->encoding == ENC_LEGACY || borrows == 2) {
+				e->p = start;
+				return false;
+			}
+			taken |= 1u << reg;
+			emit_store_cpu(e, CPU_DISP(e, spill[3]) + 8 * (s32)borrows, reg);
+			borrowed[borrows++] = reg;
+			temp[k] = reg;
+		}
+		map[slot[k]] = temp[k];
+		emit_load_cpu(e, temp[k], CPU_DISP(e, r[0]) + 8 * slot[k]);
+	}
+	if (!emit_insn(e, i, map, m)) {
+		e->p = start;
+		return false;
+	}
+	for (u32 k = 0; k < slots; k++)
+		if (written[k])
+			emit_store_cpu(e, CPU_DISP(e, r[0]) + 8 * slot[k], temp[k]);
+	while (borrows--)
+		emit_load_cpu(e, borrowed[borrows], CPU_DISP(e, spill[3]) + 8 * (s32)borrows);
+	return true;
+}

@@ -1,0 +1,96 @@
+/*
+ * Host code emission: a bounded byte writer, the few host instructions the engine itself needs, and the
+ * re-encoding of guest data instructions with other registers and another memory operand.
+ *
+ * The writer never runs past its end: it sets overflow and drops bytes, and the caller starts over with
+ * an empty cache.
+ */
+#pragma once
+
+#include "engine/soft/decode.h"
+
+struct emit {
+	u8 *p, *end; /* next byte to write, in the writable mapping */
+	s64 exec_delta; /* address in the executable mapping minus address in the writable one */
+	s32 cpu;     /* offset of struct soft_cpu from the thread pointer */
+	bool overflow;
+};
+
+/* Host registers of the translated-code convention. */
+enum {
+	HOST_SP = R9,  /* guest rsp */
+	HOST_S1 = R10, /* scratch */
+	HOST_S2 = R11, /* scratch; memory base */
+};
+
+/* A memory operand in host terms: [base + index + disp]; base NO_REG: none. */
+struct host_mem {
+	u8 base, index; /* NO_REG when absent; no scale */
+	s32 disp;
+};
+
+/* Displacement from fs of a member of struct soft_cpu. */
+#define CPU_DISP(e, member) ((e)->cpu + (s32)offsetof(struct soft_cpu, member))
+
+void emit_u8(struct emit *e, u8 v);
+void emit_u32(struct emit *e, u32 v);
+void emit_u64(struct emit *e, u64 v);
+void emit_bytes(struct emit *e, const void *p, u32 n);
+
+/* Pad with NOPs until (address + @bias) % @align == 0. */
+void emit_align(struct emit *e, u32 align, u32 bias);
+
+/* Executable address of the next byte. */
+static inline u64 emit_here(const struct emit *e)
+{
+	return (u64)e->p + (u64)e->exec_delta;
+}
+
+/* Branches: to an executable address (rel32); forward ones return the rel32 to patch with emit_patch(). */
+void emit_jmp(struct emit *e, u64 target);
+void emit_jcc(struct emit *e, u8 cond, u64 target);
+void emit_call(struct emit *e, u64 target);
+u8 *emit_jmp_forward(struct emit *e);
+u8 *emit_jcc_forward(struct emit *e, u8 cond);
+void emit_patch(struct emit *e, u8 *rel32, u64 target);
+
+/* mov to and from fs:[disp], 64 bits; flags untouched, as with all emit_*cpu* except cmp. */
+void emit_load_cpu(struct emit *e, u8 reg, s32 disp);
+void emit_store_cpu(struct emit *e, s32 disp, u8 reg);
+void emit_store_cpu_imm8(struct emit *e, s32 disp, u8 value);
+void emit_cmp_cpu32_imm8(struct emit *e, s32 disp, u8 value);
+void emit_load_cpu32(struct emit *e, u8 reg, s32 disp);
+void emit_jmp_cpu(struct emit *e, s32 disp);  /* jmp fs:[disp] */
+void emit_call_cpu(struct emit *e, s32 disp); /* call fs:[disp] */
+void emit_pext_cpu(struct emit *e, u8 dst, u8 src, s32 disp); /* dst = pext(src, fs:[disp]) */
+
+void emit_mov(struct emit *e, u8 dst, u8 src);
+void emit_mov32(struct emit *e, u8 dst, u8 src);
+void emit_mov_imm32(struct emit *e, u8 dst, u32 imm); /* zero-extended */
+void emit_mov_imm64(struct emit *e, u8 dst, u64 imm);
+
+/* lea dst, [base + index * scale + disp]; NO_REG for absent ones; @bits 32 truncates, 16 likewise. */
+void emit_lea(struct emit *e, u32 bits, u8 dst, u8 base, u8 index, u8 scale, s32 disp);
+
+/* mov between a register and host memory, @size bytes (loads of 4 zero-extend; 1 and 2 too). */
+void emit_load(struct emit *e, u8 dst, struct host_mem m, u32 size);
+void emit_store(struct emit *e, struct host_mem m, u8 src, u32 size);
+void emit_store_imm(struct emit *e, struct host_mem m, s32 imm, u32 size);
+
+/* gs-relative forms with an index register: gs:[index * 8 + disp] (scale 8) or gs:[index + disp]. */
+void emit_gs_op(struct emit *e, u8 opcode, u8 reg, u8 index, u8 scale, s32 disp);
+void emit_gs_jmp(struct emit *e, u8 index, u8 scale, s32 disp);
+
+/*
+ * Re-encode the guest data instruction @i. @map gives the host register for each guest register named
+ * in an encoding field; @m replaces the memory operand. False when the encoding cannot express it (a
+ * high byte register together with anything that needs REX).
+ */
+bool emit_insn(struct emit *e, const struct insn *i, const u8 map[GPR_COUNT], struct host_mem m);
+
+/*
+ * The same with the register convention of translated code: rsp in r9, r9-r11 through cpu->r[]. @m's
+ * base is NO_REG, HOST_S2, or HOST_S2 plus HOST_S1 as index. HOST_S1 and HOST_S2 are clobbered. False
+ * when it cannot be done; then nothing was emitted.
+ */
+bool emit_data(struct emit *e, const struct insn *i, struct host_mem m);

@@ -1,0 +1,804 @@
+/*
+ * The soft engine behind the engine contract: VMs, vCPUs, the run loop, and the helpers that translated
+ * code calls.
+ *
+ * The run loop alternates between taking requests (kick, interrupt window, NMI, latched interrupt),
+ * finding the block at rip, and translated code. What translation does not cover goes to
+ * soft_interpret(). An instruction that needs a device ends run() with an exit; on the next call its
+ * result is appended to cpu->frag[] and the instruction starts over, finding it there.
+ */
+#include "engine/soft/translate.h"
+#include "engine/soft/layout.h"
+#include "engine/soft/util.h"
+
+#include <errno.h>
+#include <sched.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <cpuid.h>
+
+enum { RAS_SIZE = 64 * 1024 };
+
+_Thread_local struct soft_cpu soft_tls_cpu __attribute__((aligned(64)));
+
+_Static_assert(offsetof(struct soft_cpu, r) == OFF_R, "layout.h");
+_Static_assert(offsetof(struct soft_cpu, rip) == OFF_RIP, "layout.h");
+_Static_assert(offsetof(struct soft_cpu, flags) == OFF_FLAGS, "layout.h");
+_Static_assert(offsetof(struct soft_cpu, link) == OFF_LINK, "layout.h");
+_Static_assert(offsetof(struct soft_cpu, host_rsp) == OFF_HOST_RSP, "layout.h");
+_Static_assert(offsetof(struct soft_cpu, ras_base) == OFF_RAS_BASE, "layout.h");
+_Static_assert(offsetof(struct soft_cpu, ras_rsp) == OFF_RAS_RSP, "layout.h");
+_Static_assert(LEAVE_HOST_FAULT == LEAVE_HOST_FAULT_ && LEAVE_THUNK == LEAVE_THUNK_, "layout.h");
+_Static_assert(sizeof(struct tlb_entry) == 32 && sizeof(struct ibt_entry) == 16, "translate.c");
+
+static struct soft_vm *vm_of(struct engine_vm *vm)
+{
+	return (struct soft_vm *)vm;
+}
+
+static struct soft_cpu *cpu_of(struct engine_vcpu *vcpu)
+{
+	return (struct soft_cpu *)vcpu;
+}
+
+/* ---- virtual machines ---- */
+
+static int soft_probe(struct err *e)
+{
+	u32 a, b, c, d;
+
+	if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(b & BIT(8)))
+		return err_set(e, -ENOTSUP, "the soft engine needs a CPU with BMI2 (x86-64-v3)");
+	return 0;
+}
+
+static void written(void *opaque, gpa_t gpa, u64 len);
+
+static void vm_free(struct soft_vm *vm)
+{
+	soft_cache_destroy(vm);
+	free((void *)vm->page_flags);
+	pthread_mutex_destroy(&vm->lock);
+	free(vm);
+}
+
+static int soft_vm_create(const struct engine_config *config, struct engine_vm **out, struct err *e)
+{
+	struct soft_vm *vm = calloc(1, sizeof(*vm));
+	int r;
+
+	if (!vm)
+		return err_set(e, -ENOMEM, "out of memory");
+	pthread_mutex_init(&vm->lock, NULL);
+	vm->physmap = config->physmap;
+	vm->cpuid = config->cpuid;
+	vm->xsave_mask = config->cpuid->xcr0;
+	vm->page_flags = calloc(MAX(vm->physmap->pages, 1), 1);
+	r = vm->page_flags ? soft_faults_init(e) : err_set(e, -ENOMEM, "out of memory");
+	if (r == 0)
+		r = soft_cache_create(vm, config->cache_bytes, e);
+	if (r < 0) {
+		vm_free(vm);
+		return r;
+	}
+	physmap_listen(vm->physmap, (struct physmap_listener){.written = written, .opaque = vm});
+	*out = (struct engine_vm *)vm;
+	return 0;
+}
+
+static void soft_vm_destroy(struct engine_vm *vm)
+{
+	physmap_listen(vm_of(vm)->physmap, (struct physmap_listener){0});
+	vm_free(vm_of(vm));
+}
+
+static int soft_memory_update(struct engine_vm *vm, struct err *e)
+{
+	struct soft_vm *v = vm_of(vm);
+
+	soft_cache_destroy(v);
+	free((void *)v->page_flags);
+	v->page_flags = calloc(MAX(v->physmap->pages, 1), 1);
+	if (!v->page_flags)
+		return err_set(e, -ENOMEM, "out of memory");
+	for (u32 i = 0; i < v->cpus; i++)
+		if (v->cpu[i])
+			soft_tlb_flush_all(v->cpu[i]);
+	return soft_cache_create(v, 0, e);
+}
+
+static int soft_dirty_log(struct engine_vm *vm, bool on)
+{
+	struct soft_vm *v = vm_of(vm);
+	const struct physmap *pm = v->physmap;
+
+	for (u32 i = 0; i < pm->count; i++) {
+		const struct physmap_region *r = &pm->region[i];
+
+		for (u64 p = 0; p < r->size / PAGE_SIZE; p++) {
+			if (!on) {
+				atomic_fetch_and(&v->page_flags[r->page0 + p], (u8)~PAGE_LOG_DIRTY);
+				continue;
+			}
+			atomic_fetch_or(&v->page_flags[r->page0 + p], PAGE_LOG_DIRTY);
+			soft_drop_write_tags(v, r->page0 + p, r->hva + p * PAGE_SIZE);
+		}
+	}
+	return 0;
+}
+
+static int soft_dirty_fetch(struct engine_vm *vm, u32 region, u64 *bitmap)
+{
+	struct soft_vm *v = vm_of(vm);
+	const struct physmap_region *r = &v->physmap->region[region];
+
+	if (region >= v->physmap->count)
+		return -EINVAL;
+	for (u64 p = 0; p < r->size / PAGE_SIZE; p++) {
+		u8 old = atomic_fetch_or(&v->page_flags[r->page0 + p], PAGE_LOG_DIRTY);
+
+		if (p % 64 == 0)
+			bitmap[p / 64] = 0;
+		if (old & PAGE_LOG_DIRTY)
+			continue;
+		bitmap[p / 64] |= 1ul << (p % 64);
+		soft_drop_write_tags(v, r->page0 + p, r->hva + p * PAGE_SIZE);
+	}
+	return 0;
+}
+
+static void written(void *opaque, gpa_t gpa, u64 len)
+{
+	struct soft_vm *vm = opaque;
+	const struct physmap_region *r = physmap_find(vm->physmap, gpa);
+	u64 off, n;
+
+	if (!r)
+		return;
+	for (off = gpa - r->gpa; len; off += n, len -= n) {
+		u64 page = r->page0 + off / PAGE_SIZE;
+		u8 flags = atomic_load(&vm->page_flags[page]);
+
+		n = MIN(len, PAGE_SIZE - off % PAGE_SIZE);
+		if (flags & PAGE_LOG_DIRTY)
+			atomic_fetch_and(&vm->page_flags[page], (u8)~PAGE_LOG_DIRTY);
+		if (flags & PAGE_HAS_CODE)
+			soft_code_stored(vm, page, (u32)(off % PAGE_SIZE), (u32)n);
+	}
+}
+
+static void soft_code_written(struct engine_vm *vm, gpa_t gpa, u64 len)
+{
+	written(vm_of(vm), gpa, len);
+}
+
+/* ---- vCPUs ---- */
+
+static int ras_create(struct soft_cpu *c, struct err *e)
+{
+	u8 *p = mmap(NULL, RAS_SIZE + PAGE_SIZE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	if (p == MAP_FAILED || mprotect(p + PAGE_SIZE, RAS_SIZE, PROT_READ | PROT_WRITE) < 0)
+		return err_set(e, -errno, "cannot map a stack for translated code: %s",
+			       strerror(errno));
+	c->ras_map = p;
+	c->ras_base = (u64)p + PAGE_SIZE + RAS_SIZE - 64;
+	return 0;
+}
+
+static void cpu_constants(struct soft_cpu *c)
+{
+	c->stub[STUB_LEAVE] = (u64)soft_stub_leave;
+	c->stub[STUB_MISS] = (u64)soft_stub_miss;
+	c->stub[STUB_STEP] = (u64)soft_stub_step;
+	c->stub[STUB_THUNK_DONE] = (u64)soft_stub_thunk_done;
+	c->tlb_index_mask = (u64)(TLB_SIZE - 1) << PAGE_SHIFT;
+	c->page_mask = PAGE_MASK;
+	c->ibt_mask = IBT_MASK;
+	c->ibt_miss = c->vm->cache->entry.ibt_miss;
+}
+
+static int soft_state_set(struct engine_vcpu *vcpu, u32 parts, const struct cpu_state *s);
+
+static void soft_vcpu_destroy(struct engine_vcpu *vcpu)
+{
+	struct soft_cpu *c = cpu_of(vcpu);
+
+	soft_fpu_park(c);
+	pthread_mutex_lock(&c->vm->lock);
+	c->vm->cpu[c->id] = NULL;
+	pthread_mutex_unlock(&c->vm->lock);
+	soft_interp_destroy(c);
+	soft_contexts_destroy(c);
+	soft_fault_stack_destroy(c);
+	free(c->thunks);
+	if (c->ras_map)
+		munmap(c->ras_map, RAS_SIZE + PAGE_SIZE);
+	memset(c, 0, sizeof(*c));
+}
+
+static int soft_vcpu_create(struct engine_vm *vm, u32 id, struct engine_vcpu **out, struct err *e)
+{
+	struct soft_cpu *c = &soft_tls_cpu;
+	struct soft_vm *v = vm_of(vm);
+	struct cpu_state *s;
+	int r;
+
+	if (c->vm || id >= ARRAY_SIZE(v->cpu) || v->cpu[id])
+		return err_set(e, -EBUSY, "vCPU %u cannot be created on this thread", id);
+	s = calloc(1, sizeof(*s));
+	if (!s)
+		return err_set(e, -ENOMEM, "out of memory");
+	memset(c, 0, sizeof(*c));
+	c->vm = v;
+	c->id = id;
+	cpu_constants(c);
+	r = ras_create(c, e);
+	if (r == 0)
+		r = soft_fault_stack_init(c, e);
+	if (r == 0)
+		r = soft_thunk_init(c, e);
+	if (r == 0 && (soft_contexts_init(c) < 0 || soft_interp_init(c) < 0))
+		r = err_set(e, -ENOMEM, "out of memory");
+	if (r == 0) {
+		pthread_mutex_lock(&v->lock);
+		v->cpu[id] = c;
+		v->cpus = MAX(v->cpus, id + 1);
+		pthread_mutex_unlock(&v->lock);
+		cpu_state_reset(s);
+		soft_state_set((struct engine_vcpu *)c, CPU_PART_ALL, s);
+		*out = (struct engine_vcpu *)c;
+	} else {
+		soft_vcpu_destroy((struct engine_vcpu *)c);
+	}
+	free(s);
+	return r;
+}
+
+/* ---- finding and linking blocks ---- */
+
+void soft_flush_code(struct soft_cpu *c)
+{
+	struct soft_vm *vm = c->vm;
+	u32 generation = vm->cache->generation;
+
+	for (u32 i = 0; i < vm->cpus; i++) {
+		struct soft_cpu *other = vm->cpu[i];
+
+		if (!other || other == c)
+			continue;
+		while (atomic_load(&other->in_code)) {
+			atomic_fetch_or(&other->exit_req, REQ_PAUSE);
+			pthread_mutex_unlock(&vm->lock);
+			sched_yield();
+			pthread_mutex_lock(&vm->lock);
+			if (vm->cache->generation != generation)
+				return; /* somebody else did it meanwhile */
+		}
+	}
+	cache_flush(vm);
+	soft_ibt_flush_all(vm);
+	c->counters[COUNT_CACHE_FLUSHES]++;
+}
+
+/* Does the straddling block's second page still lie where it was translated from? */
+static int check_second_page(struct soft_cpu *c, const struct block *b, bool *same)
+{
+	struct soft_xlat x;
+	int status = soft_translate(c, (c->rip & PAGE_MASK) + PAGE_SIZE, soft_acc(c, ACC_FETCH), &x);
+
+	*same = status == SOFT_OK && x.host && (x.gpa & PAGE_MASK) == (b->second & PAGE_MASK);
+	return status;
+}
+
+/* With the lock held and vector state parked. */
+static int find_or_translate(struct soft_cpu *c, const struct soft_xlat *x, struct block **out)
+{
+	struct block *b = cache_find(c->vm->cache, x->gpa, c->mode);
+	int status = SOFT_OK;
+	bool same;
+
+	if (b && b->page[1] != BLOCK_NO_PAGE) {
+		status = check_second_page(c, b, &same);
+		if (status != SOFT_OK)
+			return status;
+		if (!same) {
+			cache_drop(c->vm, b);
+			b = NULL;
+		}
+	}
+	while (!b) {
+		soft_fpu_park(c);
+		b = soft_translate_block(c, x, &status);
+		if (status != SOFT_OK)
+			return status;
+		if (!b)
+			soft_flush_code(c);
+	}
+	*out = b;
+	return SOFT_OK;
+}
+
+/*
+ * The block at c->rip, entered into the indirect-branch table. SOFT_OK with *out NULL: rip is not in RAM.
+ */
+static int find_block(struct soft_cpu *c, struct block **out)
+{
+	u32 half = c->mode & MODE_USER ? HALF_USER : HALF_SUPER;
+	struct soft_xlat x;
+	int status;
+
+	*out = NULL;
+	c->counters[COUNT_LOOKUPS]++;
+	if (!soft_canonical(c->rip))
+		return soft_fault_code(c, VEC_GP, 0);
+	status = soft_translate(c, c->rip, soft_acc(c, ACC_FETCH), &x);
+	if (status != SOFT_OK || !x.host)
+		return status;
+	pthread_mutex_lock(&c->vm->lock);
+	status = find_or_translate(c, &x, out);
+	if (status == SOFT_OK) {
+		soft_ibt_insert(c, half, c->mode, c->rip, (*out)->code);
+		if ((*out)->page[1] != BLOCK_NO_PAGE)
+			soft_ibt_note_page(c, c->rip + PAGE_SIZE);
+	}
+	pthread_mutex_unlock(&c->vm->lock);
+	return status;
+}
+
+/* Translated code left through an unlinked direct exit: find its target and patch the branch. */
+static int link_exit(struct soft_cpu *c)
+{
+	struct block_exit *x = (struct block_exit *)c->link;
+	u32 generation = c->vm->cache->generation;
+	struct block *to;
+	int status = find_block(c, &to);
+
+	if (status != SOFT_OK || !to)
+		return status;
+	pthread_mutex_lock(&c->vm->lock);
+	if (generation == c->vm->cache->generation && !x->from->dead && !to->dead &&
+	    x->from->mode == to->mode) {
+		if (to->page[1] == BLOCK_NO_PAGE)
+			cache_link(c->vm->cache, x, to);
+		else
+			soft_exit_indirectly(c, x);
+		c->counters[COUNT_LINKS]++;
+	}
+	pthread_mutex_unlock(&c->vm->lock);
+	return SOFT_OK;
+}
+
+/* ---- helpers of translated code ---- */
+
+static u32 leave_with(enum soft_leave why)
+{
+	return 2 + (u32)why;
+}
+
+/* After the interpreter ran the instruction of @site: go on behind it in the block, or leave? */
+static u32 resume(struct soft_cpu *c, int status, u64 next, u32 mode, u32 site)
+{
+	if (status != SOFT_EXIT)
+		c->frag_count = 0;
+	if (status == SOFT_FAULT)
+		return leave_with(LEAVE_FAULT);
+	if (status == SOFT_EXIT)
+		return leave_with(LEAVE_EXIT);
+	if (site & SITE_TERMINAL || c->rip != next || c->mode != mode || c->code_changed ||
+	    c->shadow || c->shadow_mov_ss || c->irq_window)
+		return leave_with(LEAVE_LOOKUP);
+	soft_fpu_live(c);
+	return 1;
+}
+
+/* Interpret the instruction of @site; c->rip becomes valid. */
+static u32 interpret_site(struct soft_cpu *c, u32 site)
+{
+	u32 mode = c->mode;
+	u64 next;
+
+	next = c->rip + (site >> SITE_LEN_SHIFT & 15);
+	if ((mode & MODE_BITS) == MODE_BITS_32)
+		next = (u32)next;
+	c->code_changed = false;
+	c->frag_next = 0;
+	return resume(c, soft_interpret(c), next, mode, site);
+}
+
+static void set_rip(struct soft_cpu *c, u32 site)
+{
+	c->rip = c->code_va + (site & SITE_OFFSET);
+	if ((c->mode & MODE_BITS) == MODE_BITS_32)
+		c->rip = (u32)c->rip;
+}
+
+u32 soft_miss(struct soft_cpu *c, gva_t address, u32 site)
+{
+	u32 size = (site >> SITE_SIZE_SHIFT & 0x3ff) + 1;
+	u32 kind = site & SITE_WRITE ? ACC_WRITE : ACC_READ;
+	bool filled = false;
+
+	c->counters[COUNT_TLB_MISSES]++;
+	set_rip(c, site);
+	if ((address & ~PAGE_MASK) + size <= PAGE_SIZE && soft_canonical(address)) {
+		int status = soft_tlb_fill(c, address, soft_acc(c, kind), &filled);
+
+		if (status == SOFT_FAULT && !(site & SITE_MASKED))
+			return leave_with(LEAVE_FAULT);
+		if (status == SOFT_OK && filled)
+			return 0;
+	}
+	return interpret_site(c, site);
+}
+
+u32 soft_step(struct soft_cpu *c, u64 unused, u32 site)
+{
+	u32 r;
+
+	(void)unused;
+	set_rip(c, site);
+	r = interpret_site(c, site);
+	return r == 1 ? 0 : r;
+}
+
+/* ---- the run loop ---- */
+
+static int interpret(struct soft_cpu *c)
+{
+	int status;
+
+	c->frag_next = 0;
+	status = soft_interpret(c);
+	if (status != SOFT_EXIT)
+		c->frag_count = 0;
+	return status;
+}
+
+/* Run the block at rip; SOFT_OK when translated code came back for the next one. */
+static int run_translated(struct soft_cpu *c)
+{
+	u32 half = c->mode & MODE_USER ? HALF_USER : HALF_SUPER;
+	struct ibt_entry *entry = &c->ctx->ibt[half][IBT_INDEX(c->rip)];
+	struct block *b;
+	int status, why;
+
+	if (c->ctx->ibt_mode[half] != c->mode || entry->gva != c->rip || entry->code == c->ibt_miss) {
+		status = find_block(c, &b);
+		if (status != SOFT_OK)
+			return status;
+		if (!b)
+			return interpret(c);
+		entry = &c->ctx->ibt[half][IBT_INDEX(c->rip)];
+	}
+	soft_fpu_live(c);
+	atomic_store_explicit(&c->in_code, true, memory_order_seq_cst);
+	if (atomic_load(&c->exit_req) & REQ_PAUSE || entry->gva != c->rip) {
+		atomic_store(&c->in_code, false);
+		return SOFT_OK;
+	}
+	why = soft_enter(c, entry->code, IBT_INDEX(c->rip) * 2);
+	atomic_store_explicit(&c->in_code, false, memory_order_release);
+	switch (why) {
+	case LEAVE_LINK:       return link_exit(c);
+	case LEAVE_INTERPRET:  return interpret(c);
+	case LEAVE_FAULT:      return SOFT_FAULT;
+	case LEAVE_EXIT:       return SOFT_EXIT;
+	case LEAVE_HOST_FAULT: return soft_host_fault(c);
+	default:	       return SOFT_OK;
+	}
+}
+
+static bool irq_is_ready(const struct soft_cpu *c)
+{
+	return c->iflag && !c->shadow && !c->shadow_mov_ss && !c->completing && !c->irq_latched;
+}
+
+/* Requests from outside and pending events. SOFT_EXIT when run() must return. */
+static int take_requests(struct soft_cpu *c)
+{
+	u32 req = atomic_exchange(&c->exit_req, 0);
+
+	if (req & REQ_PAUSE) { /* the flusher holds the lock until it is done */
+		pthread_mutex_lock(&c->vm->lock);
+		pthread_mutex_unlock(&c->vm->lock);
+	}
+	if (c->irq_latched) {
+		c->irq_latched = false;
+		if (req & REQ_KICK)
+			atomic_fetch_or(&c->exit_req, REQ_KICK);
+		c->counters[COUNT_INTERRUPTS]++;
+		return soft_deliver_interrupt(c, c->irq_vector);
+	}
+	if (req & REQ_KICK) {
+		c->exit.type = EXIT_KICKED;
+		return SOFT_EXIT;
+	}
+	if (c->nmi_pending && !c->nmi_blocked && !c->shadow && !c->shadow_mov_ss) {
+		c->nmi_pending = false;
+		return soft_deliver_nmi(c);
+	}
+	if (c->irq_window && irq_is_ready(c)) {
+		c->irq_window = 0;
+		c->exit.type = EXIT_IRQ_WINDOW;
+		return SOFT_EXIT;
+	}
+	return SOFT_OK;
+}
+
+static int run_once(struct soft_cpu *c)
+{
+	int status;
+
+	if (!c->completing) {
+		status = take_requests(c);
+		if (status != SOFT_OK)
+			return status;
+	}
+	if (c->completing || c->mode & MODE_INTERPRET || c->shadow || c->shadow_mov_ss) {
+		c->completing = false;
+		return interpret(c);
+	}
+	return run_translated(c);
+}
+
+/* What the caller stored in the exit becomes a fragment of the instruction to be run again. */
+static void complete_exit(struct soft_cpu *c, const struct vm_exit *exit)
+{
+	struct soft_fragment *f = &c->frag[c->frag_count];
+
+	c->exit = *exit;
+	if (exit->type == EXIT_PIO)
+		*f = (struct soft_fragment){.addr = exit->pio.port, .data = exit->pio.data,
+					    .size = exit->pio.size, .write = !exit->pio.in,
+					    .is_port = true};
+	else if (exit->type == EXIT_MMIO)
+		*f = (struct soft_fragment){.addr = exit->mmio.gpa, .data = exit->mmio.data,
+					    .size = exit->mmio.size, .write = exit->mmio.write};
+	else
+		return;
+	if (c->frag_count < SOFT_FRAGMENTS - 1)
+		c->frag_count++;
+}
+
+static bool needs_completion(enum exit_type type)
+{
+	return type == EXIT_PIO || type == EXIT_MMIO || type == EXIT_RDMSR || type == EXIT_WRMSR ||
+	       type == EXIT_HYPERCALL;
+}
+
+static int soft_run(struct engine_vcpu *vcpu, struct vm_exit *exit)
+{
+	struct soft_cpu *c = cpu_of(vcpu);
+	int status;
+
+	if (c->completing)
+		complete_exit(c, exit);
+	soft_ctx_use(c, c->ctx);
+	do {
+		status = run_once(c);
+		while (status == SOFT_FAULT) {
+			c->counters[COUNT_EXCEPTIONS]++;
+			status = soft_deliver_exception(c);
+		}
+	} while (status != SOFT_EXIT);
+	c->counters[COUNT_EXITS]++;
+	c->completing = needs_completion(c->exit.type);
+	soft_fpu_park(c);
+	*exit = c->exit;
+	return 0;
+}
+
+static void soft_kick(struct engine_vcpu *vcpu)
+{
+	atomic_fetch_or(&cpu_of(vcpu)->exit_req, REQ_KICK);
+}
+
+static bool soft_irq_ready(struct engine_vcpu *vcpu)
+{
+	return irq_is_ready(cpu_of(vcpu));
+}
+
+static int soft_inject_irq(struct engine_vcpu *vcpu, u8 vector)
+{
+	struct soft_cpu *c = cpu_of(vcpu);
+
+	if (!irq_is_ready(c))
+		return -EBUSY;
+	c->irq_latched = true;
+	c->irq_vector = vector;
+	return 0;
+}
+
+static int soft_inject_nmi(struct engine_vcpu *vcpu)
+{
+	cpu_of(vcpu)->nmi_pending = true;
+	return 0;
+}
+
+static void soft_request_irq_window(struct engine_vcpu *vcpu)
+{
+	cpu_of(vcpu)->irq_window = 1;
+}
+
+/* ---- state ---- */
+
+static void get_parts(struct soft_cpu *c, u32 parts, struct cpu_state *s)
+{
+	if (parts & CPU_PART_GPR) {
+		memcpy(s->gpr.r, c->r, sizeof(c->r));
+		s->gpr.rip = c->rip;
+		s->gpr.rflags = soft_rflags(c);
+	}
+	if (parts & CPU_PART_SEG) {
+		memcpy(s->segs.seg, c->seg, sizeof(c->seg));
+		s->segs.gdtr = c->gdtr;
+		s->segs.idtr = c->idtr;
+	}
+	if (parts & CPU_PART_CR)
+		s->cr = (struct cpu_cr){.cr0 = c->cr0, .cr2 = c->cr2, .cr3 = c->cr3, .cr4 = c->cr4,
+					.cr8 = c->cr8, .xcr0 = c->xcr0, .efer = c->efer};
+	if (parts & CPU_PART_DR) {
+		memcpy(s->dr.dr, c->dr, sizeof(c->dr));
+		s->dr.dr6 = c->dr6;
+		s->dr.dr7 = c->dr7;
+	}
+	if (parts & CPU_PART_MSR) {
+		s->msr = c->msr;
+		s->msr.tsc = __builtin_ia32_rdtsc() + c->tsc_offset;
+	}
+	if (parts & CPU_PART_FPU) {
+		s->fpu.size = c->vm->cpuid->xsave_max;
+		memcpy(s->fpu.area, c->fpu_area, sizeof(s->fpu.area));
+	}
+	if (parts & CPU_PART_INTR)
+		s->intr = (struct cpu_intr){.pending = c->irq_latched, .vector = c->irq_vector,
+					    .nmi_pending = c->nmi_pending,
+					    .nmi_blocked = c->nmi_blocked, .shadow_sti = c->shadow,
+					    .shadow_mov_ss = c->shadow_mov_ss};
+}
+
+static int soft_state_get(struct engine_vcpu *vcpu, u32 parts, struct cpu_state *s)
+{
+	get_parts(cpu_of(vcpu), parts, s);
+	return 0;
+}
+
+static bool state_is_valid(const struct soft_cpu *c, u32 parts, const struct cpu_state *s)
+{
+	if (parts & CPU_PART_CR && (s->cr.xcr0 & ~c->vm->xsave_mask || !(s->cr.xcr0 & XCR0_X87)))
+		return false;
+	if (parts & CPU_PART_FPU) {
+		u64 xstate_bv;
+		u32 mxcsr;
+
+		memcpy(&xstate_bv, s->fpu.area + 512, 8);
+		memcpy(&mxcsr, s->fpu.area + 24, 4);
+		if (xstate_bv & ~c->vm->xsave_mask || mxcsr & 0xffff0000u)
+			return false;
+		for (u32 i = 520; i < 576; i++)
+			if (s->fpu.area[i])
+				return false;
+	}
+	return true;
+}
+
+static void set_parts(struct soft_cpu *c, u32 parts, const struct cpu_state *s)
+{
+	if (parts & CPU_PART_GPR) {
+		memcpy(c->r, s->gpr.r, sizeof(c->r));
+		c->rip = s->gpr.rip;
+		soft_set_rflags(c, s->gpr.rflags);
+	}
+	if (parts & CPU_PART_SEG) {
+		memcpy(c->seg, s->segs.seg, sizeof(c->seg));
+		c->gdtr = s->segs.gdtr;
+		c->idtr = s->segs.idtr;
+		c->cpl = c->seg[SEG_SS].dpl;
+	}
+	if (parts & CPU_PART_CR) {
+		c->cr0 = s->cr.cr0;
+		c->cr2 = s->cr.cr2;
+		c->cr3 = s->cr.cr3;
+		c->cr4 = s->cr.cr4;
+		c->cr8 = s->cr.cr8;
+		c->xcr0 = s->cr.xcr0;
+		c->efer = s->cr.efer;
+	}
+	if (parts & CPU_PART_DR) {
+		memcpy(c->dr, s->dr.dr, sizeof(c->dr));
+		c->dr6 = s->dr.dr6;
+		c->dr7 = s->dr.dr7;
+	}
+	if (parts & CPU_PART_MSR) {
+		c->msr = s->msr;
+		c->tsc_offset = s->msr.tsc - __builtin_ia32_rdtsc();
+	}
+	if (parts & CPU_PART_FPU)
+		memcpy(c->fpu_area, s->fpu.area, sizeof(c->fpu_area));
+	if (parts & CPU_PART_INTR) {
+		c->irq_latched = s->intr.pending && !s->intr.is_exception;
+		c->irq_vector = s->intr.vector;
+		c->nmi_pending = s->intr.nmi_pending;
+		c->nmi_blocked = s->intr.nmi_blocked;
+		c->shadow = s->intr.shadow_sti;
+		c->shadow_mov_ss = s->intr.shadow_mov_ss;
+	}
+}
+
+static int soft_state_set(struct engine_vcpu *vcpu, u32 parts, const struct cpu_state *s)
+{
+	struct soft_cpu *c = cpu_of(vcpu);
+
+	if (!state_is_valid(c, parts, s))
+		return -EINVAL;
+	soft_fpu_park(c);
+	set_parts(c, parts, s);
+	c->completing = false;
+	c->frag_count = 0;
+	if (parts & (CPU_PART_CR | CPU_PART_SEG | CPU_PART_GPR | CPU_PART_DR)) {
+		soft_tlb_flush_all(c);
+		soft_load_cr3(c, c->cr3, true);
+		soft_update_mode(c);
+	}
+	return 0;
+}
+
+/* ---- counters ---- */
+
+static const char *const counter_names[SOFT_COUNTERS] = {
+	[COUNT_BLOCKS_TRANSLATED] = "blocks_translated",
+	[COUNT_INSNS_TRANSLATED] = "instructions_translated",
+	[COUNT_INSNS_INTERPRETED] = "instructions_interpreted",
+	[COUNT_LOOKUPS] = "block_lookups",
+	[COUNT_LINKS] = "block_links",
+	[COUNT_TLB_MISSES] = "tlb_misses",
+	[COUNT_TLB_FILLS] = "tlb_fills",
+	[COUNT_CONTEXT_SWITCHES] = "context_switches",
+	[COUNT_CONTEXT_FLUSHES] = "context_flushes",
+	[COUNT_BLOCK_INVALIDATIONS] = "block_invalidations",
+	[COUNT_CACHE_FLUSHES] = "code_cache_flushes",
+	[COUNT_EXCEPTIONS] = "exceptions",
+	[COUNT_INTERRUPTS] = "interrupts",
+	[COUNT_EXITS] = "exits",
+	[COUNT_FPU_PARKS] = "fpu_parks",
+	[COUNT_CODE_STORES] = "code_page_stores",
+	[COUNT_GROUP_FALLBACKS] = "group_fallbacks",
+};
+
+static u32 soft_counters(struct engine_vm *vm, struct engine_counter *out, u32 max)
+{
+	struct soft_vm *v = vm_of(vm);
+	u32 n;
+
+	for (n = 0; n < SOFT_COUNTERS && n < max; n++) {
+		out[n] = (struct engine_counter){.name = counter_names[n]};
+		for (u32 i = 0; i < v->cpus; i++)
+			if (v->cpu[i])
+				out[n].value += v->cpu[i]->counters[n];
+	}
+	return n;
+}
+
+const struct engine_ops soft_engine = {
+	.name = "soft",
+	.probe = soft_probe,
+	.vm_create = soft_vm_create,
+	.vm_destroy = soft_vm_destroy,
+	.memory_update = soft_memory_update,
+	.dirty_log = soft_dirty_log,
+	.dirty_fetch = soft_dirty_fetch,
+	.code_written = soft_code_written,
+	.vcpu_create = soft_vcpu_create,
+	.vcpu_destroy = soft_vcpu_destroy,
+	.run = soft_run,
+	.kick = soft_kick,
+	.state_get = soft_state_get,
+	.state_set = soft_state_set,
+	.irq_ready = soft_irq_ready,
+	.inject_irq = soft_inject_irq,
+	.inject_nmi = soft_inject_nmi,
+	.request_irq_window = soft_request_irq_window,
+	.counters = soft_counters,
+};
