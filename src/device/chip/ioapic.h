@@ -27,7 +27,6 @@ struct ioapic {
 	u32 id;     /* bits 27:24 */
 	u8 select;  /* IOREGSEL */
 	u32 lines;  /* input levels */
-	u32 irr;    /* edge requests not yet delivered because masked: kept, delivered on unmask */
 	u64 redirection[IOAPIC_PINS];
 	struct msi_sink sink;
 };

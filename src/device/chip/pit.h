@@ -27,7 +27,7 @@ struct pit_channel {
 	bool bcd;
 	bool loaded;  /* a count was written since the control word */
 	bool gate;
-	bool running; /* counting: gate and trigger conditions are met */
+	bool running; /* counting: loaded, gate and trigger conditions met */
 	bool write_high; /* the next write is the MSB */
 	bool read_high;  /* the next read is the MSB */
 	u8 write_low;    /* LSB waiting for its MSB */
@@ -42,9 +42,8 @@ struct pit_channel {
 
 struct pit {
 	struct pit_channel channel[3];
-	u8 port61;        /* writable bits of port 0x61 */
-	u64 fired_ns;     /* channel 0: edges up to here were delivered */
-	u64 fired_age_ns; /* saved form of fired_ns */
+	u8 port61; /* writable bits of port 0x61 */
+	u64 fired; /* channel 0: ticks after start_ns up to which edges were delivered */
 	struct irq_line irq;
 	struct loop *loop;
 	struct loop_timer timer;
