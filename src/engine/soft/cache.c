@@ -63,6 +63,12 @@ static void emit_entries(struct cache *c)
 	c->entry.ibt_miss = emit_here(&e);
 	emit_mov_imm32(&e, HOST_S2, LEAVE_LOOKUP);
 	emit_jmp_cpu(&e, CPU_DISP(&e, stub[STUB_LEAVE]));
+	for (u32 half = 0; half < HALVES; half++) {
+		emit_align(&e, 16, 0);
+		c->entry.ras_bottom[half] = emit_here(&e);
+		emit_load_cpu(&e, RSP, CPU_DISP(&e, ras_base));
+		emit_indirect(&e, half, false);
+	}
 }
 
 static int map_code(struct cache *c, struct err *e)

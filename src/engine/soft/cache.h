@@ -53,7 +53,7 @@ struct block {
 
 /* Trampolines at fixed places in code memory: rel32-reachable from everywhere in it. */
 struct cache_entries {
-	u64 leave, miss, step, thunk_done, ibt_miss;
+	u64 leave, miss, step, thunk_done, ibt_miss, ras_bottom[HALVES];
 };
 
 struct cache {

@@ -282,12 +282,41 @@ void emit_gs_op(struct emit *e, u8 opcode, u8 reg, u8 index, u8 scale, s32 disp)
 	}
 }
 
-void emit_gs_jmp(struct emit *e, u8 index, u8 scale, s32 disp)
+static void put_gs_branch(struct emit *e, u8 op, u8 index, u8 scale, s32 disp)
 {
 	emit_u8(e, PREFIX_GS);
 	put_rex(e, false, NO_REG, index, NO_REG);
 	emit_u8(e, 0xff);
-	put_mem(e, 4, NO_REG, index, scale, disp, false);
+	put_mem(e, op, NO_REG, index, scale, disp, false);
+}
+
+void emit_gs_jmp(struct emit *e, u8 index, u8 scale, s32 disp)
+{
+	put_gs_branch(e, 4, index, scale, disp);
+}
+
+void emit_gs_call(struct emit *e, u8 index, u8 scale, s32 disp)
+{
+	put_gs_branch(e, 2, index, scale, disp);
+}
+
+void emit_push_host(struct emit *e, u8 reg)
+{
+	put_rex(e, false, NO_REG, NO_REG, reg);
+	emit_u8(e, 0x50 | (reg & 7));
+}
+
+void emit_pop_host(struct emit *e, u8 reg)
+{
+	put_rex(e, false, NO_REG, NO_REG, reg);
+	emit_u8(e, 0x58 | (reg & 7));
+}
+
+void emit_cmp(struct emit *e, u8 a, u8 b)
+{
+	put_rex(e, true, b, NO_REG, a);
+	emit_u8(e, 0x39);
+	emit_u8(e, (u8)(0xc0 | (b & 7) << 3 | (a & 7)));
 }
 
 /* ---- re-encoding ---- */
@@ -579,4 +608,17 @@ bool emit_data(struct emit *e, const struct insn *i, struct host_mem m)
 	while (borrows--)
 		emit_load_cpu(e, borrowed[borrows], CPU_DISP(e, spill[3]) + 8 * (s32)borrows);
 	return true;
+}
+
+void emit_indirect(struct emit *e, u32 half, bool call)
+{
+	s32 disp = (s32)(offsetof(struct soft_ctx, ibt) + half * sizeof(struct ibt_entry) * IBT_SIZE +
+			 offsetof(struct ibt_entry, code));
+
+	emit_pext_cpu(e, HOST_S2, HOST_S1, CPU_DISP(e, ibt_mask));
+	emit_lea(e, 64, HOST_S2, HOST_S2, HOST_S2, 1, 0);
+	if (call)
+		emit_gs_call(e, HOST_S2, 8, disp);
+	else
+		emit_gs_jmp(e, HOST_S2, 8, disp);
 }

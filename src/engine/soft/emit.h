@@ -80,6 +80,13 @@ void emit_store_imm(struct emit *e, struct host_mem m, s32 imm, u32 size);
 /* gs-relative forms with an index register: gs:[index * 8 + disp] (scale 8) or gs:[index + disp]. */
 void emit_gs_op(struct emit *e, u8 opcode, u8 reg, u8 index, u8 scale, s32 disp);
 void emit_gs_jmp(struct emit *e, u8 index, u8 scale, s32 disp);
+void emit_gs_call(struct emit *e, u8 index, u8 scale, s32 disp);
+
+/* The private stack. */
+void emit_push_host(struct emit *e, u8 reg);
+void emit_pop_host(struct emit *e, u8 reg);
+
+void emit_cmp(struct emit *e, u8 a, u8 b); /* 64 bits */
 
 /*
  * Re-encode the guest data instruction @i. @map gives the host register for each guest register named
@@ -94,3 +101,9 @@ bool emit_insn(struct emit *e, const struct insn *i, const u8 map[GPR_COUNT], st
  * when it cannot be done; then nothing was emitted.
  */
 bool emit_data(struct emit *e, const struct insn *i, struct host_mem m);
+
+/*
+ * To the guest address in HOST_S1 through the indirect-branch table of privilege half @half, by host
+ * call or jump; clobbers HOST_S2, leaves flags alone.
+ */
+void emit_indirect(struct emit *e, u32 half, bool call);

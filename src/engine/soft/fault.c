@@ -38,13 +38,27 @@ static void pass_on(int sig)
 	/* Returning re-executes the instruction, which faults again under the old disposition. */
 }
 
+/*
+ * Calls without returns filled the private stack: start it over. What it held only served prediction;
+ * a return that misses it goes through the bottom to a lookup.
+ */
+static bool is_stack_overflow(const struct soft_cpu *c, const ucontext_t *uc, const siginfo_t *info)
+{
+	return in_translated_code(c, (u64)uc->uc_mcontext.gregs[REG_RIP]) &&
+	       uc->uc_mcontext.gregs[REG_TRAPNO] == TRAP_PAGE_FAULT &&
+	       (u64)info->si_addr - (u64)c->ras_map < PAGE_SIZE;
+}
+
 static void on_fault(int sig, siginfo_t *info, void *context)
 {
 	ucontext_t *uc = context;
 	greg_t *reg = uc->uc_mcontext.gregs;
 	struct soft_cpu *c = &soft_tls_cpu;
 
-	(void)info;
+	if (is_stack_overflow(c, uc, info)) {
+		reg[REG_RSP] = (greg_t)c->ras_base;
+		return;
+	}
 	if (!in_translated_code(c, (u64)reg[REG_RIP]) || reg[REG_TRAPNO] == TRAP_PAGE_FAULT) {
 		pass_on(sig);
 		return;

@@ -184,6 +184,8 @@ static int ras_create(struct soft_cpu *c, struct err *e)
 			       strerror(errno));
 	c->ras_map = p;
 	c->ras_base = (u64)p + PAGE_SIZE + RAS_SIZE - 64;
+	for (u64 *bottom = (u64 *)c->ras_base; bottom < (u64 *)(p + PAGE_SIZE + RAS_SIZE); bottom++)
+		*bottom = c->vm->cache->entry.ras_bottom[HALF_SUPER];
 	return 0;
 }
 
@@ -478,6 +480,7 @@ static int run_translated(struct soft_cpu *c)
 		atomic_store(&c->in_code, false);
 		return SOFT_OK;
 	}
+	*(u64 *)c->ras_base = c->vm->cache->entry.ras_bottom[half];
 	why = soft_enter(c, entry->code, IBT_INDEX(c->rip) * 2);
 	atomic_store_explicit(&c->in_code, false, memory_order_release);
 	switch (why) {

@@ -297,45 +297,57 @@ static void emit_rip(struct translation *t, struct emit *e, s64 off)
 	emit_lea(e, t->bits, HOST_S1, HOST_S1, NO_REG, 1, (s32)off);
 }
 
-/* To the guest address in HOST_S1. Leaves flags alone. */
-static void emit_indirect(struct translation *t, struct emit *e)
-{
-	s32 disp = (s32)(offsetof(struct soft_ctx, ibt) + t->half * sizeof(struct ibt_entry) * IBT_SIZE +
-			 offsetof(struct ibt_entry, code));
-
-	emit_pext_cpu(e, HOST_S2, HOST_S1, CPU_DISP(e, ibt_mask));
-	emit_lea(e, 64, HOST_S2, HOST_S2, HOST_S2, 1, 0);
-	emit_gs_jmp(e, HOST_S2, 8, disp);
-}
-
 static void emit_leave(struct translation *t, struct emit *e, enum soft_leave why)
 {
 	emit_mov_imm32(e, HOST_S2, why);
 	emit_jmp(e, t->cache->entry.leave);
 }
 
-/* Direct exit to page offset @off; @cond < 0: always. */
-static void emit_exit(struct translation *t, s64 off, int cond)
+/* First byte of a branch: JMP, CALL, or the second byte of a near Jcc. */
+enum { BRANCH_JMP = 0xe9, BRANCH_CALL = 0xe8, BRANCH_JCC = 0x80 };
+
+static u8 *emit_branch(struct emit *e, u32 branch)
+{
+	if (branch == BRANCH_CALL)
+		emit_call(e, emit_here(e));
+	else if (branch == BRANCH_JMP)
+		return emit_jmp_forward(e);
+	else
+		return emit_jcc_forward(e, branch & 15);
+	return e->p - 4;
+}
+
+/* A branch to another page goes through the table. */
+static void emit_exit_across(struct translation *t, s64 off, u32 branch)
+{
+	struct emit *e = &t->hot;
+	u8 *site;
+
+	if (branch == BRANCH_JMP || branch == BRANCH_CALL) {
+		emit_rip(t, e, off);
+		emit_indirect(e, t->half, branch == BRANCH_CALL);
+		return;
+	}
+	site = emit_branch(e, branch);
+	emit_patch(e, site, emit_here(&t->cold));
+	emit_rip(t, &t->cold, off);
+	emit_indirect(&t->cold, t->half, false);
+}
+
+/* Exit by @branch to page offset @off, which may lie on another page. */
+static void emit_exit(struct translation *t, s64 off, u32 branch)
 {
 	struct emit *hot = &t->hot, *cold = &t->cold;
 	struct block_exit *x;
 	u8 *site;
 
 	if (off < 0 || off >= (s64)PAGE_SIZE) {
-		if (cond < 0) {
-			emit_rip(t, hot, off);
-			emit_indirect(t, hot);
-			return;
-		}
-		site = emit_jcc_forward(hot, (u8)cond);
-		emit_patch(hot, site, emit_here(cold));
-		emit_rip(t, cold, off);
-		emit_indirect(t, cold);
+		emit_exit_across(t, off, branch);
 		return;
 	}
-	emit_align(hot, 4, cond < 0 ? 1 : 2);
+	emit_align(hot, 4, branch == BRANCH_JMP || branch == BRANCH_CALL ? 1 : 2);
 	x = &t->b->exit[t->exits++];
-	site = cond < 0 ? emit_jmp_forward(hot) : emit_jcc_forward(hot, (u8)cond);
+	site = emit_branch(hot, branch);
 	*x = (struct block_exit){.from = t->b, .site = site, .unlinked = emit_here(cold),
 				 .target = (u16)off, .backward = off <= t->off[t->n - 1]};
 	emit_patch(hot, site, x->unlinked);
@@ -359,7 +371,7 @@ void soft_exit_indirectly(struct soft_cpu *c, struct block_exit *x)
 	cache_emit_begin(cache, &t.hot, &t.cold);
 	at = emit_here(&t.cold);
 	emit_rip(&t, &t.cold, x->target);
-	emit_indirect(&t, &t.cold);
+	emit_indirect(&t.cold, t.half, false);
 	if (t.cold.overflow)
 		return;
 	cache->cold = (u64)(t.cold.p - cache->rw);
@@ -379,6 +391,70 @@ static void emit_step(struct translation *t, u32 k, bool terminal)
 	emit_call(&t->hot, t->cache->entry.step);
 	if (terminal)
 		t->ended = true;
+}
+
+/* ---- what follows an instruction ---- */
+
+/* Privileged instructions that may be followed by more of the block. */
+static bool continues_block(const struct insn *i)
+{
+	switch (i->mnemonic) {
+	case ZYDIS_MNEMONIC_PUSHF: case ZYDIS_MNEMONIC_PUSHFD: case ZYDIS_MNEMONIC_PUSHFQ:
+	case ZYDIS_MNEMONIC_RDTSC: case ZYDIS_MNEMONIC_RDTSCP: case ZYDIS_MNEMONIC_CPUID:
+	case ZYDIS_MNEMONIC_CLI: case ZYDIS_MNEMONIC_RDPID: case ZYDIS_MNEMONIC_LEAVE:
+	case ZYDIS_MNEMONIC_BT: case ZYDIS_MNEMONIC_BTS: case ZYDIS_MNEMONIC_BTR:
+	case ZYDIS_MNEMONIC_BTC: case ZYDIS_MNEMONIC_XGETBV: case ZYDIS_MNEMONIC_RDMSR:
+	case ZYDIS_MNEMONIC_IN: case ZYDIS_MNEMONIC_OUT: case ZYDIS_MNEMONIC_SWAPGS:
+	case ZYDIS_MNEMONIC_FXSAVE: case ZYDIS_MNEMONIC_FXSAVE64: case ZYDIS_MNEMONIC_XSAVE:
+	case ZYDIS_MNEMONIC_XSAVE64: case ZYDIS_MNEMONIC_RDFSBASE: case ZYDIS_MNEMONIC_RDGSBASE:
+	case ZYDIS_MNEMONIC_WRFSBASE: case ZYDIS_MNEMONIC_WRGSBASE:
+		return true;
+	default:
+		return i->cls == INSN_STRING || i->cls == INSN_DATA || i->cls == INSN_PUSH ||
+		       i->cls == INSN_POP || i->cls == INSN_LEA;
+	}
+}
+
+static bool ends_block(const struct insn *i)
+{
+	return is_terminal(i) || i->cls == INSN_INVALID ||
+	       (i->cls == INSN_SYSTEM && !continues_block(i) && i->mnemonic != ZYDIS_MNEMONIC_CLD &&
+		i->mnemonic != ZYDIS_MNEMONIC_STD);
+}
+
+static u16 live_before(const struct insn *i, u16 after)
+{
+	return (u16)((after & ~i->flags_kill) | i->flags_read);
+}
+
+/* Flags live at page offset @off, by looking at what is there; all when it cannot be known. */
+static u16 peek_live(struct translation *t, s64 off)
+{
+	u16 unknown = RFLAGS_ARITH, killed = 0, read = 0;
+	struct block *b;
+	struct insn i;
+
+	if (off < 0 || off >= (s64)PAGE_SIZE)
+		return RFLAGS_ARITH;
+	b = cache_find(t->cache, (t->b->pa & PAGE_MASK) + (u64)off, t->b->mode);
+	if (b)
+		return b->flags_live ? RFLAGS_ARITH : 0;
+	for (u32 n = 0; n < PEEK_INSNS && unknown; n++) {
+		s64 pos = off - t->code_off;
+
+		if (pos < 0 || pos >= t->code_len)
+			return read | unknown;
+		insn_decode(&i, t->code + pos, MIN(t->code_len - (u32)pos, 15u), t->bits);
+		if (!i.len)
+			return read | unknown;
+		read |= i.flags_read & ~killed;
+		killed |= i.flags_kill;
+		unknown &= (u16)~killed;
+		if (ends_block(&i))
+			return read | unknown;
+		off += i.len;
+	}
+	return read | unknown;
 }
 
 /* ---- stack and control flow (64-bit mode, or flat 32-bit with 32-bit stack) ---- */
@@ -469,7 +545,7 @@ static bool emit_leave_frame(struct translation *t, u32 k)
 	return true;
 }
 
-/* Push the address of the next instruction. */
+/* Push the address of the next instruction; it is left in HOST_S1. */
 static void emit_push_return(struct translation *t, u32 k)
 {
 	u32 size = t->bits / 8;
@@ -481,12 +557,50 @@ static void emit_push_return(struct translation *t, u32 k)
 	emit_adjust_sp(t, -(s32)size);
 }
 
+/*
+ * Calls and returns use the host's, so that its return predictor works for the guest: the call keeps
+ * the guest return address under the host's on the private stack. A return arrives behind the call with
+ * the popped guest address in HOST_S1; if that is not the one kept, it is looked up like any other.
+ */
+static void emit_return_point(struct translation *t, u32 k)
+{
+	s64 next = (s64)t->off[k] + t->in[k].len;
+	struct emit *e = &t->hot, *cold = &t->cold;
+	bool live = peek_live(t, next) != 0;
+	u8 *other;
+
+	emit_pop_host(e, HOST_S2);
+	if (next >= (s64)PAGE_SIZE) {
+		emit_indirect(e, t->half, false);
+		return;
+	}
+	if (live) {
+		emit_store_cpu(e, CPU_DISP(e, spill[0]), RCX);
+		emit_mov(e, RCX, HOST_S2);
+		emit_not(e, RCX);
+		emit_lea(e, 64, RCX, RCX, HOST_S1, 1, 1);
+		emit_jrcxz(e, 5);
+		other = emit_jmp_forward(e);
+		emit_load_cpu(e, RCX, CPU_DISP(e, spill[0]));
+	} else {
+		emit_cmp(e, HOST_S1, HOST_S2);
+		other = emit_jcc_forward(e, COND_NE);
+	}
+	emit_patch(e, other, emit_here(cold));
+	if (live)
+		emit_load_cpu(cold, RCX, CPU_DISP(cold, spill[0]));
+	emit_indirect(cold, t->half, false);
+	emit_lea(e, 64, HOST_S2, HOST_S1, NO_REG, 1, -(s32)next);
+	emit_store_cpu(e, CPU_DISP(e, code_va), HOST_S2);
+	emit_exit(t, next, BRANCH_JMP);
+}
+
 static bool emit_call_direct(struct translation *t, u32 k)
 {
-	if (t->in[k].opsize != t->bits / 8 && t->bits == 32)
-		return false;
 	emit_push_return(t, k);
-	emit_exit(t, branch_target(t, k), -1);
+	emit_push_host(&t->hot, HOST_S1);
+	emit_exit(t, branch_target(t, k), BRANCH_CALL);
+	emit_return_point(t, k);
 	return true;
 }
 
@@ -525,8 +639,10 @@ static bool emit_call_indirect(struct translation *t, u32 k)
 		return false;
 	emit_store_cpu(e, CPU_DISP(e, spill[1]), HOST_S1);
 	emit_push_return(t, k);
+	emit_push_host(e, HOST_S1);
 	emit_load_cpu(e, HOST_S1, CPU_DISP(e, spill[1]));
-	emit_indirect(t, e);
+	emit_indirect(e, t->half, true);
+	emit_return_point(t, k);
 	return true;
 }
 
@@ -542,7 +658,7 @@ static bool emit_ret(struct translation *t, u32 k)
 	m = emit_check(t, k, &ea, size, false);
 	emit_load(&t->hot, HOST_S1, m, size);
 	emit_adjust_sp(t, (s32)size + (i->has_imm ? (s32)(u16)i->imm : 0));
-	emit_indirect(t, &t->hot);
+	emit_u8(&t->hot, 0xc3); /* to an emit_return_point(), or to the stack's bottom */
 	return true;
 }
 
@@ -563,13 +679,13 @@ static bool emit_loop(struct translation *t, u32 k)
 	emit_jrcxz(e, 5);
 	over = emit_jmp_forward(e);
 	if (i->mnemonic == ZYDIS_MNEMONIC_LOOP) {
-		emit_exit(t, (s64)t->off[k] + i->len, -1);
+		emit_exit(t, (s64)t->off[k] + i->len, BRANCH_JMP);
 		emit_patch(e, over, emit_here(e));
-		emit_exit(t, branch_target(t, k), -1);
+		emit_exit(t, branch_target(t, k), BRANCH_JMP);
 	} else {
-		emit_exit(t, branch_target(t, k), -1);
+		emit_exit(t, branch_target(t, k), BRANCH_JMP);
 		emit_patch(e, over, emit_here(e));
-		emit_exit(t, (s64)t->off[k] + i->len, -1);
+		emit_exit(t, (s64)t->off[k] + i->len, BRANCH_JMP);
 	}
 	return true;
 }
@@ -618,26 +734,6 @@ static bool emit_lea_insn(struct translation *t, u32 k)
 	return true;
 }
 
-/* Privileged instructions that may be followed by more of the block. */
-static bool continues_block(const struct insn *i)
-{
-	switch (i->mnemonic) {
-	case ZYDIS_MNEMONIC_PUSHF: case ZYDIS_MNEMONIC_PUSHFD: case ZYDIS_MNEMONIC_PUSHFQ:
-	case ZYDIS_MNEMONIC_RDTSC: case ZYDIS_MNEMONIC_RDTSCP: case ZYDIS_MNEMONIC_CPUID:
-	case ZYDIS_MNEMONIC_CLI: case ZYDIS_MNEMONIC_RDPID: case ZYDIS_MNEMONIC_LEAVE:
-	case ZYDIS_MNEMONIC_BT: case ZYDIS_MNEMONIC_BTS: case ZYDIS_MNEMONIC_BTR:
-	case ZYDIS_MNEMONIC_BTC: case ZYDIS_MNEMONIC_XGETBV: case ZYDIS_MNEMONIC_RDMSR:
-	case ZYDIS_MNEMONIC_IN: case ZYDIS_MNEMONIC_OUT: case ZYDIS_MNEMONIC_SWAPGS:
-	case ZYDIS_MNEMONIC_FXSAVE: case ZYDIS_MNEMONIC_FXSAVE64: case ZYDIS_MNEMONIC_XSAVE:
-	case ZYDIS_MNEMONIC_XSAVE64: case ZYDIS_MNEMONIC_RDFSBASE: case ZYDIS_MNEMONIC_RDGSBASE:
-	case ZYDIS_MNEMONIC_WRFSBASE: case ZYDIS_MNEMONIC_WRGSBASE:
-		return true;
-	default:
-		return i->cls == INSN_STRING || i->cls == INSN_DATA || i->cls == INSN_PUSH ||
-		       i->cls == INSN_POP || i->cls == INSN_LEA;
-	}
-}
-
 /* System instructions worth doing in place. */
 static bool emit_system(struct translation *t, u32 k)
 {
@@ -681,16 +777,16 @@ static bool emit_one(struct translation *t, u32 k)
 	case INSN_RET:		 return emit_ret(t, k);
 	case INSN_LOOP:		 return emit_loop(t, k);
 	case INSN_JMP:
-		emit_exit(t, branch_target(t, k), -1);
+		emit_exit(t, branch_target(t, k), BRANCH_JMP);
 		return true;
 	case INSN_JMP_INDIRECT:
 		if (!emit_indirect_target(t, k))
 			return false;
-		emit_indirect(t, &t->hot);
+		emit_indirect(&t->hot, t->half, false);
 		return true;
 	case INSN_JCC:
-		emit_exit(t, branch_target(t, k), i->cond);
-		emit_exit(t, (s64)t->off[k] + i->len, -1);
+		emit_exit(t, branch_target(t, k), BRANCH_JCC | i->cond);
+		emit_exit(t, (s64)t->off[k] + i->len, BRANCH_JMP);
 		return true;
 	case INSN_SYSTEM:	 return emit_system(t, k);
 	default:		 return false;
@@ -706,13 +802,6 @@ static void copy_code(struct translation *t, const struct soft_xlat *x)
 	t->code_off = off;
 	t->code_len = MIN((u32)PAGE_SIZE - off, (u32)CODE_COPY);
 	soft_copy(t->code, x->host, t->code_len);
-}
-
-static bool ends_block(const struct insn *i)
-{
-	return is_terminal(i) || i->cls == INSN_INVALID ||
-	       (i->cls == INSN_SYSTEM && !continues_block(i) && i->mnemonic != ZYDIS_MNEMONIC_CLD &&
-		i->mnemonic != ZYDIS_MNEMONIC_STD);
 }
 
 /* Decode from the copied bytes up to the block's end; stops before an instruction that leaves the page. */
@@ -760,41 +849,6 @@ static int decode_straddling(struct translation *t)
 	t->off[1] = t->code_off + t->in[0].len;
 	t->n = 1;
 	return SOFT_OK;
-}
-
-static u16 live_before(const struct insn *i, u16 after)
-{
-	return (u16)((after & ~i->flags_kill) | i->flags_read);
-}
-
-/* Flags live at page offset @off, by looking at what is there; all when it cannot be known. */
-static u16 peek_live(struct translation *t, s64 off)
-{
-	u16 unknown = RFLAGS_ARITH, killed = 0, read = 0;
-	struct block *b;
-	struct insn i;
-
-	if (off < 0 || off >= (s64)PAGE_SIZE)
-		return RFLAGS_ARITH;
-	b = cache_find(t->cache, (t->b->pa & PAGE_MASK) + (u64)off, t->b->mode);
-	if (b)
-		return b->flags_live ? RFLAGS_ARITH : 0;
-	for (u32 n = 0; n < PEEK_INSNS && unknown; n++) {
-		s64 pos = off - t->code_off;
-
-		if (pos < 0 || pos >= t->code_len)
-			return read | unknown;
-		insn_decode(&i, t->code + pos, MIN(t->code_len - (u32)pos, 15u), t->bits);
-		if (!i.len)
-			return read | unknown;
-		read |= i.flags_read & ~killed;
-		killed |= i.flags_kill;
-		unknown &= (u16)~killed;
-		if (ends_block(&i))
-			return read | unknown;
-		off += i.len;
-	}
-	return read | unknown;
 }
 
 static void compute_liveness(struct translation *t)
@@ -890,7 +944,7 @@ static void emit_block(struct translation *t)
 			emit_patch(&t->cold, t->skip[s], emit_here(&t->hot));
 	}
 	if (!t->ended && !is_terminal(last))
-		emit_exit(t, t->off[t->n], -1);
+		emit_exit(t, t->off[t->n], BRANCH_JMP);
 	t->b->code_size = (u32)(emit_here(&t->hot) - t->b->code);
 }
 
