@@ -8,7 +8,7 @@
  */
 #include "block/image.h"
 
-#include "block/iov.h"
+#include "base/iov.h"
 #include "block/zeros.h"
 
 #include <errno.h>

@@ -13,7 +13,7 @@
 #include "block/async.h"
 #include "block/backend.h"
 #include "block/image.h"
-#include "block/iov.h"
+#include "base/iov.h"
 
 #include <errno.h>
 #include <fcntl.h>

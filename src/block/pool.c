@@ -8,6 +8,8 @@
  */
 #include "block/async.h"
 
+#include "host/thread.h"
+
 #include <errno.h>
 #include <poll.h>
 #include <stdlib.h>
@@ -171,10 +173,10 @@ int pool_create(const struct async_target *t, struct loop *loop, pthread_mutex_t
 		return ret;
 	}
 	while (p->threads < POOL_THREADS) {
-		ret = pthread_create(&p->thread[p->threads], NULL, pool_thread, p);
+		ret = host_thread_start(&p->thread[p->threads], "disk", pool_thread, p, e);
 		if (ret) {
 			pool_destroy(&p->async);
-			return err_set(e, -ret, "cannot start a disk thread: %s", strerror(ret));
+			return ret;
 		}
 		p->threads++;
 	}

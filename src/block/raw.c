@@ -5,7 +5,7 @@
 #include "block/async.h"
 #include "block/backend.h"
 #include "block/image.h"
-#include "block/iov.h"
+#include "base/iov.h"
 
 #include "base/log.h"
 

@@ -7,7 +7,7 @@
  * The kernel may complete a transfer partly; the remainder is queued again.
  */
 #include "block/async.h"
-#include "block/iov.h"
+#include "base/iov.h"
 #include "block/zeros.h"
 
 #include <errno.h>

@@ -207,6 +207,12 @@ void virtq_unpop(struct virtqueue *vq, u16 count)
 	vq->last_avail -= count;
 }
 
+void virtq_withdraw(struct virtqueue *vq, u16 count)
+{
+	vq->used_idx -= count;
+	vq->last_avail -= count;
+}
+
 void virtq_mark_written(const struct virtqueue *vq, const gpa_t *gpa, const struct iovec *iov, u32 count,
 			u64 written)
 {

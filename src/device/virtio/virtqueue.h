@@ -121,6 +121,9 @@ void virtq_mark_written(const struct virtqueue *vq, const gpa_t *gpa, const stru
 			u64 written);
 void virtq_push_head(struct virtqueue *vq, u16 head, u64 written);
 
+/* Take back the @count chains pushed last, which are not published yet, and make them available again. */
+void virtq_withdraw(struct virtqueue *vq, u16 count);
+
 /* Make pushed chains visible. True when the driver wants an interrupt for them. */
 bool virtq_publish(struct virtqueue *vq);
 
