@@ -1,0 +1,169 @@
+"""Drive a virtual machine through its console: what the system tests and bench/run.py share.
+
+A Console starts a program on a pseudo-terminal of its own and talks to whatever it runs, the way a user
+in front of it would: wait for text, type, read the answer. Its standard error stays apart. Only programs
+started here are ever ended, by their process id.
+"""
+
+import fcntl
+import os
+import pty
+import re
+import select
+import signal
+import struct
+import subprocess
+import tempfile
+import termios
+import time
+
+ROOT = os.path.realpath(os.path.join(os.path.dirname(__file__), "../.."))
+BUILD = os.environ.get("DOPPEL_BUILD", os.path.join(ROOT, "build"))
+DOPPEL = os.environ.get("DOPPEL", os.path.join(BUILD, "doppel"))
+GUEST = os.environ.get("DOPPEL_GUEST", os.path.join(ROOT, "build/guest"))
+# Slow hosts and instrumented builds stretch every time limit by this factor.
+PATIENCE = float(os.environ.get("DOPPEL_PATIENCE", "1"))
+
+ESCAPES = re.compile(r"\x1b(?:\[[0-9;?]*[a-zA-Z]|\][^\x07]*\x07|[()][0-9A-B]|[=>78])")
+
+
+class Failure(AssertionError):
+    """The guest or the monitor did not do what the test expects; the text carries the console's end."""
+
+
+class Console:
+    """A program on a pseudo-terminal."""
+
+    def __init__(self, argv, stdin_is_tty=True):
+        self.argv = argv
+        self.text = ""
+        self.position = 0
+        self.started = time.monotonic()
+        self.stderr_file = tempfile.TemporaryFile()
+        self.master, slave = pty.openpty()
+        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 25, 200, 0, 0))
+        try:
+            self.process = subprocess.Popen(
+                argv, stdin=slave if stdin_is_tty else subprocess.DEVNULL, stdout=slave,
+                stderr=self.stderr_file, start_new_session=True)
+        finally:
+            os.close(slave)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+    def close(self):
+        """End the program if it still runs, and give back what it held."""
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+        if self.master >= 0:
+            os.close(self.master)
+            self.master = -1
+        self.stderr_file.close()
+
+    def stderr(self):
+        """All the program wrote to standard error so far."""
+        self.stderr_file.seek(0)
+        return self.stderr_file.read().decode(errors="replace")
+
+    def tail(self):
+        """The end of the console and of standard error, for messages."""
+        return "\n--- console\n" + self.text[-2500:] + "\n--- stderr\n" + self.stderr()[-1000:]
+
+    def _read(self, timeout):
+        """Take in what arrives within @timeout seconds; False at the end of the output."""
+        ready, _, _ = select.select([self.master], [], [], max(timeout, 0))
+        if not ready:
+            return True
+        try:
+            data = os.read(self.master, 65536)
+        except OSError:  # EIO: the last process closed the other side
+            return False
+        self.text += ESCAPES.sub("", data.decode(errors="replace")).replace("\r", "")
+        return bool(data)
+
+    def expect(self, pattern, timeout=60):
+        """Wait for regular expression @pattern behind the previous match; return the match."""
+        deadline = time.monotonic() + timeout * PATIENCE
+        alive = True
+        while True:
+            match = re.compile(pattern, re.M).search(self.text, self.position)
+            if match:
+                self.position = match.end()
+                return match
+            left = deadline - time.monotonic()
+            if not alive:
+                raise Failure(f"output ended without {pattern!r}{self.tail()}")
+            if left <= 0:
+                raise Failure(f"no {pattern!r} within {timeout} s{self.tail()}")
+            alive = self._read(min(left, 1))
+
+    def send(self, text):
+        """Type @text."""
+        os.write(self.master, text.encode())
+
+    def command(self, line, timeout=60, status=0):
+        """Run a shell command in the guest; return its output, fail on another exit status."""
+        # The marker is written split, so that the echo of the typed line does not match it.
+        self.send(line + "; echo @st''atus=$?\n")
+        self.expect(r"@st''atus=\$\?.*\n", timeout)
+        start = self.position
+        match = self.expect(r"@status=(\d+)\n", timeout)
+        if status is not None and int(match[1]) != status:
+            raise Failure(f"{line!r} ended with status {match[1]}{self.tail()}")
+        # A shell that was still starting shows the line twice: as the terminal's echo, then as its own.
+        return self.text[start:match.start()].rpartition("@st''atus=$?\n")[2]
+
+    def wait(self, timeout=60):
+        """Wait until the program ends by itself; return its exit status (negative: signal)."""
+        deadline = time.monotonic() + timeout * PATIENCE
+        alive = True
+        while time.monotonic() < deadline:
+            if alive:
+                alive = self._read(0.2)
+            elif self.process.poll() is None:
+                time.sleep(0.02)
+            if not alive and self.process.poll() is not None:
+                return self.process.returncode
+            if self.process.poll() is not None:
+                while alive and select.select([self.master], [], [], 0)[0]:
+                    alive = self._read(0)
+                return self.process.returncode
+        raise Failure(f"still running after {timeout} s{self.tail()}")
+
+    def interrupt(self, number=signal.SIGTERM):
+        """Send a signal to the program itself."""
+        self.process.send_signal(number)
+
+
+def kernel():
+    """The stock kernel fetched by tools/fetch-kernel."""
+    return os.path.join(GUEST, "vmlinuz")
+
+
+def initramfs():
+    """The initramfs made by tools/mkinitramfs."""
+    return os.path.join(GUEST, "initramfs.cpio")
+
+
+def doppel(*arguments, append=None, initrd=None, memory="512M"):
+    """A command line that boots the stock kernel in doppel; @append=None means no kernel at all."""
+    argv = [DOPPEL, "run", "-m", memory]
+    if append is not None:
+        argv += ["--kernel", kernel(), "--initrd", initrd or initramfs(),
+                 "--append", "console=ttyS0 panic=-1 " + append]
+    return argv + list(arguments)
+
+
+def qemu(*arguments, append=None, initrd=None, memory="512M"):
+    """The same machine under QEMU's translator, for a second opinion and for comparison."""
+    argv = ["qemu-system-x86_64", "-accel", "tcg", "-cpu", "max", "-m", memory, "-nographic",
+            "-no-reboot", "-nodefaults", "-serial", "mon:stdio"]
+    if append is not None:
+        argv += ["-kernel", kernel(), "-initrd", initrd or initramfs(),
+                 "-append", "console=ttyS0 panic=-1 " + append]
+    return argv + list(arguments)
