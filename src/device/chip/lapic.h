@@ -90,8 +90,8 @@ struct lapic_set {
 };
 
 /* State of one struct lapic, and of what the set shares. */
-extern const struct device_ops lapic_ops_device;
-extern const struct device_ops lapic_set_ops;
+extern const struct device_ops lapic_device_ops;
+extern const struct device_ops lapic_set_device_ops;
 
 /* @count local APICs, in reset state. All of @ops must be set. */
 int lapic_set_init(struct lapic_set *set, u32 count, const struct lapic_ops *ops, u64 tsc_hz,
