@@ -24,6 +24,7 @@ struct cpuid_model {
 	u32 xsave_max; /* bytes of the standard-format XSAVE area for xcr0 */
 	u64 tsc_hz;
 	u32 vcpus;
+	u32 phys_bits; /* MAXPHYADDR */
 };
 
 /* What to build the model from. */

@@ -43,6 +43,7 @@ enum {
 	IBT_BITS = 12,
 	IBT_SIZE = 1 << IBT_BITS,
 	CTX_LOG = 256,
+	FETCH_SIZE = 64,
 	SOFT_CONTEXTS = 16,
 };
 
@@ -54,7 +55,7 @@ enum {
 struct tlb_entry {
 	u64 tag_read, tag_write;
 	u64 host; /* hva of the page's first byte */
-	u64 spare;
+	u64 shift; /* log2 of the size of the page that it is a part of */
 };
 #define TLB_EMPTY(i) ((u64)((i) ^ (TLB_SIZE / 2)) << PAGE_SHIFT)
 
@@ -73,6 +74,15 @@ struct ibt_entry {
 /* Index of the privilege half: supervisor (CPL 0-2) or user. */
 enum { HALF_SUPER, HALF_USER, HALVES };
 
+/* An instruction fetch that was permitted: where the page of @tag lies. ~0: none. */
+struct soft_fetch_entry {
+	u64 tag;
+	gpa_t gpa;
+	u8 *host;
+	u64 page;
+	bool rom;
+};
+
 struct soft_ctx {
 	struct tlb_entry tlb[HALVES][TLB_SIZE];
 	struct ibt_entry ibt[HALVES][IBT_SIZE];
@@ -83,6 +93,16 @@ struct soft_ctx {
 	u64 exec_pages[64];     /* hashed set of virtual pages with entries in ibt[] */
 	u64 cr3;                /* bits 63:12 and PCID of the owner; ~0 when free */
 	u64 last_used;
+	bool ready;             /* the tables have been initialised */
+
+	/* Private to mmu.c and tlb.c. */
+	struct soft_fetch_entry fetch[HALVES][FETCH_SIZE];
+	u64 write_pages[32];    /* hashed set of RAM pages that have had a write tag */
+	/* Regions with entries from pages of 2 or 4 MiB (gva bits 30:21) and 1 GiB (35:30), and those that
+	 * instructions were fetched from (26:21, 35:30), for the lower and upper half of the addresses. */
+	u64 large[2][16], huge[2];
+	u64 exec_large[2], exec_huge[2];
+	bool has_global[2];     /* global entries in the lower, upper half */
 };
 
 /* ---- guest CPU ---- */
@@ -202,6 +222,7 @@ struct soft_cpu {
 	void *interp;    /* interp.c: decoded-instruction and thunk caches */
 	struct soft_ctx *contexts; /* SOFT_CONTEXTS of them */
 	void *ras_map;   /* mapping that holds the private stack */
+	bool has_wrgsbase; /* the host lets user code set gs.base without a system call */
 	void *alt_stack; /* for signal handlers */
 	struct thunk_slot *thunks;
 	u64 counters[32]; /* enum soft_counter */

@@ -41,6 +41,11 @@ static inline void soft_store(void *p, u64 v, u32 size)
 	}
 }
 
+static inline void soft_copy_bytes(void *to, const void *from, u64 n)
+{
+	__asm__ volatile("rep movsb" : "+D"(to), "+S"(from), "+c"(n) : : "memory");
+}
+
 /* Copy @n bytes between buffers that do not overlap; 1, 2, 4 and 8 bytes are single accesses. */
 static inline void soft_copy(void *to, const void *from, u64 n)
 {
@@ -55,7 +60,7 @@ static inline void soft_copy(void *to, const void *from, u64 n)
 		soft_store((u8 *)to + 8, high, 8);
 		return;
 	}
-	__asm__ volatile("rep movsb" : "+D"(to), "+S"(from), "+c"(n) : : "memory");
+	soft_copy_bytes(to, from, n);
 }
 
 static inline void soft_fill(void *to, u8 byte, u64 n)

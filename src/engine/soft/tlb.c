@@ -1,0 +1,409 @@
+/*
+ * Contexts: the TLBs and indirect-branch tables of address spaces, and how they are emptied.
+ *
+ * Theory of operation. A context belongs to one PCID, as the entries of a hardware TLB do; without
+ * CR4.PCIDE everything belongs to PCID 0, whose context every MOV CR3 empties. There are SOFT_CONTEXTS of
+ * them; the least recently used one is emptied for a PCID that has none, which is as good as hardware's
+ * right to forget entries at any time.
+ *
+ * Emptying costs what was filled: each table keeps a log of the entries in use, and only when that
+ * overflows is the whole table written.
+ *
+ * INVLPG must also drop what a large page contributed, at any address within it (SDM vol. 3, 4.10.4.1),
+ * and global translations under every PCID. Both are rare for the pages that INVLPG is used on, so small
+ * sets tell whether the search is needed: the regions that have entries from large pages, and whether
+ * the address's canonical half has global entries at all.
+ *
+ * The indirect-branch table depends on where the pages it leads into were mapped. Those are in the hashed
+ * set exec_pages; a flush of one of them removes the entries that lead into it.
+ *
+ * Threads: a context is changed by its vCPU's thread only, except that soft_drop_write_tags() may empty
+ * write tags of any (see mmu.c for how it and filling exclude each other), and that soft_ibt_flush_all()
+ * runs while the other vCPUs are kept out of translated code.
+ */
+#include "engine/soft/tlb.h"
+#include "engine/soft/util.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <sys/auxv.h>
+#include <sys/mman.h>
+
+#define CTX_FREE   (~0ul)
+#define CTX_BYTES  align_up(SOFT_CONTEXTS * sizeof(struct soft_ctx), PAGE_SIZE)
+#define LOG_FULL   (CTX_LOG + 1u)
+
+enum { IBT_STRADDLE = 15 }; /* an instruction's length: how far before a page one may start that enters it */
+
+/* arch/x86/include/uapi/asm/hwcap2.h and prctl.h of Linux */
+#define HWCAP2_FSGSBASE  BIT(1)
+#define SYS_ARCH_PRCTL   158
+#define ARCH_SET_GS      0x1001
+
+/* ---- emptying ---- */
+
+static void tlb_reset(struct soft_ctx *ctx, u32 half)
+{
+	if (ctx->tlb_logged[half] > CTX_LOG)
+		for (u32 i = 0; i < TLB_SIZE; i++)
+			tlb_entry_clear(ctx, half, i);
+	else
+		for (u32 n = 0; n < ctx->tlb_logged[half]; n++)
+			tlb_entry_clear(ctx, half, ctx->tlb_log[half][n]);
+	__atomic_store_n(&ctx->tlb_logged[half], 0, __ATOMIC_RELEASE);
+}
+
+static void fetch_reset(struct soft_ctx *ctx)
+{
+	for (u32 half = 0; half < HALVES; half++)
+		for (u32 i = 0; i < FETCH_SIZE; i++)
+			ctx->fetch[half][i].tag = ~0ul;
+	for (u32 i = 0; i < 2; i++)
+		ctx->exec_large[i] = ctx->exec_huge[i] = 0;
+}
+
+static void ibt_clear(struct soft_cpu *c, struct ibt_entry *e)
+{
+	e->gva = 0;
+	e->code = c->ibt_miss;
+}
+
+static void ibt_reset_half(struct soft_cpu *c, struct soft_ctx *ctx, u32 half)
+{
+	if (ctx->ibt_logged[half] > CTX_LOG)
+		for (u32 i = 0; i < IBT_SIZE; i++)
+			ibt_clear(c, &ctx->ibt[half][i]);
+	else
+		for (u32 n = 0; n < ctx->ibt_logged[half]; n++)
+			ibt_clear(c, &ctx->ibt[half][ctx->ibt_log[half][n]]);
+	ctx->ibt_logged[half] = 0;
+}
+
+static void ibt_reset(struct soft_cpu *c, struct soft_ctx *ctx)
+{
+	for (u32 half = 0; half < HALVES; half++)
+		ibt_reset_half(c, ctx, half);
+	soft_fill64(ctx->exec_pages, 0, ARRAY_SIZE(ctx->exec_pages));
+}
+
+static void ctx_reset(struct soft_cpu *c, struct soft_ctx *ctx)
+{
+	for (u32 half = 0; half < HALVES; half++)
+		tlb_reset(ctx, half);
+	fetch_reset(ctx);
+	ibt_reset(c, ctx);
+	soft_fill64(ctx->write_pages, 0, ARRAY_SIZE(ctx->write_pages));
+	soft_fill64(ctx->large, 0, sizeof(ctx->large) / sizeof(u64));
+	for (u32 i = 0; i < 2; i++) {
+		ctx->huge[i] = 0;
+		ctx->has_global[i] = false;
+	}
+	c->counters[COUNT_CONTEXT_FLUSHES]++;
+}
+
+/* Zeroed memory is not an empty context: tag 0 is page 0. */
+static void ctx_prepare(struct soft_cpu *c, struct soft_ctx *ctx)
+{
+	if (ctx->ready)
+		return;
+	for (u32 half = 0; half < HALVES; half++)
+		ctx->tlb_logged[half] = ctx->ibt_logged[half] = LOG_FULL;
+	ctx_reset(c, ctx);
+	ctx->ready = true;
+}
+
+/* ---- contexts ---- */
+
+static u64 current_pcid(const struct soft_cpu *c)
+{
+	return c->cr4 & CR4_PCIDE ? c->cr3 & CR3_PCID : 0;
+}
+
+static bool ctx_is_free(const struct soft_ctx *ctx)
+{
+	return ctx->cr3 == CTX_FREE;
+}
+
+static struct soft_ctx *ctx_find(struct soft_cpu *c, u64 pcid)
+{
+	for (u32 i = 0; i < SOFT_CONTEXTS; i++) {
+		struct soft_ctx *ctx = &c->contexts[i];
+
+		if (!ctx_is_free(ctx) && (ctx->cr3 & CR3_PCID) == pcid)
+			return ctx;
+	}
+	return NULL;
+}
+
+/* A free context, or the least recently used one, empty. */
+static struct soft_ctx *ctx_take(struct soft_cpu *c)
+{
+	struct soft_ctx *best = &c->contexts[0];
+
+	for (u32 i = 0; i < SOFT_CONTEXTS && !ctx_is_free(best); i++)
+		if (ctx_is_free(&c->contexts[i]) || c->contexts[i].last_used < best->last_used)
+			best = &c->contexts[i];
+	if (best->ready && !ctx_is_free(best))
+		ctx_reset(c, best);
+	ctx_prepare(c, best);
+	return best;
+}
+
+void soft_load_cr3(struct soft_cpu *c, u64 cr3, bool flush)
+{
+	struct soft_ctx *ctx;
+	u64 pcid;
+
+	c->cr3 = cr3 & ~CR3_NOFLUSH;
+	pcid = current_pcid(c);
+	ctx = ctx_find(c, pcid);
+	if (!ctx)
+		ctx = ctx_take(c);
+	else if (flush || !(c->cr4 & CR4_PCIDE))
+		ctx_reset(c, ctx);
+	ctx->cr3 = (c->cr3 & ~CR3_PCID) | pcid;
+	ctx->last_used = ++c->counters[COUNT_CONTEXT_SWITCHES];
+	soft_ctx_use(c, ctx);
+}
+
+void soft_ctx_use(struct soft_cpu *c, struct soft_ctx *ctx)
+{
+	c->ctx = ctx;
+	if (c->has_wrgsbase) {
+		__asm__ volatile("wrgsbase %0" : : "r"(ctx) : "memory");
+	} else {
+		long nr = SYS_ARCH_PRCTL;
+
+		__asm__ volatile("syscall"
+				 : "+a"(nr)
+				 : "D"(ARCH_SET_GS), "S"(ctx)
+				 : "rcx", "r11", "memory");
+	}
+}
+
+int soft_contexts_init(struct soft_cpu *c)
+{
+	void *p = mmap(NULL, CTX_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	if (p == MAP_FAILED)
+		return -ENOMEM;
+	c->contexts = p;
+	c->has_wrgsbase = getauxval(AT_HWCAP2) & HWCAP2_FSGSBASE;
+	for (u32 i = 0; i < SOFT_CONTEXTS; i++)
+		c->contexts[i].cr3 = CTX_FREE;
+	soft_load_cr3(c, c->cr3, true);
+	return 0;
+}
+
+void soft_contexts_destroy(struct soft_cpu *c)
+{
+	if (c->contexts)
+		munmap(c->contexts, CTX_BYTES);
+	c->contexts = c->ctx = NULL;
+}
+
+/* ---- flushes the guest asks for ---- */
+
+void soft_tlb_flush_all(struct soft_cpu *c)
+{
+	for (u32 i = 0; i < SOFT_CONTEXTS; i++) {
+		struct soft_ctx *ctx = &c->contexts[i];
+
+		if (ctx_is_free(ctx))
+			continue;
+		ctx_reset(c, ctx);
+		if (ctx != c->ctx)
+			ctx->cr3 = CTX_FREE;
+	}
+}
+
+void soft_tlb_flush_context(struct soft_cpu *c)
+{
+	ctx_reset(c, c->ctx);
+}
+
+static void drop_if_large(struct soft_ctx *ctx, u32 half, u32 i, gva_t gva)
+{
+	const struct tlb_entry *e = &ctx->tlb[half][i];
+
+	if (e->tag_read != TLB_EMPTY(i) && e->shift > PAGE_SHIFT && !((e->tag_read ^ gva) >> e->shift))
+		tlb_entry_clear(ctx, half, i);
+}
+
+/* Drop all entries that come from a large page around @gva. */
+static void flush_large(struct soft_ctx *ctx, gva_t gva)
+{
+	for (u32 half = 0; half < HALVES; half++) {
+		if (ctx->tlb_logged[half] > CTX_LOG)
+			for (u32 i = 0; i < TLB_SIZE; i++)
+				drop_if_large(ctx, half, i, gva);
+		else
+			for (u32 n = 0; n < ctx->tlb_logged[half]; n++)
+				drop_if_large(ctx, half, ctx->tlb_log[half][n], gva);
+	}
+}
+
+static bool has_large(const struct soft_ctx *ctx, gva_t gva)
+{
+	u32 half = address_half(gva);
+
+	return bitmap_test(ctx->large[half], large_bit(gva)) || ctx->huge[half] & huge_bit(gva);
+}
+
+static bool has_executed_large(const struct soft_ctx *ctx, gva_t gva)
+{
+	u32 half = address_half(gva);
+
+	return ctx->exec_large[half] & exec_large_bit(gva) || ctx->exec_huge[half] & huge_bit(gva);
+}
+
+/* Remove indirect-branch entries in the page of @gva, from offset @from on. */
+static void ibt_drop_page(struct soft_cpu *c, struct soft_ctx *ctx, gva_t gva, u32 from)
+{
+	u32 first = IBT_INDEX((gva & PAGE_MASK) + from), last = IBT_INDEX(gva | ~PAGE_MASK);
+
+	for (u32 half = 0; half < HALVES; half++)
+		for (u32 i = first; i <= last; i++) {
+			struct ibt_entry *e = &ctx->ibt[half][i];
+
+			if (!((e->gva ^ gva) & PAGE_MASK) && e->code != c->ibt_miss)
+				ibt_clear(c, e);
+		}
+}
+
+static void ctx_flush_page(struct soft_cpu *c, struct soft_ctx *ctx, gva_t gva)
+{
+	u32 i = tlb_index(gva);
+
+	for (u32 half = 0; half < HALVES; half++) {
+		struct soft_fetch_entry *f = &ctx->fetch[half][fetch_index(gva)];
+
+		if (ctx->tlb[half][i].tag_read == (gva & PAGE_MASK))
+			tlb_entry_clear(ctx, half, i);
+		if (f->tag == (gva & PAGE_MASK))
+			f->tag = ~0ul;
+	}
+	if (has_large(ctx, gva))
+		flush_large(ctx, gva);
+	if (has_executed_large(ctx, gva)) {
+		fetch_reset(ctx);
+		ibt_reset(c, ctx);
+	} else if (bitmap_test(ctx->exec_pages, exec_page_bit(gva))) {
+		ibt_drop_page(c, ctx, gva, 0);
+		/* A block may straddle into this page with its last instruction. */
+		ibt_drop_page(c, ctx, gva - PAGE_SIZE, PAGE_SIZE - IBT_STRADDLE);
+	}
+}
+
+/* Global translations are used under every PCID, so they are dropped from every context. */
+static void flush_page_globally(struct soft_cpu *c, gva_t gva)
+{
+	for (u32 i = 0; i < SOFT_CONTEXTS; i++) {
+		struct soft_ctx *ctx = &c->contexts[i];
+
+		if (ctx != c->ctx && !ctx_is_free(ctx) && ctx->has_global[address_half(gva)])
+			ctx_flush_page(c, ctx, gva);
+	}
+}
+
+void soft_tlb_flush_page(struct soft_cpu *c, gva_t gva)
+{
+	ctx_flush_page(c, c->ctx, gva);
+	flush_page_globally(c, gva);
+}
+
+void soft_invpcid(struct soft_cpu *c, u64 type, u64 pcid, gva_t gva)
+{
+	struct soft_ctx *ctx = ctx_find(c, pcid & CR3_PCID);
+
+	switch (type) {
+	case 0: /* individual address */
+		if (ctx)
+			ctx_flush_page(c, ctx, gva);
+		break;
+	case 1: /* single context */
+		if (ctx)
+			ctx_reset(c, ctx);
+		break;
+	default: /* all contexts; with (2) or without (3) global translations */
+		soft_tlb_flush_all(c);
+		break;
+	}
+}
+
+/* ---- write tags ---- */
+
+static void drop_write_tag(struct soft_ctx *ctx, u32 half, u32 i, u64 host)
+{
+	struct tlb_entry *e = &ctx->tlb[half][i];
+
+	if (__atomic_load_n(&e->host, __ATOMIC_RELAXED) == host)
+		tlb_set_tag(&e->tag_write, TLB_EMPTY(i));
+}
+
+static void ctx_drop_write_tags(struct soft_ctx *ctx, u64 host)
+{
+	for (u32 half = 0; half < HALVES; half++) {
+		u32 logged = __atomic_load_n(&ctx->tlb_logged[half], __ATOMIC_ACQUIRE);
+
+		if (logged > CTX_LOG)
+			for (u32 i = 0; i < TLB_SIZE; i++)
+				drop_write_tag(ctx, half, i, host);
+		else
+			for (u32 n = 0; n < logged; n++)
+				drop_write_tag(ctx, half, ctx->tlb_log[half][n], host);
+	}
+}
+
+void soft_drop_write_tags(struct soft_vm *vm, u64 page, u8 *host)
+{
+	/* After the flags that forbid new tags were set and before the tags are looked at. */
+	__atomic_thread_fence(__ATOMIC_SEQ_CST);
+	for (u32 n = 0; n < vm->cpus; n++) {
+		if (!vm->cpu[n])
+			continue;
+		for (u32 i = 0; i < SOFT_CONTEXTS; i++) {
+			struct soft_ctx *ctx = &vm->cpu[n]->contexts[i];
+
+			if (!ctx_is_free(ctx) &&
+			    bitmap_test(ctx->write_pages, write_page_bit(page)))
+				ctx_drop_write_tags(ctx, (u64)host);
+		}
+	}
+}
+
+/* ---- the indirect-branch table ---- */
+
+void soft_ibt_note_page(struct soft_cpu *c, gva_t gva)
+{
+	bitmap_set(c->ctx->exec_pages, exec_page_bit(gva));
+}
+
+void soft_ibt_insert(struct soft_cpu *c, u32 half, u32 mode, gva_t gva, u64 code)
+{
+	struct soft_ctx *ctx = c->ctx;
+	u32 i = IBT_INDEX(gva);
+	struct ibt_entry *e = &ctx->ibt[half][i];
+
+	if (ctx->ibt_mode[half] != mode) {
+		ibt_reset_half(c, ctx, half);
+		ctx->ibt_mode[half] = mode;
+	}
+	if (e->code == c->ibt_miss) {
+		if (ctx->ibt_logged[half] < CTX_LOG)
+			ctx->ibt_log[half][ctx->ibt_logged[half]++] = (u16)i;
+		else
+			ctx->ibt_logged[half] = LOG_FULL;
+	}
+	e->gva = gva;
+	e->code = code;
+	soft_ibt_note_page(c, gva);
+}
+
+void soft_ibt_flush_all(struct soft_vm *vm)
+{
+	for (u32 n = 0; n < vm->cpus; n++)
+		for (u32 i = 0; vm->cpu[n] && i < SOFT_CONTEXTS; i++)
+			if (vm->cpu[n]->contexts[i].ready)
+				ibt_reset(vm->cpu[n], &vm->cpu[n]->contexts[i]);
+}
