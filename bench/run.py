@@ -1,0 +1,279 @@
+#!/usr/bin/env python3
+"""Compare the same work natively, under QEMU's translator and under doppel: bench/run.py [--disk]
+
+Everything is measured in one go, in rounds: native, QEMU, doppel, native, ... so that a machine that
+slows down or speeds up during the run does so for all three. A row's figure is the median of the rounds.
+Written out: a table, BUILD/bench.json with every single measurement, BUILD/bench.svg.
+
+Rows: bench/micro.c (its own clock); boot, the wall time from starting the command to the first line of
+the guest's init; with --disk, real programs on the Debian disk of tools/mkimage (wall time seen from
+outside, so that a guest clock that runs wrong cannot flatter anyone).
+"""
+
+import argparse
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+import time
+
+sys.path.insert(0, os.path.join(os.path.dirname(__file__), "../test/system"))
+import guest  # noqa: E402
+import plot   # noqa: E402
+
+CONTENDERS = ("native", "qemu", "doppel")
+MARKER = "doppel-init: started"
+
+# A C source with much to optimise, made on the spot so that all three compile the same.
+GENERATE_C = ("seq 1 400 | sed 's/.*/int f&(int a, int *p){int s=a;for(int i=0;i<a;i++)"
+              "{s+=p[i]*&;if(s>&)s-=p[s%7];else s^=p[i%5]<<2;}return s;}/' >/tmp/bench.c")
+
+PYTHON = ("import re\\nd={}\\nfor i in range(300000):\\n k=str(i%5000)\\n d[k]=d.get(k,0)+i*3\\n"
+          "s=sorted(d.items(),key=lambda x:-x[1])\\n"
+          "t=sum(len(re.sub(\"[13]\",\"\",k))*v for k,v in s)\\nprint(t)")
+
+# name, what is done once before, what is timed
+PROGRAMS = (
+    ("python", f"printf '{PYTHON}' >/tmp/bench.py", "python3 /tmp/bench.py"),
+    ("openssl-sha256", "head -c 64M /dev/zero >/tmp/zeros", "openssl dgst -sha256 /tmp/zeros"),
+    ("openssl-aes-gcm", "true", "openssl speed -bytes 16384 -seconds 2 -evp aes-256-gcm"),
+    ("openssl-rsa2048", "true", "openssl speed -seconds 2 rsa2048"),
+    ("7z", "true", "7z b 1 -mmt1 -md18"),
+    ("gcc", GENERATE_C, "gcc -O2 -c /tmp/bench.c -o /tmp/bench.o"),
+    ("xz", "seq 1 400000 >/tmp/numbers", "xz -T1 -6 -c /tmp/numbers >/tmp/numbers.xz"),
+    ("perl", "true", "perl -e '$h{$_ % 997} .= $_ for 1..400000; print length join q(), %h'"),
+    ("shell-loop", "true", "sh -c 'i=0; while [ $i -lt 300000 ]; do i=$((i+1)); done'"),
+    ("shell-fork", "true", "sh -c 'i=0; while [ $i -lt 300 ]; do /bin/true; i=$((i+1)); done'"),
+)
+
+# Programs that run for a fixed time and tell a rate instead: pattern in the output, larger is better.
+RATES = {
+    "openssl-aes-gcm": (re.compile(r"^AES-256-GCM +([0-9.]+)k", re.M | re.I), "kB/s"),
+    "openssl-rsa2048": (re.compile(r"^rsa 2048 bits\s.*?([0-9.]+)\s+[0-9.]+\s*$", re.M), "sign/s"),
+    "7z": (re.compile(r"^Tot:\s+\d+\s+\d+\s+(\d+)", re.M), "MIPS"),
+}
+
+
+class Results:
+    """All measurements: row -> contender -> list of values, with each row's unit and direction."""
+
+    def __init__(self):
+        self.rows = {}
+
+    def add(self, name, contender, value, unit, larger_is_better=False):
+        row = self.rows.setdefault(name, {"unit": unit, "larger_is_better": larger_is_better,
+                                          "values": {}})
+        row["values"].setdefault(contender, []).append(value)
+
+    def median(self, name, contender):
+        values = self.rows[name]["values"].get(contender)
+        return statistics.median(values) if values else None
+
+    def speed(self, name, contender, reference):
+        """How fast @contender is, with @reference as 1; None if either is missing."""
+        mine, other = self.median(name, contender), self.median(name, reference)
+        if not mine or not other:
+            return None
+        return mine / other if self.rows[name]["larger_is_better"] else other / mine
+
+
+def say(text):
+    print(text, file=sys.stderr, flush=True)
+
+
+def machine(contender, *extra, append, initrd=None, memory="512M", disk=None):
+    """The command line that boots the stock kernel under @contender."""
+    if contender == "qemu":
+        drive = [f"-drive", f"file={disk},if=virtio,format=raw,snapshot=on"] if disk else []
+        return guest.qemu(*drive, *extra, append=append, initrd=initrd, memory=memory)
+    drive = ["--disk", f"path={disk},format=raw,snapshot=on"] if disk else []
+    return guest.doppel("--engine", "soft", "--console", "stdio", "--net", "none", "--no-reboot",
+                        *drive, *extra, append=append, initrd=initrd, memory=memory)
+
+
+def micro_output(contender, options, initrd):
+    """What bench/micro printed as a process here, or in a guest."""
+    if contender == "native":
+        return subprocess.run([options.micro, *options.micro_args], check=True, text=True,
+                              stdout=subprocess.PIPE).stdout
+    command = " ".join(["/bin/micro", *options.micro_args])
+    append = f'quiet doppel.net=off doppel.cmd="{command}"'
+    with guest.Console(machine(contender, append=append, initrd=initrd)) as console:
+        console.expect(r"doppel-init: status 0", 900)
+        return console.text
+
+
+def run_micro(results, options, initrd):
+    for number in range(options.rounds):
+        for contender in options.contenders:
+            say(f"micro, round {number + 1}: {contender}")
+            text = micro_output(contender, options, initrd)
+            for match in re.finditer(r"^row (\S+) ([0-9.]+) ns/(.*)$", text, re.M):
+                results.add(match[1], contender, float(match[2]), "ns/" + match[3])
+
+
+def run_boot(results, options):
+    for number in range(options.boots):
+        for contender in options.contenders:
+            if contender == "native":
+                continue
+            say(f"boot, round {number + 1}: {contender}")
+            append = 'quiet doppel.net=off doppel.cmd="true"'
+            start = time.monotonic()
+            with guest.Console(machine(contender, append=append)) as console:
+                console.expect(MARKER, 60)
+                results.add("boot", contender, (time.monotonic() - start) * 1000, "ms")
+                console.wait(60)
+
+
+class Shell:
+    """Where real programs run: a shell here, or one in a guest that booted from the disk."""
+
+    def __init__(self, contender, options):
+        if contender == "native":
+            self.console = guest.Console(["sh"])
+            self.console.send("cd /tmp; PS1=; export LC_ALL=C\n")
+            return
+        argv = machine(contender, append="root=/dev/vda rw quiet", memory="1G", disk=options.image)
+        self.console = guest.Console(argv)
+        self.console.expect("login: ", 300)
+        self.console.send("root\n")
+        self.console.expect("Password: ")
+        self.console.send("doppel\n")
+        self.console.expect(r"# ", 120)
+        self.console.command("cd /tmp; mount -t tmpfs tmp /tmp; export LC_ALL=C", 60)
+
+    def timed(self, command):
+        start = time.monotonic()
+        text = self.console.command(command, 900)
+        return time.monotonic() - start, text
+
+    def close(self):
+        self.console.close()
+
+
+def run_programs(results, options):
+    for contender in options.contenders:
+        say(f"programs: starting {contender}")
+        shell = Shell(contender, options)
+        try:
+            for name, prepare, command in PROGRAMS:
+                say(f"programs: {contender}: {name}")
+                shell.timed(prepare)
+                for _ in range(options.rounds):
+                    seconds, text = shell.timed(command + " 2>&1")
+                    if name not in RATES:
+                        results.add(name, contender, seconds * 1000, "ms")
+                        continue
+                    pattern, unit = RATES[name]
+                    match = pattern.search(text)
+                    if not match:
+                        raise guest.Failure(f"{name}: no rate in {text!r}")
+                    results.add(name, contender, float(match[1]), unit, True)
+        finally:
+            shell.close()
+
+
+def number(value):
+    if value is None:
+        return "-"
+    return f"{value:.4g}" if value < 1000 else f"{value:.0f}"
+
+
+def table(results):
+    """The table of medians and ratios, as lines."""
+    head = ("row", "native", "QEMU", "doppel", "unit", "QEMU/native", "doppel/native", "doppel/QEMU")
+    lines = [head]
+    for name, row in results.rows.items():
+        ratios = [results.speed(name, *pair) for pair in
+                  (("qemu", "native"), ("doppel", "native"), ("doppel", "qemu"))]
+        lines.append((name, *(number(results.median(name, c)) for c in CONTENDERS), row["unit"],
+                      *(number(r) for r in ratios)))
+    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
+    return ["  ".join(cell.ljust(w) if i in (0, 4) else cell.rjust(w)
+                      for i, (cell, w) in enumerate(zip(line, widths))).rstrip() for line in lines]
+
+
+def save(results, options):
+    document = {
+        "rounds": options.rounds,
+        "contenders": list(options.contenders),
+        "rows": {name: {"unit": row["unit"], "larger_is_better": row["larger_is_better"],
+                        "values": row["values"],
+                        "median": {c: results.median(name, c) for c in options.contenders}}
+                 for name, row in results.rows.items()},
+    }
+    with open(os.path.join(options.out, "bench.json"), "w", encoding="utf-8") as file:
+        json.dump(document, file, indent=1)
+        file.write("\n")
+    bars = [(name, [results.speed(name, c, "native") for c in ("qemu", "doppel")])
+            for name in results.rows]
+    bars = [(name, values) for name, values in bars if any(values)]
+    if bars:
+        svg = plot.bars("Speed against a native process (1 = native, logarithmic)",
+                        ("QEMU TCG", "doppel"), bars)
+        with open(os.path.join(options.out, "bench.svg"), "w", encoding="utf-8") as file:
+            file.write(svg)
+
+
+def prepare(options):
+    """Make sure of what the contenders need; return the initramfs with micro in it."""
+    for path in (options.micro, guest.kernel()):
+        if not os.path.exists(path):
+            sys.exit(f"bench: {path} is missing; 'make bench' builds and fetches all it needs")
+    if "doppel" in options.contenders and not os.path.exists(guest.DOPPEL):
+        sys.exit(f"bench: {guest.DOPPEL} is missing")
+    tools = os.path.join(guest.ROOT, "tools")
+    initrd = os.path.join(options.out, "bench-initramfs.cpio")
+    subprocess.run([os.path.join(tools, "mkinitramfs"), guest.GUEST, initrd,
+                    "--add", options.micro + "=/bin/micro"], check=True)
+    if not os.path.exists(guest.initramfs()):
+        subprocess.run([os.path.join(tools, "mkinitramfs"), guest.GUEST, guest.initramfs()],
+                       check=True)
+    if options.disk:
+        subprocess.run([os.path.join(tools, "mkimage"), options.image, "--kernel", guest.GUEST],
+                       check=True)
+    return initrd
+
+
+def parse_arguments():
+    parser = argparse.ArgumentParser(description="compare native, QEMU TCG and doppel")
+    parser.add_argument("--disk", action="store_true", help="also real programs on the Debian disk")
+    parser.add_argument("--no-micro", action="store_true", help="leave out micro and boot")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--boots", type=int, default=5)
+    parser.add_argument("--contenders", default=",".join(CONTENDERS))
+    parser.add_argument("--row", action="append", default=[], help="only this row of micro")
+    parser.add_argument("--pass-ms", type=int, default=50)
+    parser.add_argument("--out", default=guest.BUILD)
+    parser.add_argument("--image", default=os.path.join(guest.GUEST, "debian.img"))
+    options = parser.parse_args()
+    options.contenders = tuple(options.contenders.split(","))
+    for contender in options.contenders:
+        if contender not in CONTENDERS:
+            parser.error(f"unknown contender {contender}")
+    options.micro = os.path.join(guest.BUILD, "bench/micro")
+    options.micro_args = ["--pass-ms", str(options.pass_ms), *options.row]
+    return options
+
+
+def main():
+    options = parse_arguments()
+    initrd = prepare(options)
+    results = Results()
+    if not options.no_micro:
+        run_boot(results, options)
+        run_micro(results, options, initrd)
+    if options.disk:
+        run_programs(results, options)
+    save(results, options)
+    print("\n".join(table(results)))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (guest.Failure, subprocess.CalledProcessError, OSError) as error:
+        sys.exit(f"bench: {error}")
