@@ -169,20 +169,22 @@ static void *arena_alloc(struct cache *c, u64 size)
 	return p;
 }
 
-struct block *cache_block_alloc(struct cache *c, u32 insns)
+struct block *cache_block_alloc(struct cache *c, u32 insns, u32 exits)
 {
 	u64 used = c->arena_used;
 	struct block *b = arena_alloc(c, sizeof(*b));
 	u32 *host_off = arena_alloc(c, insns * sizeof(u32));
 	u16 *guest_off = arena_alloc(c, insns * sizeof(u16));
+	struct block_exit *exit = arena_alloc(c, exits * sizeof(struct block_exit));
 
-	if (!b || !host_off || !guest_off) {
+	if (!b || !host_off || !guest_off || !exit) {
 		c->arena_used = used;
 		return NULL;
 	}
 	memset(b, 0, sizeof(*b));
 	b->host_off = host_off;
 	b->guest_off = guest_off;
+	b->exit = exit;
 	return b;
 }
 
@@ -300,7 +302,7 @@ void cache_drop(struct soft_vm *vm, struct block *b)
 
 	while (b->incoming)
 		cache_link(c, b->incoming, NULL);
-	for (u32 k = 0; k < 2; k++)
+	for (u32 k = 0; k < b->exits; k++)
 		if (b->exit[k].to)
 			cache_link(c, &b->exit[k], NULL);
 	unhash(c, b);

@@ -30,12 +30,14 @@ struct block_exit {
 	u64 unlinked;    /* where site leads while unlinked */
 	u16 target;      /* page offset of the target */
 	bool backward;   /* goes through the target's poll */
+	bool single;     /* leads to the MODE_SINGLE variant */
 };
 
 struct block {
 	struct block *hash_next, *page_next[2];
 	struct block_exit *incoming;
-	struct block_exit exit[2];
+	struct block_exit *exit; /* [exits] */
+	u32 exits;
 	gpa_t pa;
 	s64 page[2];      /* physmap page indices; [1] is BLOCK_NO_PAGE unless the block straddles */
 	gpa_t second;     /* gpa of the second page */
@@ -78,8 +80,9 @@ struct cache {
 /* Look up a live block. */
 struct block *cache_find(struct cache *c, gpa_t pa, u32 mode);
 
-/* Metadata for one translation: a zeroed block with tables for @insns; NULL when full. */
-struct block *cache_block_alloc(struct cache *c, u32 insns);
+/* Metadata for one translation: a zeroed block with tables for so many instructions and exits; NULL when
+ * full. */
+struct block *cache_block_alloc(struct cache *c, u32 insns, u32 exits);
 
 /* Start emitting hot and cold code; *hot and *cold are bounded by what is free. */
 void cache_emit_begin(struct cache *c, struct emit *hot, struct emit *cold);

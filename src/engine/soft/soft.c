@@ -295,9 +295,9 @@ static int check_second_page(struct soft_cpu *c, const struct block *b, bool *sa
 }
 
 /* With the lock held and vector state parked. */
-static int find_or_translate(struct soft_cpu *c, const struct soft_xlat *x, struct block **out)
+static int find_or_translate(struct soft_cpu *c, const struct soft_xlat *x, u32 mode, struct block **out)
 {
-	struct block *b = cache_find(c->vm->cache, x->gpa, c->mode);
+	struct block *b = cache_find(c->vm->cache, x->gpa, mode);
 	int status = SOFT_OK;
 	bool same;
 
@@ -312,7 +312,7 @@ static int find_or_translate(struct soft_cpu *c, const struct soft_xlat *x, stru
 	}
 	while (!b) {
 		soft_fpu_park(c);
-		b = soft_translate_block(c, x, &status);
+		b = soft_translate_block(c, x, mode, &status);
 		if (status != SOFT_OK)
 			return status;
 		if (!b)
@@ -323,9 +323,9 @@ static int find_or_translate(struct soft_cpu *c, const struct soft_xlat *x, stru
 }
 
 /*
- * The block at c->rip, entered into the indirect-branch table. SOFT_OK with *out NULL: rip is not in RAM.
+ * The block at c->rip in c->mode, or its MODE_SINGLE variant. SOFT_OK with *out NULL: rip is not in RAM.
  */
-static int find_block(struct soft_cpu *c, struct block **out)
+static int find_block(struct soft_cpu *c, u32 variant, struct block **out)
 {
 	u32 half = c->mode & MODE_USER ? HALF_USER : HALF_SUPER;
 	struct soft_xlat x;
@@ -339,8 +339,8 @@ static int find_block(struct soft_cpu *c, struct block **out)
 	if (status != SOFT_OK || !x.host)
 		return status;
 	pthread_mutex_lock(&c->vm->lock);
-	status = find_or_translate(c, &x, out);
-	if (status == SOFT_OK) {
+	status = find_or_translate(c, &x, c->mode | variant, out);
+	if (status == SOFT_OK && !variant) {
 		soft_ibt_insert(c, half, c->mode, c->rip, (*out)->code);
 		if ((*out)->page[1] != BLOCK_NO_PAGE)
 			soft_ibt_note_page(c, c->rip + PAGE_SIZE);
@@ -350,21 +350,20 @@ static int find_block(struct soft_cpu *c, struct block **out)
 }
 
 /* Translated code left through an unlinked direct exit: find its target and patch the branch. */
-static int link_exit(struct soft_cpu *c)
+static int link_exit(struct soft_cpu *c, struct block **to)
 {
 	struct block_exit *x = (struct block_exit *)c->link;
 	u32 generation = c->vm->cache->generation;
-	struct block *to;
-	int status = find_block(c, &to);
+	int status = find_block(c, x->single ? MODE_SINGLE : 0, to);
 
-	if (status != SOFT_OK || !to)
+	if (status != SOFT_OK || !*to)
 		return status;
 	pthread_mutex_lock(&c->vm->lock);
-	if (generation == c->vm->cache->generation && !x->from->dead && !to->dead &&
-	    x->from->mode == to->mode) {
-		if (to->page[1] == BLOCK_NO_PAGE)
-			cache_link(c->vm->cache, x, to);
-		else
+	if (generation == c->vm->cache->generation && !x->from->dead && !(*to)->dead &&
+	    !((x->from->mode ^ (*to)->mode) & ~(u32)MODE_SINGLE)) {
+		if ((*to)->page[1] == BLOCK_NO_PAGE)
+			cache_link(c->vm->cache, x, *to);
+		else if (!x->single)
 			soft_exit_indirectly(c, x);
 		c->counters[COUNT_LINKS]++;
 	}
@@ -427,10 +426,14 @@ u32 soft_miss(struct soft_cpu *c, gva_t address, u32 site)
 	if ((address & ~PAGE_MASK) + size <= PAGE_SIZE && soft_canonical(address)) {
 		int status = soft_tlb_fill(c, address, soft_acc(c, kind), &filled);
 
-		if (status == SOFT_FAULT && !(site & SITE_MASKED))
-			return leave_with(LEAVE_FAULT);
 		if (status == SOFT_OK && filled)
 			return 0;
+		if (status == SOFT_FAULT && !(site & (SITE_MASKED | SITE_GROUP)))
+			return leave_with(LEAVE_FAULT);
+	}
+	if (site & SITE_GROUP) {
+		c->counters[COUNT_GROUP_FALLBACKS]++;
+		return leave_with(LEAVE_LINK);
 	}
 	return interpret_site(c, site);
 }
@@ -458,33 +461,60 @@ static int interpret(struct soft_cpu *c)
 	return status;
 }
 
-/* Run the block at rip; SOFT_OK when translated code came back for the next one. */
-static int run_translated(struct soft_cpu *c)
+/* Into translated code at @code; LEAVE_LOOKUP at once when the cache is about to be flushed. */
+static int enter(struct soft_cpu *c, u64 code, u64 index2)
 {
 	u32 half = c->mode & MODE_USER ? HALF_USER : HALF_SUPER;
-	struct ibt_entry *entry = &c->ctx->ibt[half][IBT_INDEX(c->rip)];
+	u32 generation = c->vm->cache->generation;
+	int why;
+
+	soft_fpu_live(c);
+	atomic_store(&c->in_code, true);
+	if (atomic_load(&c->exit_req) & REQ_PAUSE || generation != c->vm->cache->generation) {
+		atomic_store(&c->in_code, false);
+		return LEAVE_LOOKUP;
+	}
+	*(u64 *)c->ras_base = c->vm->cache->entry.ras_bottom[half];
+	why = soft_enter(c, code, index2);
+	atomic_store_explicit(&c->in_code, false, memory_order_release);
+	return why;
+}
+
+/* The translated code for rip by the indirect-branch table; 0 when it is not there. */
+static u64 probe_table(const struct soft_cpu *c)
+{
+	u32 half = c->mode & MODE_USER ? HALF_USER : HALF_SUPER;
+	const struct ibt_entry *entry = &c->ctx->ibt[half][IBT_INDEX(c->rip)];
+
+	return c->ctx->ibt_mode[half] == c->mode && entry->gva == c->rip && entry->code != c->ibt_miss ?
+		       entry->code :
+		       0;
+}
+
+/* Run translated code from rip on; SOFT_OK when it came back for the next block. */
+static int run_translated(struct soft_cpu *c)
+{
+	u64 code = probe_table(c);
 	struct block *b;
 	int status, why;
 
-	if (c->ctx->ibt_mode[half] != c->mode || entry->gva != c->rip || entry->code == c->ibt_miss) {
-		status = find_block(c, &b);
+	if (code) {
+		why = enter(c, code, IBT_INDEX(c->rip) * 2);
+	} else {
+		status = find_block(c, 0, &b);
 		if (status != SOFT_OK)
 			return status;
 		if (!b)
 			return interpret(c);
-		entry = &c->ctx->ibt[half][IBT_INDEX(c->rip)];
+		why = enter(c, b->code + b->enter, 0);
 	}
-	soft_fpu_live(c);
-	atomic_store_explicit(&c->in_code, true, memory_order_seq_cst);
-	if (atomic_load(&c->exit_req) & REQ_PAUSE || entry->gva != c->rip) {
-		atomic_store(&c->in_code, false);
-		return SOFT_OK;
+	while (why == LEAVE_LINK) {
+		status = link_exit(c, &b);
+		if (status != SOFT_OK || !b)
+			return status;
+		why = enter(c, b->code + b->enter, 0);
 	}
-	*(u64 *)c->ras_base = c->vm->cache->entry.ras_bottom[half];
-	why = soft_enter(c, entry->code, IBT_INDEX(c->rip) * 2);
-	atomic_store_explicit(&c->in_code, false, memory_order_release);
 	switch (why) {
-	case LEAVE_LINK:       return link_exit(c);
 	case LEAVE_INTERPRET:  return interpret(c);
 	case LEAVE_FAULT:      return SOFT_FAULT;
 	case LEAVE_EXIT:       return SOFT_EXIT;

@@ -1,0 +1,453 @@
+/*
+ * Effective addresses, memory checks, and groups of accesses that share one check.
+ *
+ * A single check ends in the host page (HOST_S2) and the page offset (HOST_S1). Accesses whose addresses
+ * differ by constants only (the stack above all) form a group: one check covers the whole range, before
+ * the first of them, and further up where flags are dead if they are live there. When a group's check
+ * fails for good (the range crosses a page, is not all writable, or is device memory), execution goes to
+ * a variant of the block, from that instruction on, with single checks.
+ */
+#include "engine/soft/translation.h"
+
+#include "engine/soft/translate.h"
+
+#include <Zydis/Zydis.h>
+
+struct ea insn_ea(const struct translation *t, u32 k)
+{
+	const struct insn *i = &t->in[k];
+	struct ea ea = {.seg = i->seg, .base = i->base, .index = i->index, .scale = i->scale,
+			.bits = (u8)(i->addrsize * 8), .rip_relative = i->is_rip_relative,
+			.disp = i->disp};
+
+	if (ea.rip_relative)
+		ea.disp += t->off[k] + i->len;
+	return ea;
+}
+
+struct ea stack_ea(const struct translation *t, s64 disp)
+{
+	return (struct ea){.seg = SEG_SS, .base = RSP, .index = NO_REG, .scale = 1,
+			   .bits = (u8)t->bits, .disp = disp};
+}
+
+static bool has_segment_base(const struct ea *ea)
+{
+	return ea->seg == SEG_FS || ea->seg == SEG_GS;
+}
+
+bool ea_is_supported(const struct translation *t, const struct ea *ea)
+{
+	if (ea->bits == 16 || (ea->rip_relative && ea->bits != 64))
+		return false;
+	if (ea->disp != (s32)ea->disp)
+		return ea->base == NO_REG && ea->index == NO_REG && !ea->rip_relative &&
+		       t->bits == 64;
+	return true;
+}
+
+void emit_offset(struct emit *e, const struct ea *ea, u8 dst, u32 bits)
+{
+	u8 base = ea->base, index = ea->index;
+
+	if (ea->rip_relative) {
+		emit_load_cpu(e, HOST_S1, CPU_DISP(e, code_va));
+		emit_lea(e, bits, dst, HOST_S1, NO_REG, 1, (s32)ea->disp);
+		return;
+	}
+	if (ea->disp != (s32)ea->disp || (base == NO_REG && index == NO_REG)) {
+		emit_mov_imm64(e, dst, bits == 32 ? (u32)ea->disp : (u64)ea->disp);
+		return;
+	}
+	if (base != NO_REG)
+		base = use_reg(e, base, HOST_S1);
+	if (index != NO_REG)
+		index = use_reg(e, index, HOST_S2);
+	emit_lea(e, bits, dst, base, index, ea->scale, (s32)ea->disp);
+}
+
+/* The linear address into HOST_S1. */
+static void emit_linear(struct translation *t, struct emit *e, const struct ea *ea)
+{
+	emit_offset(e, ea, HOST_S1, ea->bits);
+	if (!has_segment_base(ea))
+		return;
+	emit_load_cpu(e, HOST_S2, CPU_DISP(e, seg[0].base) +
+					  (s32)sizeof(struct cpu_segment) * ea->seg);
+	emit_lea(e, t->bits, HOST_S1, HOST_S1, HOST_S2, 1, 0);
+}
+
+
+static s32 tlb_disp(const struct translation *t, u32 member)
+{
+	return (s32)(offsetof(struct soft_ctx, tlb) + t->half * sizeof(struct tlb_entry) * TLB_SIZE +
+		     member);
+}
+
+static u32 tag_member(bool write)
+{
+	return write ? offsetof(struct tlb_entry, tag_write) : offsetof(struct tlb_entry, tag_read);
+}
+
+static void emit_rorx(struct emit *e, u8 dst, u8 src, u8 count)
+{
+	emit_u8(e, 0xc4);
+	emit_u8(e, (u8)((dst & 8 ? 0 : 0x80) | 0x40 | (src & 8 ? 0 : 0x20) | 3));
+	emit_u8(e, 0xfb); /* W1, vvvv unused, pp = F2 */
+	emit_u8(e, 0xf0);
+	emit_u8(e, (u8)(0xc0 | (dst & 7) << 3 | (src & 7)));
+	emit_u8(e, count);
+}
+
+static void emit_and32_imm(struct emit *e, u8 reg, u32 imm)
+{
+	emit_u8(e, 0x41);
+	emit_u8(e, 0x81);
+	emit_u8(e, (u8)(0xe0 | (reg & 7)));
+	emit_u32(e, imm);
+}
+
+static void emit_cmp64_imm(struct emit *e, u8 reg, u32 imm)
+{
+	emit_u8(e, 0x49);
+	emit_u8(e, 0x81);
+	emit_u8(e, (u8)(0xf8 | (reg & 7)));
+	emit_u32(e, imm);
+}
+
+void emit_not(struct emit *e, u8 reg)
+{
+	emit_u8(e, reg & 8 ? 0x49 : 0x48);
+	emit_u8(e, 0xf7);
+	emit_u8(e, (u8)(0xd0 | (reg & 7)));
+}
+
+/* jrcxz over @bytes */
+void emit_jrcxz(struct emit *e, u8 bytes)
+{
+	emit_u8(e, 0xe3);
+	emit_u8(e, bytes);
+}
+
+/* Flags dead: HOST_S1 becomes the page offset, HOST_S2 the host page. Returns the branch to patch. */
+static u8 *emit_lookup(struct translation *t, u32 size, bool write)
+{
+	struct emit *e = &t->hot;
+	u8 *slow;
+
+	emit_rorx(e, HOST_S2, HOST_S1, PAGE_SHIFT - 5);
+	emit_and32_imm(e, HOST_S2, (TLB_SIZE - 1) << 5);
+	emit_gs_op(e, 0x33, HOST_S1, HOST_S2, 1, tlb_disp(t, tag_member(write)));
+	emit_cmp64_imm(e, HOST_S1, (u32)PAGE_SIZE - size);
+	slow = emit_jcc_forward(e, COND_A);
+	emit_gs_op(e, 0x8b, HOST_S2, HOST_S2, 1, tlb_disp(t, offsetof(struct tlb_entry, host)));
+	return slow;
+}
+
+/* The same with flags preserved. rcx is parked in spill[0] when the slow path is taken. */
+static u8 *emit_lookup_flags_live(struct translation *t, u32 size, bool write)
+{
+	struct emit *e = &t->hot;
+	u8 *slow;
+
+	emit_pext_cpu(e, HOST_S2, HOST_S1, CPU_DISP(e, tlb_index_mask));
+	emit_store_cpu(e, CPU_DISP(e, spill[0]), RCX);
+	emit_lea(e, 64, HOST_S2, NO_REG, HOST_S2, 4, 0);
+	emit_gs_op(e, 0x8b, RCX, HOST_S2, 8, tlb_disp(t, tag_member(write)));
+	emit_not(e, RCX);
+	emit_lea(e, 64, HOST_S1, HOST_S1, RCX, 1, 1);
+	emit_lea(e, 64, RCX, HOST_S1, NO_REG, 1, (s32)size - 1);
+	emit_pext_cpu(e, RCX, RCX, CPU_DISP(e, page_mask));
+	emit_jrcxz(e, 5);
+	slow = emit_jmp_forward(e);
+	emit_load_cpu(e, RCX, CPU_DISP(e, spill[0]));
+	emit_gs_op(e, 0x8b, HOST_S2, HOST_S2, 8, tlb_disp(t, offsetof(struct tlb_entry, host)));
+	return slow;
+}
+
+
+/* Check [address, address + size) before instruction @k; the slow path branch is returned. */
+static u8 *emit_any_lookup(struct translation *t, u32 k, const struct ea *ea, u32 size, bool write)
+{
+	emit_linear(t, &t->hot, ea);
+	return t->live[k] ? emit_lookup_flags_live(t, size, write) : emit_lookup(t, size, write);
+}
+
+static struct host_mem emit_single_check(struct translation *t, u32 k, const struct ea *ea, u32 size,
+					 bool write)
+{
+	struct emit *cold = &t->cold;
+	u64 retry = emit_here(&t->hot);
+	u32 info = site_info(t, k) | (size - 1) << SITE_SIZE_SHIFT;
+	u8 *slow = emit_any_lookup(t, k, ea, size, write);
+
+	emit_patch(&t->hot, slow, emit_here(cold));
+	if (t->live[k])
+		emit_load_cpu(cold, RCX, CPU_DISP(cold, spill[0]));
+	emit_linear(t, cold, ea);
+	info |= (write ? SITE_WRITE : 0) | (t->in[k].masked ? SITE_MASKED : 0) |
+		(insn_is_terminal(&t->in[k]) ? SITE_TERMINAL : 0);
+	emit_mov_imm32(cold, HOST_S2, info);
+	emit_call(cold, t->cache->entry.miss);
+	emit_jmp(cold, retry);
+	if (t->skips == MAX_SKIPS)
+		t->hot.overflow = true;
+	else
+		t->skip[t->skips++] = emit_jmp_forward(cold);
+	t->loaded = NO_GROUP;
+	return (struct host_mem){.base = HOST_S2, .index = HOST_S1};
+}
+
+struct host_mem emit_check(struct translation *t, u32 k, const struct ea *ea, u32 size, bool write)
+{
+	u32 n = t->access++;
+	u8 g = n < 2 ? t->group_of[k][n] : NO_GROUP;
+
+	if (g == NO_GROUP || !t->group[g].used)
+		return emit_single_check(t, k, ea, size, write);
+	if (t->loaded != g)
+		emit_load_cpu(&t->hot, HOST_S2, CPU_DISP(&t->hot, group[0]) + 8 * (s32)g);
+	t->loaded = g;
+	return (struct host_mem){.base = HOST_S2, .index = NO_REG,
+				 .disp = (s32)(t->group_off[k][n] - t->group[g].lo)};
+}
+
+struct host_mem emit_check_one(struct translation *t, u32 k, const struct ea *ea, u32 size, bool write)
+{
+	struct host_mem m = emit_check(t, k, ea, size, write);
+
+	if (m.index == NO_REG)
+		return m;
+	emit_lea(&t->hot, 64, HOST_S2, m.base, m.index, 1, 0);
+	return (struct host_mem){.base = HOST_S2, .index = NO_REG};
+}
+
+/* ---- groups ---- */
+
+/* Byte range that the group's check covers, as an address before instruction @k. */
+static struct ea group_ea(const struct translation *t, const struct group *g, u32 k)
+{
+	struct ea ea = {.seg = g->seg, .base = g->base, .index = NO_REG, .scale = 1,
+			.bits = (u8)t->bits, .disp = g->lo - t->base_off[g->base][k]};
+
+	if (g->base == GROUP_RIP) {
+		ea.base = NO_REG;
+		ea.rip_relative = true;
+	}
+	return ea;
+}
+
+static void emit_group_check(struct translation *t, u32 k, u32 n)
+{
+	struct group *g = &t->group[n];
+	struct ea ea = group_ea(t, g, k);
+	struct emit *hot = &t->hot, *cold = &t->cold;
+	u64 retry = emit_here(hot);
+	u32 size = (u32)(g->hi - g->lo);
+	struct block_exit *x = &t->b->exit[t->exits++];
+	u8 *slow = emit_any_lookup(t, k, &ea, size, g->write);
+
+	emit_lea(hot, 64, HOST_S2, HOST_S2, HOST_S1, 1, 0);
+	emit_store_cpu(hot, CPU_DISP(hot, group[0]) + 8 * (s32)n, HOST_S2);
+	t->loaded = (u8)n;
+	emit_patch(hot, slow, emit_here(cold));
+	if (t->live[k])
+		emit_load_cpu(cold, RCX, CPU_DISP(cold, spill[0]));
+	emit_align(cold, 4, 1);
+	*x = (struct block_exit){.from = t->b, .site = emit_jmp_forward(cold), .target = (u16)t->off[k],
+				 .single = true, .unlinked = emit_here(cold)};
+	emit_patch(cold, x->site, x->unlinked);
+	emit_mov_imm64(cold, HOST_S2, (u64)x);
+	emit_store_cpu(cold, CPU_DISP(cold, link), HOST_S2);
+	emit_linear(t, cold, &ea);
+	emit_mov_imm32(cold, HOST_S2, site_info(t, k) | (size - 1) << SITE_SIZE_SHIFT | SITE_GROUP |
+					      (g->write ? SITE_WRITE : 0));
+	emit_call(cold, t->cache->entry.miss);
+	emit_jmp(cold, retry);
+}
+
+void emit_group_checks(struct translation *t, u32 k)
+{
+	for (u32 n = 0; n < t->groups; n++)
+		if (t->group[n].used && t->group[n].check_at == k)
+			emit_group_check(t, k, n);
+}
+
+/* An access that can be a group's member. */
+struct access {
+	u8 base; /* enum gpr or GROUP_RIP */
+	u8 seg;
+	s64 disp;
+	u32 size;
+	bool write, groupable;
+};
+
+static struct access operand_access(const struct translation *t, u32 k)
+{
+	const struct insn *i = &t->in[k];
+	struct ea ea = insn_ea(t, k);
+
+	return (struct access){
+		.base = ea.rip_relative ? (u8)GROUP_RIP : ea.base, .seg = ea.seg, .disp = ea.disp,
+		.size = i->mem_size, .write = i->mem_write,
+		.groupable = ea_is_supported(t, &ea) && ea.index == NO_REG &&
+			     (ea.base != NO_REG || ea.rip_relative) && ea.bits == t->bits &&
+			     !has_segment_base(&ea) && i->mem_size && i->mem_size <= 64 && !i->masked};
+}
+
+static struct access stack_access(const struct translation *t, u8 base, s64 disp, bool write)
+{
+	return (struct access){.base = base, .seg = SEG_SS, .disp = disp, .size = t->bits / 8,
+			       .write = write, .groupable = true};
+}
+
+/* The accesses of instruction @k in the order in which emission checks them. */
+static u32 list_accesses(const struct translation *t, u32 k, struct access out[2])
+{
+	const struct insn *i = &t->in[k];
+	s64 size = t->bits / 8;
+	u32 n = 0;
+
+	switch (i->cls) {
+	case INSN_DATA: case INSN_JMP_INDIRECT:
+		if (i->has_mem)
+			out[n++] = operand_access(t, k);
+		break;
+	case INSN_PUSH: case INSN_CALL: case INSN_CALL_INDIRECT:
+		if (i->has_mem)
+			out[n++] = operand_access(t, k);
+		out[n++] = stack_access(t, RSP, -size, true);
+		break;
+	case INSN_POP: case INSN_RET:
+		if (!i->has_mem)
+			out[n++] = stack_access(t, RSP, 0, false);
+		break;
+	case INSN_SYSTEM:
+		if (i->mnemonic == ZYDIS_MNEMONIC_LEAVE)
+			out[n++] = stack_access(t, RBP, 0, false);
+		break;
+	default:
+		break;
+	}
+	return n;
+}
+
+/* Does instruction @k add a constant to @reg and nothing else? */
+static bool adds_constant(const struct translation *t, u32 k, u8 reg, s64 *by)
+{
+	const struct insn *i = &t->in[k];
+	s64 size = t->bits / 8;
+
+	switch (i->cls) {
+	case INSN_PUSH:
+		*by = -size;
+		return reg == RSP && i->opsize == size;
+	case INSN_POP:
+		*by = size;
+		return reg == RSP && i->opsize == size && !i->has_mem &&
+		       i->opcode_reg.reg != RSP && i->rm.reg != RSP;
+	case INSN_LEA:
+		*by = i->disp;
+		return i->reg.reg == reg && i->base == reg && i->index == NO_REG &&
+		       i->opsize == size && i->addrsize == size;
+	case INSN_DATA:
+		if (i->has_mem || !i->has_imm || i->rm.reg != reg || i->rm.size != size)
+			return false;
+		*by = i->mnemonic == ZYDIS_MNEMONIC_SUB ? -i->imm : i->imm;
+		return i->mnemonic == ZYDIS_MNEMONIC_ADD || i->mnemonic == ZYDIS_MNEMONIC_SUB;
+	default:
+		return false;
+	}
+}
+
+/* Put access @a (of instruction @k, @n-th) into the open group of its base, or open one. */
+static void join_group(struct translation *t, u32 k, u32 n, const struct access *a, u8 open[GROUP_BASES],
+		       const u8 since[GROUP_BASES])
+{
+	s64 lo = a->disp + t->base_off[a->base][k], hi = lo + a->size;
+	struct group *g = open[a->base] == NO_GROUP ? NULL : &t->group[open[a->base]];
+
+	if (g && MAX(g->hi, hi) - MIN(g->lo, lo) > GROUP_SPAN)
+		g = NULL;
+	if (!g) {
+		if (t->groups == MAX_GROUPS)
+			return;
+		open[a->base] = (u8)t->groups;
+		g = &t->group[t->groups++];
+		*g = (struct group){.base = a->base, .seg = a->seg, .since = since[a->base],
+				    .first = (u8)k, .lo = lo, .hi = hi};
+	}
+	g->lo = MIN(g->lo, lo);
+	g->hi = MAX(g->hi, hi);
+	g->write |= a->write;
+	g->members++;
+	t->group_of[k][n] = (u8)(g - t->group);
+	t->group_off[k][n] = lo;
+}
+
+/* Registers that instruction @k changes: their groups end, unless a constant is added. */
+static void track_bases(struct translation *t, u32 k, u8 open[GROUP_BASES], u8 since[GROUP_BASES])
+{
+	const struct insn *i = &t->in[k];
+	u32 changed = i->gpr_write;
+
+	if (i->cls == INSN_SYSTEM || i->cls == INSN_STRING)
+		changed = 0xffff;
+	for (u8 r = 0; r < GROUP_BASES; r++) {
+		s64 by = 0, off = t->base_off[r][k];
+
+		if (r < GPR_COUNT && changed & 1u << r) {
+			if (adds_constant(t, k, r, &by)) {
+				off += by;
+			} else {
+				open[r] = NO_GROUP;
+				since[r] = (u8)(k + 1);
+				off = 0;
+			}
+		}
+		if (k + 1 < t->n)
+			t->base_off[r][k + 1] = off;
+	}
+}
+
+/* Decide where each group's check stands and which groups pay. */
+static void place_checks(struct translation *t)
+{
+	for (u32 n = 0; n < t->groups; n++) {
+		struct group *g = &t->group[n];
+		u32 at = g->first;
+
+		while (at > g->since && t->live[at])
+			at--;
+		if (t->live[at])
+			at = g->first;
+		g->check_at = (u8)at;
+		g->used = g->members > 1 || (t->live[g->first] && !t->live[at]);
+		/* The check's address must be expressible. */
+		if (g->lo - t->base_off[g->base][at] != (s32)(g->lo - t->base_off[g->base][at]))
+			g->used = false;
+	}
+}
+
+void find_groups(struct translation *t)
+{
+	u8 open[GROUP_BASES], since[GROUP_BASES];
+	struct access list[2];
+
+	t->groups = 0;
+	for (u32 r = 0; r < GROUP_BASES; r++) {
+		open[r] = NO_GROUP;
+		since[r] = 0;
+		t->base_off[r][0] = 0;
+	}
+	for (u32 k = 0; k < t->n; k++) {
+		u32 count = list_accesses(t, k, list);
+
+		t->group_of[k][0] = t->group_of[k][1] = NO_GROUP;
+		for (u32 n = 0; n < count && !(t->mode & MODE_SINGLE); n++)
+			if (list[n].groupable)
+				join_group(t, k, n, &list[n], open, since);
+		track_bases(t, k, open, since);
+	}
+	place_checks(t);
+}

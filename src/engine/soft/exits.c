@@ -1,0 +1,312 @@
+/*
+ * Ways out of a block: direct and indirect branches, calls and returns, and what is live behind them.
+ *
+ * A branch within the guest page is a jump that cache_link() patches; one to another page, and every
+ * indirect one, goes through the indirect-branch table of the current context.
+ */
+#include "engine/soft/translate.h"
+#include "engine/soft/translation.h"
+
+#include <Zydis/Zydis.h>
+
+static u16 live_before(const struct insn *i, u16 after)
+{
+	return (u16)((after & ~i->flags_kill) | i->flags_read);
+}
+
+/* Flags live at page offset @off, by looking at what is there; all when it cannot be known. */
+u16 peek_live(struct translation *t, s64 off)
+{
+	u16 unknown = RFLAGS_ARITH, killed = 0, read = 0;
+	struct block *b;
+	struct insn i;
+
+	if (off < 0 || off >= (s64)PAGE_SIZE)
+		return RFLAGS_ARITH;
+	b = cache_find(t->cache, (t->pa & PAGE_MASK) + (u64)off, t->mode & ~(u32)MODE_SINGLE);
+	if (b)
+		return b->flags_live ? RFLAGS_ARITH : 0;
+	for (u32 n = 0; n < PEEK_INSNS && unknown; n++) {
+		s64 pos = off - t->code_off;
+
+		if (pos < 0 || pos >= t->code_len)
+			return read | unknown;
+		insn_decode(&i, t->code + pos, MIN(t->code_len - (u32)pos, 15u), t->bits);
+		if (!i.len)
+			return read | unknown;
+		read |= i.flags_read & ~killed;
+		killed |= i.flags_kill;
+		unknown &= (u16)~killed;
+		if (insn_ends_block(&i))
+			return read | unknown;
+		off += i.len;
+	}
+	return read | unknown;
+}
+
+void compute_liveness(struct translation *t)
+{
+	const struct insn *last = &t->in[t->n - 1];
+	u16 live = RFLAGS_ARITH;
+
+	if (last->cls == INSN_JCC)
+		live = peek_live(t, branch_target(t, t->n - 1)) | peek_live(t, t->off[t->n]);
+	else if (last->cls == INSN_JMP || last->cls == INSN_CALL)
+		live = peek_live(t, branch_target(t, t->n - 1));
+	else if (!insn_ends_block(last))
+		live = peek_live(t, t->off[t->n]);
+	t->live[t->n] = live;
+	for (u32 k = t->n; k-- > 0;) {
+		live = live_before(&t->in[k], live);
+		t->live[k] = live;
+	}
+}
+
+/* rip of page offset @off (any distance) into HOST_S1. */
+void emit_rip(struct translation *t, struct emit *e, s64 off)
+{
+	emit_load_cpu(e, HOST_S1, CPU_DISP(e, code_va));
+	emit_lea(e, t->bits, HOST_S1, HOST_S1, NO_REG, 1, (s32)off);
+}
+
+void emit_leave(struct translation *t, struct emit *e, enum soft_leave why)
+{
+	emit_mov_imm32(e, HOST_S2, why);
+	emit_jmp(e, t->cache->entry.leave);
+}
+
+static u8 *emit_branch(struct emit *e, u32 branch)
+{
+	if (branch == BRANCH_CALL)
+		emit_call(e, emit_here(e));
+	else if (branch == BRANCH_JMP)
+		return emit_jmp_forward(e);
+	else
+		return emit_jcc_forward(e, branch & 15);
+	return e->p - 4;
+}
+
+/* A branch to another page goes through the table. */
+static void emit_exit_across(struct translation *t, s64 off, u32 branch)
+{
+	struct emit *e = &t->hot;
+	u8 *site;
+
+	if (branch == BRANCH_JMP || branch == BRANCH_CALL) {
+		emit_rip(t, e, off);
+		emit_indirect(e, t->half, branch == BRANCH_CALL);
+		return;
+	}
+	site = emit_branch(e, branch);
+	emit_patch(e, site, emit_here(&t->cold));
+	emit_rip(t, &t->cold, off);
+	emit_indirect(&t->cold, t->half, false);
+}
+
+/* Exit by @branch to page offset @off, which may lie on another page. */
+void emit_exit(struct translation *t, s64 off, u32 branch)
+{
+	struct emit *hot = &t->hot, *cold = &t->cold;
+	struct block_exit *x;
+	u8 *site;
+
+	if (off < 0 || off >= (s64)PAGE_SIZE) {
+		emit_exit_across(t, off, branch);
+		return;
+	}
+	emit_align(hot, 4, branch == BRANCH_JMP || branch == BRANCH_CALL ? 1 : 2);
+	x = &t->b->exit[t->exits++];
+	site = emit_branch(hot, branch);
+	*x = (struct block_exit){.from = t->b, .site = site, .unlinked = emit_here(cold),
+				 .target = (u16)off, .backward = off <= t->off[t->n - 1]};
+	emit_patch(hot, site, x->unlinked);
+	emit_rip(t, cold, off);
+	emit_mov_imm64(cold, HOST_S2, (u64)x);
+	emit_store_cpu(cold, CPU_DISP(cold, link), HOST_S2);
+	emit_leave(t, cold, LEAVE_LINK);
+}
+
+void soft_exit_indirectly(struct soft_cpu *c, struct block_exit *x)
+{
+	struct cache *cache = c->vm->cache;
+	static _Thread_local struct translation t;
+	u64 at;
+
+	t.c = c;
+	t.cache = cache;
+
+	t.bits = x->from->mode & MODE_BITS_64 ? 64 : 32;
+	t.half = x->from->mode & MODE_USER ? HALF_USER : HALF_SUPER;
+	cache_emit_begin(cache, &t.hot, &t.cold);
+	at = emit_here(&t.cold);
+	emit_rip(&t, &t.cold, x->target);
+	emit_indirect(&t.cold, t.half, false);
+	if (t.cold.overflow)
+		return;
+	cache->cold = (u64)(t.cold.p - cache->rw);
+	x->unlinked = at;
+	cache_link(cache, x, NULL);
+}
+
+s64 branch_target(const struct translation *t, u32 k)
+{
+	return (s64)t->off[k] + t->in[k].len + t->in[k].imm;
+}
+
+void emit_adjust_sp(struct translation *t, s32 by)
+{
+	emit_lea(&t->hot, t->bits, HOST_SP, HOST_SP, NO_REG, 1, by);
+}
+
+/* Push the address of the next instruction; it is left in HOST_S1. */
+static void emit_push_return(struct translation *t, u32 k)
+{
+	u32 size = t->bits / 8;
+	struct ea ea = stack_ea(t, -(s64)size);
+	struct host_mem m = emit_check_one(t, k, &ea, size, true);
+
+	emit_rip(t, &t->hot, (s64)t->off[k] + t->in[k].len);
+	emit_store(&t->hot, m, HOST_S1, size);
+	emit_adjust_sp(t, -(s32)size);
+}
+
+/*
+ * Calls and returns use the host's, so that its return predictor works for the guest: the call keeps
+ * the guest return address under the host's on the private stack. A return arrives behind the call with
+ * the popped guest address in HOST_S1; if that is not the one kept, it is looked up like any other.
+ */
+static void emit_return_point(struct translation *t, u32 k)
+{
+	s64 next = (s64)t->off[k] + t->in[k].len;
+	struct emit *e = &t->hot, *cold = &t->cold;
+	bool live = peek_live(t, next) != 0;
+	u8 *other;
+
+	emit_pop_host(e, HOST_S2);
+	if (next >= (s64)PAGE_SIZE) {
+		emit_indirect(e, t->half, false);
+		return;
+	}
+	if (live) {
+		emit_store_cpu(e, CPU_DISP(e, spill[0]), RCX);
+		emit_mov(e, RCX, HOST_S2);
+		emit_not(e, RCX);
+		emit_lea(e, 64, RCX, RCX, HOST_S1, 1, 1);
+		emit_jrcxz(e, 5);
+		other = emit_jmp_forward(e);
+		emit_load_cpu(e, RCX, CPU_DISP(e, spill[0]));
+	} else {
+		emit_cmp(e, HOST_S1, HOST_S2);
+		other = emit_jcc_forward(e, COND_NE);
+	}
+	emit_patch(e, other, emit_here(cold));
+	if (live)
+		emit_load_cpu(cold, RCX, CPU_DISP(cold, spill[0]));
+	emit_indirect(cold, t->half, false);
+	emit_lea(e, 64, HOST_S2, HOST_S1, NO_REG, 1, -(s32)next);
+	emit_store_cpu(e, CPU_DISP(e, code_va), HOST_S2);
+	emit_exit(t, next, BRANCH_JMP);
+}
+
+bool emit_call_direct(struct translation *t, u32 k)
+{
+	emit_push_return(t, k);
+	emit_push_host(&t->hot, HOST_S1);
+	emit_exit(t, branch_target(t, k), BRANCH_CALL);
+	emit_return_point(t, k);
+	return true;
+}
+
+/* The target of an indirect branch to spill[1]. */
+static bool emit_indirect_target(struct translation *t, u32 k)
+{
+	const struct insn *i = &t->in[k];
+	struct emit *e = &t->hot;
+	u32 size = t->bits / 8;
+
+	if (i->has_mem) {
+		struct ea ea = insn_ea(t, k);
+		struct host_mem m;
+
+		if (!ea_is_supported(t, &ea) || i->mem_size != size)
+			return false;
+		m = emit_check(t, k, &ea, size, false);
+		emit_load(e, HOST_S1, m, size);
+	} else {
+		u8 reg;
+
+		if (i->rm.reg == NO_REG || i->rm.size != size)
+			return false;
+		reg = use_reg(e, i->rm.reg, HOST_S1);
+		if (reg != HOST_S1)
+			(t->bits == 64 ? emit_mov : emit_mov32)(e, HOST_S1, reg);
+	}
+	return true;
+}
+
+bool emit_call_indirect(struct translation *t, u32 k)
+{
+	struct emit *e = &t->hot;
+
+	if (!emit_indirect_target(t, k))
+		return false;
+	emit_store_cpu(e, CPU_DISP(e, spill[1]), HOST_S1);
+	emit_push_return(t, k);
+	emit_push_host(e, HOST_S1);
+	emit_load_cpu(e, HOST_S1, CPU_DISP(e, spill[1]));
+	emit_indirect(e, t->half, true);
+	emit_return_point(t, k);
+	return true;
+}
+
+bool emit_jmp_indirect(struct translation *t, u32 k)
+{
+	if (!emit_indirect_target(t, k))
+		return false;
+	emit_indirect(&t->hot, t->half, false);
+	return true;
+}
+
+bool emit_ret(struct translation *t, u32 k)
+{
+	const struct insn *i = &t->in[k];
+	u32 size = t->bits / 8;
+	struct ea ea = stack_ea(t, 0);
+	struct host_mem m;
+
+	if (t->bits == 32 && i->opsize != 4)
+		return false;
+	m = emit_check(t, k, &ea, size, false);
+	emit_load(&t->hot, HOST_S1, m, size);
+	emit_adjust_sp(t, (s32)size + (i->has_imm ? (s32)(u16)i->imm : 0));
+	emit_u8(&t->hot, 0xc3); /* to an emit_return_point(), or to the stack's bottom */
+	return true;
+}
+
+bool emit_loop(struct translation *t, u32 k)
+{
+	const struct insn *i = &t->in[k];
+	struct emit *e = &t->hot;
+	u8 *over;
+
+	if (i->addrsize != t->bits / 8)
+		return false;
+	if (i->mnemonic == ZYDIS_MNEMONIC_LOOPE || i->mnemonic == ZYDIS_MNEMONIC_LOOPNE)
+		return false;
+	if (i->mnemonic == ZYDIS_MNEMONIC_LOOP)
+		emit_lea(e, t->bits, RCX, RCX, NO_REG, 1, -1);
+	if (t->bits == 32)
+		emit_u8(e, 0x67); /* ecx */
+	emit_jrcxz(e, 5);
+	over = emit_jmp_forward(e);
+	if (i->mnemonic == ZYDIS_MNEMONIC_LOOP) {
+		emit_exit(t, (s64)t->off[k] + i->len, BRANCH_JMP);
+		emit_patch(e, over, emit_here(e));
+		emit_exit(t, branch_target(t, k), BRANCH_JMP);
+	} else {
+		emit_exit(t, branch_target(t, k), BRANCH_JMP);
+		emit_patch(e, over, emit_here(e));
+		emit_exit(t, (s64)t->off[k] + i->len, BRANCH_JMP);
+	}
+	return true;
+}

@@ -1,0 +1,116 @@
+/*
+ * One block while it is being translated: shared by translate.c, check.c and exits.c.
+ */
+#pragma once
+
+#include "engine/soft/cache.h"
+
+enum { COND_B = 2, COND_E = 4, COND_NE = 5, COND_A = 7 };
+enum { MAX_SKIPS = 8, PEEK_INSNS = 8, CODE_COPY = 1024, MAX_GROUPS = 8, GROUP_SPAN = 512, NO_GROUP = 0xff,
+       GROUP_RIP = GPR_COUNT, GROUP_BASES };
+
+/*
+ * Memory accesses with the same base register (its value changing by constants at most), checked once.
+ * The check is made before instruction @check_at, where flags are dead if possible; it leaves the host
+ * address of the lowest byte in cpu->group[].
+ */
+struct group {
+	u8 base;     /* enum gpr, or GROUP_RIP */
+	u8 seg;
+	u8 since;    /* first instruction before which the base is known relative to the range */
+	u8 first;    /* first member */
+	u8 check_at; /* instruction before which the check stands */
+	u8 members;
+	bool write;
+	bool used;
+	s64 lo, hi;  /* byte range, relative to the base before instruction @since */
+	struct block_exit *exit; /* to the block variant without groups, for when the check fails */
+};
+
+struct translation {
+	struct soft_cpu *c;
+	struct cache *cache;
+	struct block *b;
+	struct emit hot, cold;
+	u32 mode;
+	u32 bits;
+	u32 half;
+	u32 n;                             /* instructions */
+	struct insn in[BLOCK_MAX_INSNS];
+	u32 off[BLOCK_MAX_INSNS + 1];      /* page offset of each; may pass PAGE_SIZE at the end */
+	u16 live[BLOCK_MAX_INSNS + 1];     /* arithmetic flags live before each */
+	u8 *skip[MAX_SKIPS];               /* cold jumps to the next instruction */
+	u32 skips;
+	u32 exits;
+	bool ended;                        /* the last instruction emitted its own way out */
+	s64 page[2];                       /* as in struct block */
+	gpa_t pa, second;
+	u32 groups;
+	struct group group[MAX_GROUPS];
+	u8 group_of[BLOCK_MAX_INSNS][2];   /* group of each access of each instruction, in order */
+	s64 group_off[BLOCK_MAX_INSNS][2]; /* and its offset in the range */
+	s64 base_off[GROUP_BASES][BLOCK_MAX_INSNS]; /* constants added to each base since it is known */
+	u32 access;                        /* next access of the current instruction */
+	u8 loaded;                         /* group whose host address HOST_S2 holds, or NO_GROUP */
+	u32 code_len, code_off;            /* bytes at code[], page offset of its first byte */
+	u8 code[CODE_COPY + 16];
+};
+
+/* An effective address before segmentation. */
+struct ea {
+	u8 seg, base, index, scale, bits;
+	bool rip_relative; /* disp is then relative to the page of the block */
+	s64 disp;
+};
+
+/* ---- translate.c ---- */
+
+bool insn_is_terminal(const struct insn *i);
+bool insn_ends_block(const struct insn *i);
+u32 site_info(const struct translation *t, u32 k);
+s32 reg_disp(const struct emit *e, u8 reg);
+bool is_slot(u8 reg);
+u8 host_reg(u8 guest);
+/* Host register with guest @reg's value: its own, or @scratch loaded from its slot. */
+u8 use_reg(struct emit *e, u8 reg, u8 scratch);
+
+/* ---- check.c: effective addresses, memory checks, groups ---- */
+
+struct ea insn_ea(const struct translation *t, u32 k);
+struct ea stack_ea(const struct translation *t, s64 disp);
+bool ea_is_supported(const struct translation *t, const struct ea *ea);
+
+/* lea @dst, [address]; clobbers HOST_S1 and HOST_S2. Leaves flags alone. */
+void emit_offset(struct emit *e, const struct ea *ea, u8 dst, u32 bits);
+
+/*
+ * Check the next access of instruction @k. Returns its host address: HOST_S2 + HOST_S1, or HOST_S2 and a
+ * displacement. emit_check_one() leaves HOST_S1 free.
+ */
+struct host_mem emit_check(struct translation *t, u32 k, const struct ea *ea, u32 size, bool write);
+struct host_mem emit_check_one(struct translation *t, u32 k, const struct ea *ea, u32 size, bool write);
+
+void find_groups(struct translation *t);
+/* The checks that stand before instruction @k. */
+void emit_group_checks(struct translation *t, u32 k);
+
+void emit_not(struct emit *e, u8 reg);
+void emit_jrcxz(struct emit *e, u8 bytes); /* over @bytes */
+
+/* ---- exits.c: ways out of a block ---- */
+
+/* First byte of a branch: JMP, CALL, or the second byte of a near Jcc. */
+enum { BRANCH_JMP = 0xe9, BRANCH_CALL = 0xe8, BRANCH_JCC = 0x80 };
+
+void emit_rip(struct translation *t, struct emit *e, s64 off);
+void emit_leave(struct translation *t, struct emit *e, enum soft_leave why);
+void emit_exit(struct translation *t, s64 off, u32 branch);
+s64 branch_target(const struct translation *t, u32 k);
+u16 peek_live(struct translation *t, s64 off);
+bool emit_call_direct(struct translation *t, u32 k);
+bool emit_call_indirect(struct translation *t, u32 k);
+bool emit_jmp_indirect(struct translation *t, u32 k);
+bool emit_ret(struct translation *t, u32 k);
+bool emit_loop(struct translation *t, u32 k);
+void emit_adjust_sp(struct translation *t, s32 by);
+void compute_liveness(struct translation *t);
