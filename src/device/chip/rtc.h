@@ -34,7 +34,6 @@ struct rtc {
 	u64 offset_ns;          /* guest time = host_clock_ns() + offset_ns, since 1970; wraps */
 	u64 utc_ns;             /* saved form of offset_ns: guest time now */
 	u64 seen_ns;            /* guest time up to which the flags of register C are worked out */
-	u64 start_offset_ns;    /* offset_ns at power-up */
 	struct irq_line irq;
 	bool irq_level;
 	struct loop *loop;

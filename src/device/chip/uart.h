@@ -26,15 +26,18 @@ enum {
 };
 
 struct uart {
-	u8 ier, iir_thri; /* interrupt enables; transmitter-empty interrupt pending */
-	u8 fcr, lcr, mcr, lsr_errors, msr, scr;
+	u8 ier, fcr, lcr, mcr, msr, scr; /* as the guest reads or wrote them */
+	u8 lsr_errors;   /* error bits of LSR since it was last read */
+	bool thre_event; /* the transmitter-empty interrupt is pending */
 	u16 divisor;
 	u8 fifo[UART_FIFO_SIZE];
-	u32 head, count; /* read position (masked on use) and fill of fifo */
-	bool throttled;  /* the back end was left with bytes to deliver */
+	u8 head, count; /* read position (masked on use) and fill of fifo */
 
+	/* Not part of the saved state: uart_flush() and the back end see to it. */
 	u8 tx[UART_TX_BUFFER];
 	u32 tx_count;
+	u32 room;       /* atomic: what the back end may deliver now */
+	bool throttled; /* room was zero: tell the back end when it no longer is */
 
 	bool irq_level;
 	struct irq_line irq;
