@@ -313,6 +313,7 @@ int virtio_pci_attach(struct virtio_device *d, struct pci_host *pci, struct err 
 {
 	static const struct pci_bar registers = {
 		.size = BAR_SIZE, .is_64bit = true, .ops = &register_ops};
+	static const struct pci_bar msix = {.size = PAGE_SIZE};
 	u16 type = (u16)d->ops->type;
 	int ret;
 
@@ -321,6 +322,7 @@ int virtio_pci_attach(struct virtio_device *d, struct pci_host *pci, struct err 
 	d->pci.dev = d;
 	d->pci.pin = 1;
 	pci_function_bar(&d->pci, BAR_REGISTERS, &registers);
+	pci_function_bar(&d->pci, BAR_MSIX, &msix);
 	pci_function_msix(&d->pci, BAR_MSIX, d->queue_count + 1);
 	add_capabilities(d);
 	d->pci.config_reading = config_reading;
