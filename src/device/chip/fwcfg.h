@@ -18,7 +18,9 @@ enum {
 	FWCFG_FILES = 32,      /* greatest number of files */
 	FWCFG_NAME = 56,       /* bytes of a file name with its final zero */
 	FWCFG_LEGACY = 0x20,   /* selectors below the files */
-	FWCFG_ITEMS = FWCFG_LEGACY + FWCFG_FILES,
+	FWCFG_ARCH = 0x8000,   /* architecture-specific selectors, FWCFG_ARCH_ITEMS of them */
+	FWCFG_ARCH_ITEMS = 8,
+	FWCFG_ITEMS = FWCFG_LEGACY + FWCFG_FILES + FWCFG_ARCH_ITEMS,
 };
 
 /* Well-known selectors. */
@@ -67,7 +69,7 @@ extern const struct device_ops fwcfg_ops;
 int fwcfg_init(struct fwcfg *f, struct bus *bus, const struct physmap *pm, struct err *e);
 void fwcfg_destroy(struct fwcfg *f);
 
-/* Set an item (a copy of @data). -EINVAL for a key out of range, -ENOMEM. */
+/* Set an item (a copy of @data): a well-known key or FWCFG_ARCH + n. -EINVAL for another key, -ENOMEM. */
 int fwcfg_set(struct fwcfg *f, u16 key, const void *data, u32 len);
 int fwcfg_set_u16(struct fwcfg *f, u16 key, u16 value);
 int fwcfg_set_u32(struct fwcfg *f, u16 key, u32 value);

@@ -30,14 +30,16 @@ struct i8042_config {
 };
 
 struct i8042 {
-	u8 command_byte;
+	u8 ram[32];         /* controller memory; byte 0 is the command byte */
 	u8 output_port;
 	u8 pending;         /* controller command that waits for its data byte; 0: none */
+	bool last_was_command; /* status bit 3: the last write went to port 0x64 */
 	u8 output;          /* byte at port 0x60 */
 	bool output_full, output_from_aux;
-	u8 ram[32];         /* controller memory, byte 0 is the command byte */
-	struct i8042_queue controller, keyboard, mouse;
-	u8 keyboard_pending; /* keyboard command that waits for its parameter */
+	struct i8042_queue controller;     /* answers of the controller itself */
+	struct i8042_queue controller_aux; /* the same, to look like the mouse's */
+	struct i8042_queue keyboard, mouse;
+	u8 keyboard_pending; /* keyboard command that waits for its parameter; 0: none */
 	u8 keyboard_leds, keyboard_set, keyboard_rate;
 	bool keyboard_scanning;
 	u8 mouse_pending, mouse_rate, mouse_resolution;
@@ -49,5 +51,6 @@ extern const struct device_ops i8042_ops;
 
 int i8042_init(struct i8042 *k, struct bus *bus, const struct i8042_config *config, struct err *e);
 
-/* A key event as scan codes of set 2 translated by the caller's table; false when the queue is full. */
+/* A key event, as the bytes that shall appear at port 0x60. False when the keyboard is off or its queue
+ * has no room for all of them. */
 bool i8042_key(struct i8042 *k, const u8 *codes, u32 count);
