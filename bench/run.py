@@ -27,10 +27,10 @@ CONTENDERS = ("native", "qemu", "doppel")
 MARKER = "doppel-init: started"
 
 # A C source with much to optimise, made on the spot so that all three compile the same.
-GENERATE_C = ("seq 1 400 | sed 's/.*/int f&(int a, int *p){int s=a;for(int i=0;i<a;i++)"
+GENERATE_C = ("seq 1 120 | sed 's/.*/int f&(int a, int *p){int s=a;for(int i=0;i<a;i++)"
               "{s+=p[i]*&;if(s>&)s-=p[s%7];else s^=p[i%5]<<2;}return s;}/' >/tmp/bench.c")
 
-PYTHON = ("import re\\nd={}\\nfor i in range(300000):\\n k=str(i%5000)\\n d[k]=d.get(k,0)+i*3\\n"
+PYTHON = ("import re\\nd={}\\nfor i in range(600000):\\n k=str(i%%5000)\\n d[k]=d.get(k,0)+i*3\\n"
           "s=sorted(d.items(),key=lambda x:-x[1])\\n"
           "t=sum(len(re.sub(\"[13]\",\"\",k))*v for k,v in s)\\nprint(t)")
 
