@@ -2,10 +2,11 @@
  * Theory of operation
  *
  * Regions of a space are kept sorted and disjoint, so a lookup is one binary search. An access that
- * lies inside one region, is aligned to its own width and has a width the device takes goes straight
- * to the device; this is every access a sane driver makes. Anything else is cut in halves until it is
- * such an access or a single byte; a byte that is still too narrow is widened for reads and dropped
- * for writes. Recursion is at most three deep, because no access is wider than eight bytes.
+ * lies inside one region, is aligned to its own width and has a width the device takes goes
+ * straight to the device; this is every access a sane driver makes. Anything else is cut in halves
+ * until it is such an access or a single byte; a byte that is still too narrow is widened for reads
+ * and dropped for writes. Recursion is at most three deep, because no access is wider than eight
+ * bytes.
  */
 #include "bus/bus.h"
 

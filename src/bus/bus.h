@@ -1,8 +1,8 @@
 /*
  * Port and memory I/O dispatch.
  *
- * A bus has two address spaces. A device puts regions into them; a region says which access widths it
- * takes and the bus converts: wider accesses are split, narrower ones widened (reads) or refused
+ * A bus has two address spaces. A device puts regions into them; a region says which access widths
+ * it takes and the bus converts: wider accesses are split, narrower ones widened (reads) or refused
  * (ignored, logged). Unclaimed reads return all ones, unclaimed writes vanish, as on a PC.
  *
  * Threads: the caller of bus_read/bus_write holds the machine lock; regions change only under it.

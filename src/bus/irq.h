@@ -22,7 +22,8 @@ static inline void irq_pulse(struct irq_line line)
 	line.set(line.opaque, line.pin, false);
 }
 
-/* Where message-signalled interrupts go (PCI 3.0, 6.8): the address and data of one memory write. */
+/* Where message-signalled interrupts go (PCI 3.0, 6.8): the address and data of one memory write.
+ */
 struct msi_sink {
 	void (*send)(void *opaque, u64 address, u32 data);
 	void *opaque;

@@ -6,9 +6,9 @@
  * messages that a mask had held back. All of these compare what should be with what is, so they can
  * be called after any change, a reset or a restore.
  *
- * A BAR is on the bus when its decode bit is set and its range is free. The guest may place BARs over
- * each other or over other devices: then the one that came first keeps the range, and whenever a range
- * becomes free every BAR that wants one is tried again.
+ * A BAR is on the bus when its decode bit is set and its range is free. The guest may place BARs
+ * over each other or over other devices: then the one that came first keeps the range, and whenever
+ * a range becomes free every BAR that wants one is tried again.
  */
 #include "bus/pci.h"
 
@@ -68,7 +68,7 @@ enum {
 	CONFIG_DATA = 0xcfc,
 	CONFIG_ENABLE = BIT(31),
 	RESET_PORT_OFFSET = 1,
-	ECAM_SIZE = 1 << 20,     /* one bus, PCI Express 2.0, 7.2.2 */
+	ECAM_SIZE = 1 << 20, /* one bus, PCI Express 2.0, 7.2.2 */
 	PORT_SPACE_SIZE = 0x10000,
 };
 
@@ -106,7 +106,7 @@ bool pci_bus_master(const struct pci_function *f)
 	return command(f) & COMMAND_MASTER;
 }
 
-/* Base address registers --------------------------------------------------------------------------- */
+/* Base address registers -------------------------------------------------- */
 
 static u32 bar_offset(u32 i)
 {
@@ -178,7 +178,7 @@ static void bars_update(struct pci_function *f)
 			bar_map(h->slot[s], i);
 }
 
-/* Interrupts --------------------------------------------------------------------------------------- */
+/* Interrupts -------------------------------------------------------------- */
 
 static u16 msix_control(const struct pci_function *f)
 {
@@ -297,7 +297,7 @@ static void msix_bar_write(void *dev, u64 off, u32 size, u64 value)
 static const struct bus_ops msix_bar_ops = {
 	.read = msix_bar_read, .write = msix_bar_write, .min = 4, .max = 8};
 
-/* Configuration space ------------------------------------------------------------------------------ */
+/* Configuration space ----------------------------------------------------- */
 
 static void config_changed(struct pci_function *f)
 {
@@ -409,7 +409,7 @@ static void data_write(void *dev, u64 off, u32 size, u64 value)
 
 static const struct bus_ops data_ops = {.read = data_read, .write = data_write, .min = 1, .max = 4};
 
-/* Functions ---------------------------------------------------------------------------------------- */
+/* Functions --------------------------------------------------------------- */
 
 static void ignore_config_written(struct pci_function *f, u32 off, u32 len)
 {
@@ -418,8 +418,8 @@ static void ignore_config_written(struct pci_function *f, u32 off, u32 len)
 	(void)len;
 }
 
-void pci_function_init(struct pci_function *f, const char *name, u16 vendor, u16 device, u32 class_rev,
-		       u16 subsys_vendor, u16 subsys)
+void pci_function_init(struct pci_function *f, const char *name, u16 vendor, u16 device,
+		       u32 class_rev, u16 subsys_vendor, u16 subsys)
 {
 	memset(f, 0, sizeof(*f));
 	f->name = name;
@@ -547,7 +547,7 @@ const struct device_ops pci_function_ops = {
 		  .loaded = function_loaded},
 };
 
-/* The host bridge ---------------------------------------------------------------------------------- */
+/* The host bridge --------------------------------------------------------- */
 
 static void bridge_init(struct pci_host *h)
 {

@@ -8,7 +8,7 @@
 static u32 element_size(enum field_type type)
 {
 	static const u8 size[] = {
-		[FIELD_U8] = 1,	 [FIELD_U16] = 2,  [FIELD_U32] = 4,
+		[FIELD_U8] = 1,  [FIELD_U16] = 2,  [FIELD_U32] = 4,
 		[FIELD_U64] = 8, [FIELD_BOOL] = 1, [FIELD_BYTES] = 1,
 	};
 
@@ -168,7 +168,8 @@ static int take_device(struct reader *r, const struct device_ops *ops, void *dev
 	    !take(r, &count, sizeof(count)))
 		return err_set(e, -EINVAL, "%s: the saved state is of another device", ops->name);
 	if (version != ops->state.version || count != ops->state.count)
-		return err_set(e, -EINVAL, "%s: state version %u with %u fields, expected %u with %u",
+		return err_set(e, -EINVAL,
+			       "%s: state version %u with %u fields, expected %u with %u",
 			       ops->name, version, count, ops->state.version, ops->state.count);
 	for (u32 i = 0; i < count; i++) {
 		if (!take_field(r, &ops->state.field[i], dev, e)) {

@@ -2,9 +2,9 @@
  * What every device shares: a name, a reset, and a table of its state.
  *
  * A device is behaviour (const device_ops) plus an instance that its owner embeds. The field table
- * names every piece of guest-visible state; save, restore, print, compare and the property tests are
- * all driven by it, so a device writes no code of its own for them. Devices are created and destroyed by
- * the machine, which attaches them to buses and lines in visible order.
+ * names every piece of guest-visible state; save, restore, print, compare and the property tests
+ * are all driven by it, so a device writes no code of its own for them. Devices are created and
+ * destroyed by the machine, which attaches them to buses and lines in visible order.
  *
  * Saved form, little endian, the same for every device:
  *
@@ -28,24 +28,33 @@ struct field {
 	u32 offset;       /* in the instance */
 	u32 count;        /* elements, or bytes for FIELD_BYTES */
 	enum field_type type;
-	u64 max;          /* greatest valid value; 0 means any the type can hold */
-	u32 stride;       /* bytes from one element to the next; 0 means adjacent */
+	u64 max;    /* greatest valid value; 0 means any the type can hold */
+	u32 stride; /* bytes from one element to the next; 0 means adjacent */
 };
 
-#define FIELD(type_, struct_, member_) \
-	{ .name = #member_, .offset = offsetof(struct_, member_), .count = 1, .type = type_ }
-#define FIELD_ARRAY(type_, struct_, member_)                                          \
-	{ .name = #member_, .offset = offsetof(struct_, member_),                     \
-	  .count = ARRAY_SIZE(((struct_ *)0)->member_), .type = type_ }
-#define FIELD_MAX(type_, struct_, member_, max_) \
-	{ .name = #member_, .offset = offsetof(struct_, member_), .count = 1, .type = type_, .max = max_ }
+#define FIELD(type_, struct_, member_)                                                            \
+	{                                                                                         \
+		.name = #member_, .offset = offsetof(struct_, member_), .count = 1, .type = type_ \
+	}
+#define FIELD_ARRAY(type_, struct_, member_)                                \
+	{                                                                   \
+		.name = #member_, .offset = offsetof(struct_, member_),     \
+		.count = ARRAY_SIZE(((struct_ *)0)->member_), .type = type_ \
+	}
+#define FIELD_MAX(type_, struct_, member_, max_)                                                   \
+	{                                                                                          \
+		.name = #member_, .offset = offsetof(struct_, member_), .count = 1, .type = type_, \
+		.max = max_                                                                        \
+	}
 /* Member @member_ of every element of the array of structs @array_. */
-#define FIELD_EACH(type_, struct_, array_, member_)                                   \
+#define FIELD_EACH(type_, struct_, array_, member_) \
 	FIELD_EACH_MAX(type_, struct_, array_, member_, 0)
-#define FIELD_EACH_MAX(type_, struct_, array_, member_, max_)                         \
-	{ .name = #array_ "." #member_, .offset = offsetof(struct_, array_[0].member_), \
-	  .count = ARRAY_SIZE(((struct_ *)0)->array_), .type = type_, .max = max_,    \
-	  .stride = sizeof(((struct_ *)0)->array_[0]) }
+#define FIELD_EACH_MAX(type_, struct_, array_, member_, max_)                                 \
+	{                                                                                     \
+		.name = #array_ "." #member_, .offset = offsetof(struct_, array_[0].member_), \
+		.count = ARRAY_SIZE(((struct_ *)0)->array_), .type = type_, .max = max_,      \
+		.stride = sizeof(((struct_ *)0)->array_[0])                                   \
+	}
 
 struct device_state {
 	const struct field *field; /* NULL: the device has no state */
@@ -80,8 +89,8 @@ void device_reset(const struct device_ops *ops, void *dev);
 int device_save(const struct device_ops *ops, void *dev, struct device_buf *b);
 
 /*
- * Restore @dev from the saved form at @data; *@used says how many bytes it took. 0, or -EINVAL with @e
- * filled in; then @dev is unchanged, unless its own loaded() hook refused.
+ * Restore @dev from the saved form at @data; *@used says how many bytes it took. 0, or -EINVAL with
+ * @e filled in; then @dev is unchanged, unless its own loaded() hook refused.
  */
 int device_load(const struct device_ops *ops, void *dev, const u8 *data, u64 len, u64 *used,
 		struct err *e);

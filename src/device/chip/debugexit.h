@@ -9,7 +9,8 @@
 enum { DEBUGEXIT_PORT = 0x501 };
 
 struct debugexit {
-	void (*exit)(void *opaque, u32 value); /* QEMU's convention: process status (value << 1) | 1 */
+	void (*exit)(void *opaque,
+		     u32 value); /* QEMU's convention: process status (value << 1) | 1 */
 	void *opaque;
 };
 

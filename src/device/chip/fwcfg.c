@@ -2,8 +2,8 @@
  * Theory of operation
  *
  * Items are byte arrays; the guest selects one and reads it front to back, byte by byte at the data
- * port or in bulk by DMA. What lies beyond the end of an item reads as zero, as does an item that does
- * not exist. The file directory is itself an item and is rebuilt when a file is added.
+ * port or in bulk by DMA. What lies beyond the end of an item reads as zero, as does an item that
+ * does not exist. The file directory is itself an item and is rebuilt when a file is added.
  *
  * The DMA descriptor is copied in once and then used. A transfer may exceed its item by PADDING_MAX
  * bytes at most, so a guest cannot keep the machine lock by asking for gigabytes of zeros.
@@ -178,7 +178,7 @@ static const struct bus_ops port_ops = {.read = port_read, .write = port_write, 
 static const struct bus_ops dma_ops = {
 	.read = dma_port_read, .write = dma_port_write, .min = 4, .max = 4};
 
-/* Items -------------------------------------------------------------------------------------------- */
+/* Items ------------------------------------------------------------------- */
 
 static int replace(struct fwcfg_item *item, const void *data, u32 len)
 {
@@ -260,7 +260,7 @@ int fwcfg_add_file(struct fwcfg *f, const char *name, const void *data, u32 len)
 	return build_directory(f);
 }
 
-/* State -------------------------------------------------------------------------------------------- */
+/* State ------------------------------------------------------------------- */
 
 static void fwcfg_reset(void *dev)
 {

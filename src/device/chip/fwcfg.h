@@ -1,8 +1,8 @@
 /*
  * The fw_cfg interface by which firmware asks the monitor for configuration, tables and kernels.
  *
- * Ports 0x510 (selector), 0x511 (data) and 0x514 (DMA address). Items are read-only for the guest; a DMA
- * write fails as the specification wants for such items.
+ * Ports 0x510 (selector), 0x511 (data) and 0x514 (DMA address). Items are read-only for the guest;
+ * a DMA write fails as the specification wants for such items.
  *
  * Reference: QEMU, docs/specs/fw_cfg.
  *
@@ -15,10 +15,10 @@
 #include "memory/physmap.h"
 
 enum {
-	FWCFG_FILES = 32,      /* greatest number of files */
-	FWCFG_NAME = 56,       /* bytes of a file name with its final zero */
-	FWCFG_LEGACY = 0x20,   /* selectors below the files */
-	FWCFG_ARCH = 0x8000,   /* architecture-specific selectors, FWCFG_ARCH_ITEMS of them */
+	FWCFG_FILES = 32,    /* greatest number of files */
+	FWCFG_NAME = 56,     /* bytes of a file name with its final zero */
+	FWCFG_LEGACY = 0x20, /* selectors below the files */
+	FWCFG_ARCH = 0x8000, /* architecture-specific selectors, FWCFG_ARCH_ITEMS of them */
 	FWCFG_ARCH_ITEMS = 8,
 	FWCFG_ITEMS = FWCFG_LEGACY + FWCFG_FILES + FWCFG_ARCH_ITEMS,
 };
@@ -69,7 +69,8 @@ extern const struct device_ops fwcfg_ops;
 int fwcfg_init(struct fwcfg *f, struct bus *bus, const struct physmap *pm, struct err *e);
 void fwcfg_destroy(struct fwcfg *f);
 
-/* Set an item (a copy of @data): a well-known key or FWCFG_ARCH + n. -EINVAL for another key, -ENOMEM. */
+/* Set an item (a copy of @data): a well-known key or FWCFG_ARCH + n. -EINVAL for another key,
+ * -ENOMEM. */
 int fwcfg_set(struct fwcfg *f, u16 key, const void *data, u32 len);
 int fwcfg_set_u16(struct fwcfg *f, u16 key, u16 value);
 int fwcfg_set_u32(struct fwcfg *f, u16 key, u32 value);

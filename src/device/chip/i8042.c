@@ -2,9 +2,9 @@
  * Theory of operation
  *
  * Port 0x60 holds one byte; behind it wait four short queues, tried in order: the controller's own
- * answers, then the keyboard's bytes, then the mouse's, each device only while its clock is enabled.
- * The two interrupt lines follow the byte at port 0x60. Reading it lowers the line, and the next byte
- * raises it again, so an edge-triggered interrupt controller sees every byte.
+ * answers, then the keyboard's bytes, then the mouse's, each device only while its clock is
+ * enabled. The two interrupt lines follow the byte at port 0x60. Reading it lowers the line, and
+ * the next byte raises it again, so an edge-triggered interrupt controller sees every byte.
  *
  * A queue that is full drops what does not fit, as the devices' own buffers do.
  */
@@ -58,7 +58,7 @@ enum {
 	REPLY_SELF_TEST = 0xaa,
 };
 
-/* Queues and port 0x60 ----------------------------------------------------------------------------- */
+/* Queues and port 0x60 ---------------------------------------------------- */
 
 static void push(struct i8042_queue *q, u8 byte)
 {
@@ -106,7 +106,7 @@ static void update(struct i8042 *k)
 	update_lines(k);
 }
 
-/* Keyboard ----------------------------------------------------------------------------------------- */
+/* Keyboard ---------------------------------------------------------------- */
 
 static void keyboard_defaults(struct i8042 *k)
 {
@@ -184,7 +184,7 @@ bool i8042_key(struct i8042 *k, const u8 *codes, u32 count)
 	return true;
 }
 
-/* Mouse -------------------------------------------------------------------------------------------- */
+/* Mouse ------------------------------------------------------------------- */
 
 static void mouse_defaults(struct i8042 *k)
 {
@@ -234,7 +234,7 @@ static void mouse_write(struct i8042 *k, u8 value)
 	}
 }
 
-/* Controller --------------------------------------------------------------------------------------- */
+/* Controller -------------------------------------------------------------- */
 
 static void write_output_port(struct i8042 *k, u8 value)
 {
@@ -372,7 +372,7 @@ static const struct bus_ops data_ops = {.read = data_read, .write = data_write, 
 static const struct bus_ops command_ops = {
 	.read = status_read, .write = command_write, .min = 1, .max = 1};
 
-/* State -------------------------------------------------------------------------------------------- */
+/* State ------------------------------------------------------------------- */
 
 static void i8042_reset(void *dev)
 {
@@ -395,8 +395,8 @@ static int i8042_loaded(void *dev, struct err *e)
 	return 0;
 }
 
-#define QUEUE_FIELDS(queue)                                                  \
-	FIELD_ARRAY(FIELD_BYTES, struct i8042, queue.data),                  \
+#define QUEUE_FIELDS(queue)                                                     \
+	FIELD_ARRAY(FIELD_BYTES, struct i8042, queue.data),                     \
 		FIELD_MAX(FIELD_U8, struct i8042, queue.head, I8042_QUEUE - 1), \
 		FIELD_MAX(FIELD_U8, struct i8042, queue.count, I8042_QUEUE)
 

@@ -1,9 +1,9 @@
 /*
  * Theory of operation
  *
- * An edge is delivered when it happens, or lost when its entry is masked (82093AA, 3.2.4). A level is
- * delivered when its entry is unmasked and Remote IRR is clear; Remote IRR stays set until the EOI for
- * its vector comes back, and if the line is still high then, it is delivered again.
+ * An edge is delivered when it happens, or lost when its entry is masked (82093AA, 3.2.4). A level
+ * is delivered when its entry is unmasked and Remote IRR is clear; Remote IRR stays set until the
+ * EOI for its vector comes back, and if the line is still high then, it is delivered again.
  *
  * Lines mean "asserted"; the polarity bit describes a voltage that does not exist here.
  */
@@ -26,15 +26,15 @@ enum {
 };
 
 /* Redirection entry, 82093AA, 3.2.4. */
-#define RED_VECTOR       0xfful
-#define RED_MODE         (7ul << 8)
-#define RED_LOGICAL      BIT(11)
-#define RED_STATUS       BIT(12)
-#define RED_REMOTE_IRR   BIT(14)
-#define RED_LEVEL        BIT(15)
-#define RED_MASKED       BIT(16)
-#define RED_DESTINATION  (0xfful << 56)
-#define RED_WRITABLE     (0x1fffful & ~(RED_STATUS | RED_REMOTE_IRR))
+#define RED_VECTOR      0xfful
+#define RED_MODE        (7ul << 8)
+#define RED_LOGICAL     BIT(11)
+#define RED_STATUS      BIT(12)
+#define RED_REMOTE_IRR  BIT(14)
+#define RED_LEVEL       BIT(15)
+#define RED_MASKED      BIT(16)
+#define RED_DESTINATION (0xfful << 56)
+#define RED_WRITABLE    (0x1fffful & ~(RED_STATUS | RED_REMOTE_IRR))
 
 /* The message of SDM vol. 3, 11.11. */
 static void send(struct ioapic *io, u64 entry)

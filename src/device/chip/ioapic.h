@@ -1,11 +1,11 @@
 /*
  * The I/O APIC: 24 inputs, each with a redirection entry, delivering to local APICs.
  *
- * An interrupt leaves as the memory write it would be on the bus, so I/O APIC, MSI and MSI-X share one
- * path into the local APICs.
+ * An interrupt leaves as the memory write it would be on the bus, so I/O APIC, MSI and MSI-X share
+ * one path into the local APICs.
  *
- * References: Intel 82093AA datasheet (290566); ICH9 datasheet, 13.5, for the EOI register of version
- * 0x20; SDM vol. 3, 11.11, for the message format.
+ * References: Intel 82093AA datasheet (290566); ICH9 datasheet, 13.5, for the EOI register of
+ * version 0x20; SDM vol. 3, 11.11, for the message format.
  *
  * Threads: everything under the machine lock.
  */
@@ -24,9 +24,9 @@ enum {
 #define IOAPIC_BASE 0xfec00000ul
 
 struct ioapic {
-	u32 id;     /* bits 27:24 */
-	u8 select;  /* IOREGSEL */
-	u32 lines;  /* input levels */
+	u32 id;    /* bits 27:24 */
+	u8 select; /* IOREGSEL */
+	u32 lines; /* input levels */
 	u64 redirection[IOAPIC_PINS];
 	struct msi_sink sink;
 };

@@ -3,15 +3,15 @@
  *
  * An interrupt travels as (destination, delivery mode, vector, trigger) from lapic_deliver_msi() or
  * lapic_send_ipi() through deliver(), which finds the targets, to accept_message() of each. A fixed
- * interrupt becomes a bit in IRR; lapic_refresh() then says whether the CPU has something to take, and
- * if so the CPU is notified. The rest is the CPU's own doing: lapic_accept() moves IRR to ISR,
+ * interrupt becomes a bit in IRR; lapic_refresh() then says whether the CPU has something to take,
+ * and if so the CPU is notified. The rest is the CPU's own doing: lapic_accept() moves IRR to ISR,
  * lapic_complete() ends it.
  *
- * The attention flag repeats lapic_highest_pending() != LAPIC_VECTOR_NONE for readers without the lock.
- * It is stored with release before notify(), so a vCPU that was notified sees it.
+ * The attention flag repeats lapic_highest_pending() != LAPIC_VECTOR_NONE for readers without the
+ * lock. It is stored with release before notify(), so a vCPU that was notified sees it.
  *
- * Hooks may re-enter: an EOI reaches the I/O APIC, which may send the next message at once. State is
- * therefore consistent before every hook.
+ * Hooks may re-enter: an EOI reaches the I/O APIC, which may send the next message at once. State
+ * is therefore consistent before every hook.
  */
 #include "device/chip/lapic_internal.h"
 
@@ -20,7 +20,7 @@
 
 enum { LVT_EXTINT_BY_FIRMWARE = MODE_EXTINT << 8 };
 
-/* Bitmaps of 256 vectors --------------------------------------------------------------------------- */
+/* Bitmaps of 256 vectors -------------------------------------------------- */
 
 static void vector_set(u32 *map, u32 v)
 {
@@ -46,7 +46,7 @@ static int vector_highest(const u32 *map)
 	return LAPIC_VECTOR_NONE;
 }
 
-/* What the CPU would take -------------------------------------------------------------------------- */
+/* What the CPU would take ------------------------------------------------- */
 
 /* The 8259 reaches the CPU through LINT0 in ExtINT mode, or directly while the APIC is off. */
 static bool extint_is_ready(const struct lapic *l)
@@ -120,7 +120,7 @@ void lapic_complete(struct lapic *l)
 		l->set->ops.eoi(l->set->ops.opaque, (u8)v);
 }
 
-/* Arrival ------------------------------------------------------------------------------------------ */
+/* Arrival ----------------------------------------------------------------- */
 
 static void accept_fixed(struct lapic *l, u8 vector, bool level)
 {
@@ -195,10 +195,10 @@ void lapic_local_interrupt(struct lapic *l, enum lapic_lvt i)
 		accept_message(l, mode, vector, false);
 }
 
-/* Destinations ------------------------------------------------------------------------------------- */
+/* Destinations ------------------------------------------------------------ */
 
 struct destination {
-	u32 id;       /* physical id or logical mask */
+	u32 id; /* physical id or logical mask */
 	bool logical;
 	bool all;
 	const struct lapic *except; /* not this one; NULL: no exception */
@@ -309,7 +309,7 @@ void lapic_send_ipi(struct lapic *l, u64 icr)
 	deliver(l->set, &d, mode, (u8)icr, false);
 }
 
-/* Pins --------------------------------------------------------------------------------------------- */
+/* Pins -------------------------------------------------------------------- */
 
 void lapic_set_lint0(void *opaque, u32 pin, bool level)
 {
@@ -334,7 +334,7 @@ void lapic_pulse_lint1(struct lapic_set *set)
 			lapic_local_interrupt(&set->cpu[i], LVT_LINT1);
 }
 
-/* Life and state ----------------------------------------------------------------------------------- */
+/* Life and state ---------------------------------------------------------- */
 
 void lapic_reset_registers(struct lapic *l)
 {
@@ -363,8 +363,8 @@ static void lapic_reset(void *dev)
 	l->base = LAPIC_DEFAULT_BASE | APIC_BASE_EN | (l->id ? 0 : APIC_BASE_BSP);
 	l->wait_for_sipi = l->id != 0;
 	lapic_reset_registers(l);
-	/* Firmware leaves the 8259 connected to the bootstrap processor (MP specification 1.4, 3.6.2.2);
-	 * a kernel entered without firmware expects the same. */
+	/* Firmware leaves the 8259 connected to the bootstrap processor (MP
+	 * specification 1.4, 3.6.2.2); a kernel entered without firmware expects the same. */
 	if (!l->id)
 		l->lvt[LVT_LINT0] = LVT_EXTINT_BY_FIRMWARE;
 	lapic_refresh(l);

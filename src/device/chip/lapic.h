@@ -1,15 +1,15 @@
 /*
  * Local APICs: one per vCPU, as xAPIC at IA32_APIC_BASE and as x2APIC in MSRs 0x800-0x8ff.
  *
- * The vCPU's own thread sends its MMIO and MSR accesses here directly (each CPU sees its own APIC at the
- * same address, so the bus cannot). Interrupts arrive as MSI messages or as IPIs; both go through
- * destination matching and end as a bit in IRR. The vCPU thread asks lapic_highest_pending() before it
- * enters the guest and takes the vector with lapic_accept().
+ * The vCPU's own thread sends its MMIO and MSR accesses here directly (each CPU sees its own APIC
+ * at the same address, so the bus cannot). Interrupts arrive as MSI messages or as IPIs; both go
+ * through destination matching and end as a bit in IRR. The vCPU thread asks
+ * lapic_highest_pending() before it enters the guest and takes the vector with lapic_accept().
  *
  * References: SDM vol. 3, chapter 11 (APIC) in the numbering of December 2022 and later.
  *
- * Threads: every function under the machine lock, except lapic_attention(), which any thread may call,
- * and the timer callback, which takes the lock itself.
+ * Threads: every function under the machine lock, except lapic_attention(), which any thread may
+ * call, and the timer callback, which takes the lock itself.
  */
 #pragma once
 
@@ -22,10 +22,11 @@
 enum {
 	LAPIC_MAX = 64,
 	LAPIC_SIZE = 0x1000,
-	LAPIC_VERSION = 0x14,    /* integrated APIC */
+	LAPIC_VERSION = 0x14,        /* integrated APIC */
 	LAPIC_TIMER_HZ = 1000000000, /* APIC timer input clock, before the divider */
 	LAPIC_VECTOR_NONE = -1,
-	LAPIC_EXTINT = 256, /* lapic_highest_pending(): the 8259's interrupt; its vector comes with INTA */
+	LAPIC_EXTINT =
+		256, /* lapic_highest_pending(): the 8259's interrupt; its vector comes with INTA */
 };
 
 #define LAPIC_DEFAULT_BASE 0xfee00000ul
@@ -41,8 +42,8 @@ struct lapic_set;
 
 struct lapic {
 	/* Guest-visible. */
-	u32 id;        /* APIC id, equal to the vCPU's index */
-	u64 base;      /* IA32_APIC_BASE */
+	u32 id;   /* APIC id, equal to the vCPU's index */
+	u64 base; /* IA32_APIC_BASE */
 	u32 tpr, svr, ldr, dfr;
 	u32 esr;         /* as last latched by a write */
 	u32 esr_pending; /* errors since */
@@ -59,22 +60,25 @@ struct lapic {
 	u32 ppr;
 	u32 attention; /* atomic: lapic_highest_pending() may be other than -1 */
 	u64 timer_ns;  /* host_clock_ns() of the next expiry; 0: none */
-	u64 armed_ns;  /* deadline the loop's timer is armed for, never later than timer_ns; 0: not armed */
+	u64 armed_ns;  /* deadline the loop's timer is armed for, never later than timer_ns; 0: not
+			  armed */
 	struct loop_timer timer;
 	struct lapic_set *set;
 };
 
 struct lapic_ops {
-	/* Something may have become deliverable on @cpu: interrupt its run() or wake it from HLT. Also
-	 * called on @cpu's own thread for a self IPI; it may then do nothing, since that thread looks
-	 * again before it enters the guest. */
+	/* Something may have become deliverable on @cpu: interrupt its run() or wake it from HLT.
+	 * Also called on @cpu's own thread for a self IPI; it may then do nothing, since that
+	 * thread looks again before it enters the guest. */
 	void (*notify)(void *opaque, u32 cpu);
 	void (*nmi)(void *opaque, u32 cpu);
-	void (*init)(void *opaque, u32 cpu); /* INIT: the CPU resets, then waits for SIPI unless it is the BSP */
+	void (*init)(void *opaque,
+		     u32 cpu); /* INIT: the CPU resets, then waits for SIPI unless it is the BSP */
 	void (*sipi)(void *opaque, u32 cpu, u8 vector); /* start at vector << 12 in real mode */
-	u64 (*tsc)(void *opaque, u32 cpu);   /* guest TSC now */
-	void (*eoi)(void *opaque, u8 vector); /* level-triggered interrupt completed: tell the I/O APIC */
-	u8 (*intack)(void *opaque);          /* INTA cycle at the 8259 */
+	u64 (*tsc)(void *opaque, u32 cpu);              /* guest TSC now */
+	void (*eoi)(void *opaque,
+		    u8 vector);     /* level-triggered interrupt completed: tell the I/O APIC */
+	u8 (*intack)(void *opaque); /* INTA cycle at the 8259 */
 	void *opaque;
 };
 
@@ -83,8 +87,8 @@ struct lapic_set {
 	u32 count;
 	struct lapic_ops ops;
 	u64 tsc_hz;
-	bool lint0;   /* level of the 8259's INTR output, wired to LINT0 of all */
-	u32 arbiter;  /* where the search for a lowest-priority target starts */
+	bool lint0;  /* level of the 8259's INTR output, wired to LINT0 of all */
+	u32 arbiter; /* where the search for a lowest-priority target starts */
 	struct loop *loop;
 	pthread_mutex_t *machine_lock;
 };
@@ -108,7 +112,7 @@ void lapic_set_lint0(void *set, u32 pin, bool level);
 /* LINT1 pin of all local APICs: the board's NMI button. A rising edge each call. */
 void lapic_pulse_lint1(struct lapic_set *set);
 
-/* For the vCPU's thread. --------------------------------------------------------------------------- */
+/* For the vCPU's thread. -------------------------------------------------- */
 
 /* True when @gpa lies in this CPU's xAPIC page. */
 bool lapic_claims(const struct lapic *l, gpa_t gpa);

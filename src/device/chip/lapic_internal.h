@@ -54,8 +54,8 @@ static inline u32 lapic_timer_mode(const struct lapic *l)
 	return (l->lvt[LVT_TIMER] & APIC_LVT_TIMER_MODE) >> 17;
 }
 
-/* Recompute PPR and the attention flag, which it returns. Call after any change of TPR, ISR, IRR, the
- * enable bits or LINT0. */
+/* Recompute PPR and the attention flag, which it returns. Call after any change of TPR, ISR, IRR,
+ * the enable bits or LINT0. */
 bool lapic_refresh(struct lapic *l);
 
 /* Raise the interrupt of local vector @i unless it is masked. */

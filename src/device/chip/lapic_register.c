@@ -2,8 +2,9 @@
  * Theory of operation
  *
  * Both ways in use one register number: the MMIO offset divided by 16, which is the MSR index minus
- * 0x800 (SDM vol. 3, table 11-6). read_register() and write_register() answer false for what does not
- * exist or must not be written that way; xAPIC turns that into an error status, x2APIC into #GP.
+ * 0x800 (SDM vol. 3, table 11-6). read_register() and write_register() answer false for what does
+ * not exist or must not be written that way; xAPIC turns that into an error status, x2APIC into
+ * #GP.
  */
 #include "cpu/x86.h"
 #include "device/chip/lapic_internal.h"
@@ -42,7 +43,7 @@ enum {
 /* Writable bits, SDM vol. 3, figure 11-8. */
 static const u32 lvt_writable[LVT_COUNT] = {
 	[LVT_TIMER] = 0x700ff, [LVT_THERMAL] = 0x107ff, [LVT_PERF] = 0x107ff,
-	[LVT_LINT0] = 0x1a7ff, [LVT_LINT1] = 0x1a7ff,	[LVT_ERROR] = 0x100ff,
+	[LVT_LINT0] = 0x1a7ff, [LVT_LINT1] = 0x1a7ff,   [LVT_ERROR] = 0x100ff,
 };
 
 static bool read_array(const struct lapic *l, u32 reg, u32 *value)
@@ -163,7 +164,8 @@ static bool write_xapic(struct lapic *l, u32 reg, u32 value)
 	}
 }
 
-/* Bits that may be one in a write of @reg in x2APIC mode; others raise #GP (SDM vol. 3, 11.12.1.3). */
+/* Bits that may be one in a write of @reg in x2APIC mode; others raise #GP (SDM vol. 3, 11.12.1.3).
+ */
 static u64 x2apic_allowed(u32 reg)
 {
 	switch (reg) {
@@ -189,14 +191,12 @@ static bool write_x2apic(struct lapic *l, u32 reg, u64 value)
 		l->icr_high = (u32)(value >> 32);
 		lapic_send_ipi(l, (u64)l->icr_high << 32 | l->icr_low);
 		return true;
-	case REG_SELF_IPI:
-		lapic_send_ipi(l, BIT(18) | value);
-		return true;
+	case REG_SELF_IPI: lapic_send_ipi(l, BIT(18) | value); return true;
 	default: return write_common(l, reg, (u32)value);
 	}
 }
 
-/* MMIO --------------------------------------------------------------------------------------------- */
+/* MMIO -------------------------------------------------------------------- */
 
 bool lapic_claims(const struct lapic *l, gpa_t gpa)
 {
@@ -227,7 +227,7 @@ void lapic_mmio_write(struct lapic *l, u32 off, u32 size, u64 value)
 		lapic_error(l, ESR_ILLEGAL_REGISTER);
 }
 
-/* MSRs --------------------------------------------------------------------------------------------- */
+/* MSRs -------------------------------------------------------------------- */
 
 static bool write_base(struct lapic *l, u64 value)
 {

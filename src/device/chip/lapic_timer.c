@@ -1,10 +1,10 @@
 /*
  * Theory of operation
  *
- * All three timer modes come down to timer_ns, the moment of the next expiry. The event loop's timer is
- * armed lazily: it may be set for an earlier moment than timer_ns, and then just finds nothing due and
- * arms itself again. A guest moves its deadline to a later time thousands of times per second, and this
- * way most of those writes cost no system call.
+ * All three timer modes come down to timer_ns, the moment of the next expiry. The event loop's
+ * timer is armed lazily: it may be set for an earlier moment than timer_ns, and then just finds
+ * nothing due and arms itself again. A guest moves its deadline to a later time thousands of times
+ * per second, and this way most of those writes cost no system call.
  *
  * Periodic expiries that were missed are not made up for, and none come faster than MIN_PERIOD_NS.
  */
@@ -38,9 +38,7 @@ static void expire(struct lapic *l, u64 now)
 	u64 period = MAX(period_ns(l), MIN_PERIOD_NS);
 
 	switch (lapic_timer_mode(l)) {
-	case TIMER_PERIODIC:
-		l->timer_ns += ((now - l->timer_ns) / period + 1) * period;
-		break;
+	case TIMER_PERIODIC: l->timer_ns += ((now - l->timer_ns) / period + 1) * period; break;
 	case TIMER_TSC_DEADLINE:
 		l->tsc_deadline = 0;
 		l->timer_ns = 0;

@@ -1,12 +1,12 @@
 /*
  * Theory of operation
  *
- * After every change pic_update() works out which request each chip would present and drives the wire
- * from the slave to the master's input 2 and from the master to the CPU. There is no other stored
- * conclusion, so a restore needs nothing beyond the registers.
+ * After every change pic_update() works out which request each chip would present and drives the
+ * wire from the slave to the master's input 2 and from the master to the CPU. There is no other
+ * stored conclusion, so a restore needs nothing beyond the registers.
  *
- * A difference from the datasheet: an edge request stays latched when its line falls before INTA, where
- * the chip would answer with a spurious IRQ 7. Devices here pulse their lines.
+ * A difference from the datasheet: an edge request stays latched when its line falls before INTA,
+ * where the chip would answer with a spurious IRQ 7. Devices here pulse their lines.
  */
 #include "device/chip/pic.h"
 
@@ -76,7 +76,8 @@ static u32 presented(const struct pic *pic, const struct pic_chip *c)
 
 	if (c->special_mask)
 		blocking &= ~c->imr;
-	/* The slave orders its own requests; in special fully nested mode the master lets them all in. */
+	/* The slave orders its own requests; in special fully nested mode the master lets them all
+	 * in. */
 	if (is_master(pic, c) && c->icw4 & ICW4_SFNM)
 		blocking &= ~BIT(CASCADE);
 	if (rank(c, request) < rank(c, first_by_priority(c, blocking)))

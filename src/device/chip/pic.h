@@ -1,5 +1,6 @@
 /*
- * The two cascaded 8259A interrupt controllers of a PC, with the edge/level registers of later chipsets.
+ * The two cascaded 8259A interrupt controllers of a PC, with the edge/level registers of later
+ * chipsets.
  *
  * References: Intel 8259A datasheet (231468); 82371AB (PIIX4) datasheet for ports 0x4d0 and 0x4d1.
  *

@@ -2,12 +2,13 @@
  * Theory of operation
  *
  * "Elapsed" is the number of input clocks since a counter was loaded: from start_ns while it runs,
- * frozen while it does not. Value and output level are functions of mode, count and elapsed. A counter
- * whose gate never triggered it (modes 1 and 5) is frozen at UNTRIGGERED, beyond any terminal count.
+ * frozen while it does not. Value and output level are functions of mode, count and elapsed. A
+ * counter whose gate never triggered it (modes 1 and 5) is frozen at UNTRIGGERED, beyond any
+ * terminal count.
  *
  * Channel 0's rising edges are delivered from the event loop's timer. Edges that come faster than
- * MIN_PERIOD_NS are merged: a guest that asks for a million interrupts per second shall not keep the
- * event loop busy.
+ * MIN_PERIOD_NS are merged: a guest that asks for a million interrupts per second shall not keep
+ * the event loop busy.
  */
 #include "device/chip/pit.h"
 
@@ -173,7 +174,7 @@ static void pit_fire(void *opaque)
 	pthread_mutex_unlock(pit->machine_lock);
 }
 
-/* Access ------------------------------------------------------------------------------------------- */
+/* Access ------------------------------------------------------------------ */
 
 static void load_count(struct pit *pit, struct pit_channel *c, u16 value, u64 now)
 {
@@ -240,7 +241,8 @@ static void latch_status(struct pit_channel *c, u64 now)
 
 	if (c->status_latched)
 		return;
-	c->status = (u8)(output(c, now) << 7 | null_count << 6 | c->access << 4 | c->mode << 1 | c->bcd);
+	c->status = (u8)(output(c, now) << 7 | null_count << 6 | c->access << 4 | c->mode << 1 |
+			 c->bcd);
 	c->status_latched = true;
 }
 
@@ -371,11 +373,12 @@ static void port61_write(void *dev, u64 off, u32 size, u64 value)
 	set_gate(&pit->channel[2], value & PORT61_GATE2, host_clock_ns());
 }
 
-static const struct bus_ops pit_bus_ops = {.read = pit_read, .write = pit_write, .min = 1, .max = 1};
+static const struct bus_ops pit_bus_ops = {
+	.read = pit_read, .write = pit_write, .min = 1, .max = 1};
 static const struct bus_ops port61_ops = {
 	.read = port61_read, .write = port61_write, .min = 1, .max = 1};
 
-/* State -------------------------------------------------------------------------------------------- */
+/* State ------------------------------------------------------------------- */
 
 static void pit_reset(void *dev)
 {

@@ -1,8 +1,8 @@
 /*
  * The 8254 interval timer, and port 0x61, which gates its channel 2.
  *
- * Counters are not counted down: each remembers when it was loaded, and its value, output level and next
- * edge follow from the clock. Only channel 0, whose output is an interrupt, needs a timer.
+ * Counters are not counted down: each remembers when it was loaded, and its value, output level and
+ * next edge follow from the clock. Only channel 0, whose output is an interrupt, needs a timer.
  *
  * References: Intel 8254 datasheet (231164); 82371AB datasheet for port 0x61.
  *
@@ -20,14 +20,14 @@
 enum { PIT_HZ = 1193182 };
 
 struct pit_channel {
-	u32 count;    /* in effect: 1..0x10000 */
-	u32 pending;  /* written, takes effect at the next reload; 0: none */
-	u8 mode;      /* 0..5 */
-	u8 access;    /* RW bits of the control word: 1 LSB, 2 MSB, 3 both */
+	u32 count;   /* in effect: 1..0x10000 */
+	u32 pending; /* written, takes effect at the next reload; 0: none */
+	u8 mode;     /* 0..5 */
+	u8 access;   /* RW bits of the control word: 1 LSB, 2 MSB, 3 both */
 	bool bcd;
-	bool loaded;  /* a count was written since the control word */
+	bool loaded; /* a count was written since the control word */
 	bool gate;
-	bool running; /* counting: loaded, gate and trigger conditions met */
+	bool running;    /* counting: loaded, gate and trigger conditions met */
 	bool write_high; /* the next write is the MSB */
 	bool read_high;  /* the next read is the MSB */
 	u8 write_low;    /* LSB waiting for its MSB */

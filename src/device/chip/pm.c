@@ -1,9 +1,9 @@
 /*
  * Theory of operation
  *
- * The SCI line follows (status & enable) of both event blocks. The PM timer is not counted: its value
- * is the clock scaled. TMR_STS, set whenever the timer's top bit changes, is worked out when the status
- * register is looked at; a timer runs only while TMR_EN asks for the interrupt.
+ * The SCI line follows (status & enable) of both event blocks. The PM timer is not counted: its
+ * value is the clock scaled. TMR_STS, set whenever the timer's top bit changes, is worked out when
+ * the status register is looked at; a timer runs only while TMR_EN asks for the interrupt.
  */
 #include "device/chip/pm.h"
 
@@ -205,10 +205,12 @@ static void reset_write(void *dev, u64 off, u32 size, u64 value)
 		pm->config.reset(pm->config.opaque);
 }
 
-static const struct bus_ops event_ops = {.read = event_read, .write = event_write, .min = 2, .max = 2};
+static const struct bus_ops event_ops = {
+	.read = event_read, .write = event_write, .min = 2, .max = 2};
 static const struct bus_ops control_ops = {
 	.read = control_read, .write = control_write, .min = 2, .max = 2};
-static const struct bus_ops timer_ops = {.read = timer_read, .write = timer_write, .min = 4, .max = 4};
+static const struct bus_ops timer_ops = {
+	.read = timer_read, .write = timer_write, .min = 4, .max = 4};
 static const struct bus_ops gpe0_ops = {.read = gpe0_read, .write = gpe0_write, .min = 1, .max = 1};
 const struct bus_ops pm_reset_control_ops = {
 	.read = reset_read, .write = reset_write, .min = 1, .max = 1};
@@ -248,14 +250,10 @@ static int pm_loaded(void *dev, struct err *e)
 }
 
 static const struct field pm_fields[] = {
-	FIELD(FIELD_U16, struct pm, pm1_status),
-	FIELD(FIELD_U16, struct pm, pm1_enable),
-	FIELD(FIELD_U16, struct pm, pm1_control),
-	FIELD(FIELD_U16, struct pm, gpe0_status),
-	FIELD(FIELD_U16, struct pm, gpe0_enable),
-	FIELD(FIELD_U8, struct pm, reset_control),
-	FIELD(FIELD_U64, struct pm, timer_age_ns),
-	FIELD(FIELD_U64, struct pm, timer_seen),
+	FIELD(FIELD_U16, struct pm, pm1_status),   FIELD(FIELD_U16, struct pm, pm1_enable),
+	FIELD(FIELD_U16, struct pm, pm1_control),  FIELD(FIELD_U16, struct pm, gpe0_status),
+	FIELD(FIELD_U16, struct pm, gpe0_enable),  FIELD(FIELD_U8, struct pm, reset_control),
+	FIELD(FIELD_U64, struct pm, timer_age_ns), FIELD(FIELD_U64, struct pm, timer_seen),
 };
 
 const struct device_ops pm_ops = {

@@ -1,6 +1,6 @@
 /*
- * ACPI fixed hardware: power-management event and control blocks, the PM timer, a general-purpose event
- * block, and the reset control register at port 0xcf9.
+ * ACPI fixed hardware: power-management event and control blocks, the PM timer, a general-purpose
+ * event block, and the reset control register at port 0xcf9.
  *
  * The hardware is in ACPI mode from the start (SCI_EN reads one), so there is no SMI command port.
  *
@@ -20,21 +20,21 @@
 /* Port addresses and register values for the ACPI tables. */
 enum {
 	PM_BASE = 0x600,
-	PM1A_EVT = PM_BASE,        /* 4 bytes: status, enable */
-	PM1A_CNT = PM_BASE + 4,    /* 2 bytes */
-	PM_TMR = PM_BASE + 8,      /* 4 bytes, 32-bit counter: FADT flag TMR_VAL_EXT */
-	PM_GPE0 = PM_BASE + 0x20,  /* 4 bytes: two status, two enable */
+	PM1A_EVT = PM_BASE,       /* 4 bytes: status, enable */
+	PM1A_CNT = PM_BASE + 4,   /* 2 bytes */
+	PM_TMR = PM_BASE + 8,     /* 4 bytes, 32-bit counter: FADT flag TMR_VAL_EXT */
+	PM_GPE0 = PM_BASE + 0x20, /* 4 bytes: two status, two enable */
 	PM_GPE0_LEN = 4,
 	PM_TMR_HZ = 3579545,
-	PM_SLP_TYP_S5 = 5,         /* the \_S5 package's first element */
-	PM_RESET_PORT = 0xcf9,     /* FADT RESET_REG */
-	PM_RESET_VALUE = 0x0f,     /* any value that sets bits 1 and 2 resets */
+	PM_SLP_TYP_S5 = 5,     /* the \_S5 package's first element */
+	PM_RESET_PORT = 0xcf9, /* FADT RESET_REG */
+	PM_RESET_VALUE = 0x0f, /* any value that sets bits 1 and 2 resets */
 };
 
 struct pm_config {
-	struct irq_line sci;                 /* level triggered, active high at the pin */
-	void (*power_off)(void *opaque);     /* S5 entered */
-	void (*reset)(void *opaque);         /* reset control register */
+	struct irq_line sci;             /* level triggered, active high at the pin */
+	void (*power_off)(void *opaque); /* S5 entered */
+	void (*reset)(void *opaque);     /* reset control register */
 	void *opaque;
 };
 
@@ -54,7 +54,8 @@ struct pm {
 
 extern const struct device_ops pm_ops;
 
-/* Byte accesses to port 0xcf9: give them to pci_host_claim_reset_port(). The device is the struct pm. */
+/* Byte accesses to port 0xcf9: give them to pci_host_claim_reset_port(). The device is the struct
+ * pm. */
 extern const struct bus_ops pm_reset_control_ops;
 
 int pm_init(struct pm *pm, struct bus *bus, const struct pm_config *config, struct loop *loop,

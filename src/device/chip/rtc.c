@@ -1,14 +1,14 @@
 /*
  * Theory of operation
  *
- * Guest time is the monotonic host clock plus offset_ns. While the SET bit stops the clock, the time
- * registers are plain memory in cmos[]; otherwise they are encoded from guest time on every read, and a
- * write encodes the present, replaces one byte and decodes again.
+ * Guest time is the monotonic host clock plus offset_ns. While the SET bit stops the clock, the
+ * time registers are plain memory in cmos[]; otherwise they are encoded from guest time on every
+ * read, and a write encodes the present, replaces one byte and decodes again.
  *
- * Flags: advance() looks at the interval since it last ran and sets PF, UF and AF for what happened in
- * it. It runs before anything that depends on the flags or changes what they depend on. The interrupt
- * line follows IRQF; while it is high nothing new can be signalled, so the timer rests until the guest
- * reads register C.
+ * Flags: advance() looks at the interval since it last ran and sets PF, UF and AF for what happened
+ * in it. It runs before anything that depends on the flags or changes what they depend on. The
+ * interrupt line follows IRQF; while it is high nothing new can be signalled, so the timer rests
+ * until the guest reads register C.
  */
 #include "device/chip/rtc.h"
 
@@ -57,7 +57,7 @@ enum {
 
 #define SECOND_NS 1000000000ul
 
-/* Calendar ----------------------------------------------------------------------------------------- */
+/* Calendar ---------------------------------------------------------------- */
 
 struct calendar {
 	u32 year, month, day, weekday, hour, minute, second; /* month, day and weekday from 1 */
@@ -71,7 +71,8 @@ static bool is_leap(u32 y)
 /* Days from 0000-01-01 to the first of January of @y. */
 static u64 days_before_year(u32 y)
 {
-	u64 last = (u64)y + 399; /* years counted from -400, a leap year, so that nothing is negative */
+	u64 last = (u64)y +
+		   399; /* years counted from -400, a leap year, so that nothing is negative */
 
 	return 365ul * y + (last / 4 - last / 100 + last / 400) - (399 / 4 - 399 / 100);
 }
@@ -120,7 +121,7 @@ static u64 calendar_to_seconds(const struct calendar *c)
 	return days * DAY + c->hour * 3600ul + c->minute * 60ul + c->second;
 }
 
-/* Register encoding -------------------------------------------------------------------------------- */
+/* Register encoding ------------------------------------------------------- */
 
 static u8 encode(const struct rtc *r, u32 v)
 {
@@ -187,7 +188,7 @@ static void decode_time(struct rtc *r, u64 fraction_ns)
 	r->seen_ns = guest_now(r);
 }
 
-/* Flags and interrupts ----------------------------------------------------------------------------- */
+/* Flags and interrupts ---------------------------------------------------- */
 
 static bool alarm_matches(const struct rtc *r, u32 alarm, u8 encoded)
 {
@@ -199,7 +200,8 @@ static u64 next_alarm(const struct rtc *r, u64 after)
 {
 	u64 t = after + 1;
 
-	/* At worst 24 steps to the hour, 60 to the minute, 60 to the second, twice over midnight. */
+	/* At worst 24 steps to the hour, 60 to the minute, 60 to the second, twice over midnight.
+	 */
 	for (u32 step = 0; step < 2 * (24 + 60 + 60); step++) {
 		u32 sod = (u32)(t % DAY);
 
@@ -298,12 +300,11 @@ static void rtc_fire(void *opaque)
 	pthread_mutex_unlock(r->machine_lock);
 }
 
-/* Access ------------------------------------------------------------------------------------------- */
+/* Access ------------------------------------------------------------------ */
 
 static u8 read_a(const struct rtc *r)
 {
-	bool updating = !(r->cmos[REG_B] & B_SET) &&
-			guest_now(r) % SECOND_NS >= SECOND_NS - UIP_NS;
+	bool updating = !(r->cmos[REG_B] & B_SET) && guest_now(r) % SECOND_NS >= SECOND_NS - UIP_NS;
 
 	return (r->cmos[REG_A] & ~A_UIP) | (updating ? A_UIP : 0);
 }
@@ -395,9 +396,10 @@ static void rtc_write(void *dev, u64 off, u32 size, u64 value)
 		r->index = value & (RTC_CMOS_SIZE - 1);
 }
 
-static const struct bus_ops rtc_bus_ops = {.read = rtc_read, .write = rtc_write, .min = 1, .max = 1};
+static const struct bus_ops rtc_bus_ops = {
+	.read = rtc_read, .write = rtc_write, .min = 1, .max = 1};
 
-/* State -------------------------------------------------------------------------------------------- */
+/* State ------------------------------------------------------------------- */
 
 /* The battery keeps time and memory; the reset pin clears the interrupt enables and flags. */
 static void rtc_reset(void *dev)

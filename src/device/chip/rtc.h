@@ -1,8 +1,9 @@
 /*
  * The MC146818 real-time clock with 128 bytes of CMOS memory, at ports 0x70 and 0x71.
  *
- * The time of day is the host's UTC plus an offset that changes when the guest sets the clock. Flags in
- * register C are worked out when they are looked at; a timer runs only while an interrupt is enabled.
+ * The time of day is the host's UTC plus an offset that changes when the guest sets the clock.
+ * Flags in register C are worked out when they are looked at; a timer runs only while an interrupt
+ * is enabled.
  *
  * Reference: Motorola MC146818A datasheet; register D and the century byte as in ACPI 6.4, 4.8.2.4.
  *

@@ -1,12 +1,12 @@
 /*
  * Theory of operation
  *
- * The interrupt line and the identification register are computed from the other registers after every
- * change. A receive FIFO filled below its trigger level reports the character timeout at once instead
- * of after four character times: bytes arrive in bursts here, and nobody gains by waiting.
+ * The interrupt line and the identification register are computed from the other registers after
+ * every change. A receive FIFO filled below its trigger level reports the character timeout at once
+ * instead of after four character times: bytes arrive in bursts here, and nobody gains by waiting.
  *
- * The back end asks for room without the machine lock; that figure is kept in one atomic word. Only the
- * guest makes room, and only the loop's thread, which asked, takes it.
+ * The back end asks for room without the machine lock; that figure is kept in one atomic word. Only
+ * the guest makes room, and only the loop's thread, which asked, takes it.
  */
 #include "device/chip/uart.h"
 
@@ -119,7 +119,7 @@ static void update(struct uart *u)
 	update_irq(u);
 }
 
-/* Receive ------------------------------------------------------------------------------------------ */
+/* Receive ----------------------------------------------------------------- */
 
 static void push(struct uart *u, u8 byte)
 {
@@ -160,7 +160,7 @@ static void front_receive(void *opaque, const u8 *data, u32 len)
 	pthread_mutex_unlock(u->machine_lock);
 }
 
-/* Transmit ----------------------------------------------------------------------------------------- */
+/* Transmit ---------------------------------------------------------------- */
 
 void uart_flush(struct uart *u)
 {
@@ -193,7 +193,7 @@ static void transmit(struct uart *u, u8 byte)
 	update(u);
 }
 
-/* Registers ---------------------------------------------------------------------------------------- */
+/* Registers --------------------------------------------------------------- */
 
 /* Modem status as the wires, or in loop-back mode the modem control outputs, have it. */
 static u8 modem_lines(const struct uart *u)
@@ -283,7 +283,8 @@ static void write_ier(struct uart *u, u8 value)
 		u->divisor = (u16)((u->divisor & 0xff) | value << 8);
 		return;
 	}
-	/* Enabling the interrupt while the transmitter is empty raises it: drivers start that way. */
+	/* Enabling the interrupt while the transmitter is empty raises it: drivers start that way.
+	 */
 	if (value & IER_THRI && !(u->ier & IER_THRI))
 		u->thre_event = true;
 	u->ier = value & IER_MASK;
@@ -325,7 +326,7 @@ static void uart_write(void *dev, u64 off, u32 size, u64 value)
 static const struct bus_ops uart_bus_ops = {
 	.read = uart_read, .write = uart_write, .min = 1, .max = 1};
 
-/* State -------------------------------------------------------------------------------------------- */
+/* State ------------------------------------------------------------------- */
 
 static void uart_reset(void *dev)
 {
@@ -376,8 +377,9 @@ const struct device_ops uart_ops = {
 		  .loaded = uart_loaded},
 };
 
-int uart_init(struct uart *u, struct bus *bus, u16 base, struct irq_line irq, struct chardev *chardev,
-	      struct loop *loop, pthread_mutex_t *machine_lock, struct err *e)
+int uart_init(struct uart *u, struct bus *bus, u16 base, struct irq_line irq,
+	      struct chardev *chardev, struct loop *loop, pthread_mutex_t *machine_lock,
+	      struct err *e)
 {
 	const struct bus_region ports = {"16550", base, UART_PORTS, &uart_bus_ops, u};
 	int rc;
@@ -389,8 +391,8 @@ int uart_init(struct uart *u, struct bus *bus, u16 base, struct irq_line irq, st
 	u->machine_lock = machine_lock;
 	u->timer = (struct loop_timer){.fire = uart_fire, .opaque = u};
 	uart_reset(u);
-	chardev->front = (struct chardev_front){
-		.room = front_room, .receive = front_receive, .opaque = u};
+	chardev->front =
+		(struct chardev_front){.room = front_room, .receive = front_receive, .opaque = u};
 	rc = bus_add(bus, BUS_PORT, &ports);
 	return rc ? err_set(e, rc, "16550: cannot place its ports at %#x", base) : 0;
 }
