@@ -91,7 +91,7 @@ static struct block *open_image(struct fixture *f, const char *options)
 struct job {
 	struct block_request r; /* first */
 	struct iovec iov[3];
-	volatile int result;
+	int result; /* under the lock */
 };
 
 static void job_done(struct block_request *r, int error)
@@ -114,12 +114,18 @@ static void job_submit(struct fixture *f, struct block *b, struct job *j)
 
 static int job_wait(struct fixture *f, struct block *b, struct job *j)
 {
+	int result;
+
 	pthread_mutex_lock(&f->lock);
 	b->ops->commit(b);
-	pthread_mutex_unlock(&f->lock);
-	for (u32 i = 0; i < 50000 && j->result == -EINPROGRESS; i++)
+	for (u32 i = 0; i < 50000 && j->result == -EINPROGRESS; i++) {
+		pthread_mutex_unlock(&f->lock);
 		usleep(100);
-	return j->result;
+		pthread_mutex_lock(&f->lock);
+	}
+	result = j->result;
+	pthread_mutex_unlock(&f->lock);
+	return result;
 }
 
 static int run(struct fixture *f, struct block *b, enum block_op op, u64 offset, void *data, u64 len)
