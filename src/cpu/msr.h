@@ -51,5 +51,11 @@ void msr_reset(struct cpu_msrs *m);
 /* Could these values have been written by a guest of this model? For state that comes from outside. */
 bool msr_state_is_valid(const struct cpu_msrs *m, const struct cpuid_model *cpuid);
 
-/* Row access for save, restore and tests: index of the @n-th register in the table, or 0 past the end. */
-u32 msr_index(u32 n);
+/*
+ * What firmware leaves behind in the MTRRs: everything write-back, except the legacy video window and
+ * [hole, 4 GiB), where devices are. @hole is a multiple of 64 KiB. For guests that start without firmware.
+ */
+void msr_set_firmware_mtrrs(struct cpu_msrs *m, const struct cpuid_model *cpuid, gpa_t hole);
+
+/* Index of the @n-th register in the table, for tests and listings; false past the end. */
+bool msr_index(u32 n, u32 *index);

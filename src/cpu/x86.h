@@ -82,6 +82,7 @@ enum seg { SEG_ES, SEG_CS, SEG_SS, SEG_DS, SEG_FS, SEG_GS, SEG_LDTR, SEG_TR, SEG
 #define EFER_NXE   BIT(11)
 #define EFER_SVME  BIT(12)
 #define EFER_FFXSR BIT(14)
+#define EFER_AIBRSE BIT(21) /* AMD automatic IBRS */
 
 /* Vectors, SDM vol. 3, table 6-1 */
 enum vector {
@@ -146,3 +147,7 @@ enum vector {
 #define MSR_GS_BASE        0xc0000101
 #define MSR_KERNEL_GS_BASE 0xc0000102
 #define MSR_TSC_AUX        0xc0000103
+
+/* Paravirtual clock of the KVM hypervisor interface. */
+#define MSR_KVM_WALL_CLOCK_NEW  0x4b564d00
+#define MSR_KVM_SYSTEM_TIME_NEW 0x4b564d01
