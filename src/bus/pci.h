@@ -89,8 +89,8 @@ void pci_host_destroy(struct pci_host *h);
 /* Power-up state of the bridge and of the configuration space of every attached function. */
 void pci_host_reset(struct pci_host *h);
 
-/* Port 0xCF9 lies inside CONFIG_ADDRESS, which takes only 32-bit accesses. Byte accesses to it are for
- * @ops (offset 0, size 1), the chipset's reset control register. */
+/* Port 0xCF9 lies inside CONFIG_ADDRESS, which takes only 32-bit accesses. Byte accesses to it go
+ * to the chipset's reset control register, whose operations are @ops (offset 0, size 1). */
 void pci_host_claim_reset_port(struct pci_host *h, const struct bus_ops *ops, void *dev);
 
 /* Saved state: the host's address register; a function's configuration space and MSI-X table. */

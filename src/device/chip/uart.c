@@ -56,8 +56,6 @@ enum {
 	MSR_DCD = 0x80,
 	MSR_DELTA = 0x0f,
 	DIVISOR_9600 = 12,
-
-	FLUSH_NS = 1000000,
 };
 
 static u32 capacity(const struct uart *u)
@@ -162,33 +160,12 @@ static void front_receive(void *opaque, const u8 *data, u32 len)
 
 /* Transmit ---------------------------------------------------------------- */
 
-void uart_flush(struct uart *u)
-{
-	if (u->tx_count)
-		u->chardev->ops->write(u->chardev, u->tx, u->tx_count);
-	u->tx_count = 0;
-}
-
-static void uart_fire(void *opaque)
-{
-	struct uart *u = opaque;
-
-	pthread_mutex_lock(u->machine_lock);
-	uart_flush(u);
-	pthread_mutex_unlock(u->machine_lock);
-}
-
 static void transmit(struct uart *u, u8 byte)
 {
-	if (u->mcr & MCR_LOOP) {
+	if (u->mcr & MCR_LOOP)
 		push(u, byte);
-	} else {
-		if (!u->tx_count)
-			loop_timer_arm(u->loop, &u->timer, host_clock_ns() + FLUSH_NS);
-		u->tx[u->tx_count++] = byte;
-		if (byte == '\n' || u->tx_count == UART_TX_BUFFER)
-			uart_flush(u);
-	}
+	else
+		u->chardev->ops->write(u->chardev, &byte, 1);
 	u->thre_event = true;
 	update(u);
 }
@@ -378,8 +355,7 @@ const struct device_ops uart_ops = {
 };
 
 int uart_init(struct uart *u, struct bus *bus, u16 base, struct irq_line irq,
-	      struct chardev *chardev, struct loop *loop, pthread_mutex_t *machine_lock,
-	      struct err *e)
+	      struct chardev *chardev, pthread_mutex_t *machine_lock, struct err *e)
 {
 	const struct bus_region ports = {"16550", base, UART_PORTS, &uart_bus_ops, u};
 	int rc;
@@ -387,18 +363,10 @@ int uart_init(struct uart *u, struct bus *bus, u16 base, struct irq_line irq,
 	memset(u, 0, sizeof(*u));
 	u->irq = irq;
 	u->chardev = chardev;
-	u->loop = loop;
 	u->machine_lock = machine_lock;
-	u->timer = (struct loop_timer){.fire = uart_fire, .opaque = u};
 	uart_reset(u);
 	chardev->front =
 		(struct chardev_front){.room = front_room, .receive = front_receive, .opaque = u};
 	rc = bus_add(bus, BUS_PORT, &ports);
 	return rc ? err_set(e, rc, "16550: cannot place its ports at %#x", base) : 0;
-}
-
-void uart_destroy(struct uart *u)
-{
-	loop_timer_cancel(u->loop, &u->timer);
-	uart_flush(u);
 }
