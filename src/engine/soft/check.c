@@ -254,8 +254,9 @@ static void emit_group_check(struct translation *t, u32 k, u32 n)
 	if (t->live[k])
 		emit_load_cpu(cold, RCX, CPU_DISP(cold, spill[0]));
 	emit_align(cold, 4, 1);
-	*x = (struct block_exit){.from = t->b, .site = emit_jmp_forward(cold), .target = (u16)t->off[k],
-				 .single = true, .unlinked = emit_here(cold)};
+	*x = (struct block_exit){.from = t->b, .target = (u16)t->off[k], .single = true};
+	x->site = emit_jmp_forward(cold);
+	x->unlinked = emit_here(cold);
 	emit_patch(cold, x->site, x->unlinked);
 	emit_mov_imm64(cold, HOST_S2, (u64)x);
 	emit_store_cpu(cold, CPU_DISP(cold, link), HOST_S2);

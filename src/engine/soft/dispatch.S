@@ -70,7 +70,7 @@ soft_enter:
 	push %r13
 	push %r14
 	push %r15
-	sub $8, %rsp
+	push CPU(OFF_HOST_RSP)		/* thunks run nested, inside helpers */
 	mov %rsp, CPU(OFF_HOST_RSP)
 	mov CPU(OFF_RAS_BASE), %rsp
 	mov CPU(OFF_RIP), %r10
@@ -89,7 +89,7 @@ soft_stub_leave:
 	mov %r11d, %eax
 leave_to_c:
 	mov CPU(OFF_HOST_RSP), %rsp
-	add $8, %rsp
+	pop CPU(OFF_HOST_RSP)
 	pop %r15
 	pop %r14
 	pop %r13
