@@ -438,6 +438,64 @@ static void classify(struct insn *i, const ZydisDecodedInstruction *z,
 	}
 }
 
+static void decoder_init(ZydisDecoder *decoder, u32 bits)
+{
+	ZydisDecoderInit(decoder, machine_mode(bits),
+			 bits == 64 ? ZYDIS_STACK_WIDTH_64 :
+			 bits == 32 ? ZYDIS_STACK_WIDTH_32 :
+				      ZYDIS_STACK_WIDTH_16);
+	/* Not offered to guests, which makes its encodings NOPs (SDM vol. 1, 17.4). */
+	ZydisDecoderEnableMode(decoder, ZYDIS_DECODER_MODE_MPX, ZYAN_FALSE);
+}
+
+/* Outside 64-bit mode W is ignored where it would choose a 64-bit general register. */
+static bool ignores_w(const struct insn *i, u32 w_off, const ZydisDecodedInstruction *z,
+		      const ZydisDecodedOperand *ops)
+{
+	ZydisDecodedOperand other_ops[ZYDIS_MAX_OPERAND_COUNT];
+	ZydisDecodedInstruction other;
+	ZydisDecoder decoder;
+	u8 bytes[15];
+
+	for (u32 n = 0; n < i->len; n++)
+		bytes[n] = i->bytes[n];
+	bytes[w_off] &= 0x7f;
+	decoder_init(&decoder, i->bits);
+	if (!ZYAN_SUCCESS(ZydisDecoderDecodeFull(&decoder, bytes, i->len, &other, other_ops)) ||
+	    other.mnemonic != z->mnemonic || other.operand_count != z->operand_count)
+		return false;
+	for (u32 n = 0; n < z->operand_count; n++)
+		if (ops[n].size != other_ops[n].size || ops[n].element_size != other_ops[n].element_size)
+			return false;
+	return true;
+}
+
+/*
+ * Host code runs in 64-bit mode. Bits that other modes ignore but 64-bit mode does not are set in the
+ * copied bytes as 64-bit mode wants them for the same instruction.
+ */
+static void make_canonical(struct insn *i, const ZydisDecodedInstruction *z,
+			   const ZydisDecodedOperand *ops)
+{
+	u8 *v = i->bytes + i->vex_off, *opcode = i->bytes + i->opcode_off;
+
+	if (i->encoding == ENC_LEGACY) {
+		if (i->opcode_len == 1 && *opcode == 0x82) /* alias of 80 */
+			*opcode = 0x80;
+		return;
+	}
+	if (i->encoding == ENC_VEX && i->vex_len == 2)
+		return;
+	v[1] |= i->encoding == ENC_VEX ? 0x20 : 0x30;
+	v[2] |= 0x40;
+	if (i->encoding == ENC_EVEX)
+		v[3] |= 0x08;
+	else if ((v[1] & 0x1f) == 3 && *opcode >= 0x4a && *opcode <= 0x4c)
+		i->bytes[i->imm_off] &= 0x7f; /* VBLENDVPS and its kin: the register in imm8[7:4] */
+	if (v[2] & 0x80 && ignores_w(i, i->vex_off + 2u, z, ops))
+		v[2] &= 0x7f;
+}
+
 void insn_decode(struct insn *i, const u8 *p, u32 len, u32 bits)
 {
 	ZydisDecodedOperand ops[ZYDIS_MAX_OPERAND_COUNT];
@@ -449,10 +507,7 @@ void insn_decode(struct insn *i, const u8 *p, u32 len, u32 bits)
 	*i = (struct insn){.bits = (u8)bits, .base = NO_REG, .index = NO_REG,
 			   .reg.reg = NO_REG, .rm.reg = NO_REG, .vvvv.reg = NO_REG,
 			   .opcode_reg.reg = NO_REG};
-	ZydisDecoderInit(&decoder, machine_mode(bits),
-			 bits == 64 ? ZYDIS_STACK_WIDTH_64 :
-			 bits == 32 ? ZYDIS_STACK_WIDTH_32 :
-				      ZYDIS_STACK_WIDTH_16);
+	decoder_init(&decoder, bits);
 	status = ZydisDecoderDecodeFull(&decoder, p, len, &z, ops);
 	if (!ZYAN_SUCCESS(status)) {
 		i->len = status == ZYDIS_STATUS_NO_MORE_DATA && len < 15 ? 0 : 1;
@@ -468,6 +523,8 @@ void insn_decode(struct insn *i, const u8 *p, u32 len, u32 bits)
 	i->rep = (z.attributes & (ZYDIS_ATTRIB_HAS_REP | ZYDIS_ATTRIB_HAS_REPE)) != 0;
 	i->repne = (z.attributes & ZYDIS_ATTRIB_HAS_REPNE) != 0;
 	find_layout(i, &z);
+	if (bits != 64)
+		make_canonical(i, &z, ops);
 	special = read_operands(i, &z, ops);
 	set_flags(i, &z);
 	set_needs(i, &z, ops);

@@ -356,12 +356,33 @@ static void put_tail(struct emit *e, const struct insn *i, u8 reg, u8 rm, struct
 	emit_bytes(e, i->bytes + i->imm_off, i->imm_len);
 }
 
+/* Legacy encodings for which 66 selects the operand size rather than another instruction. */
+static bool has_operand_size(const struct insn *i)
+{
+	u8 op = i->bytes[i->opcode_off + i->opcode_len - 1];
+
+	switch (i->opcode_len) {
+	case 1: return true;
+	case 2:
+		return (op & 0xf0) == 0x40 || (op >= 0xa3 && op <= 0xa5) ||
+		       (op >= 0xab && op <= 0xad) || (op & 0xf0) == 0xb0 || op == 0xaf ||
+		       op == 0xc1 || (op == 0xc7 && !i->has_mem) || (op >= 0xc8 && op <= 0xcf);
+	default:
+		return i->bytes[i->opcode_off + 1] == 0x38 && (op == 0xf0 || op == 0xf1);
+	}
+}
+
 static void put_prefixes(struct emit *e, const struct insn *i)
 {
+	/* 16-bit code has the other default. */
+	bool invert = i->bits == 16 && has_operand_size(i);
+
+	if (invert && i->opsize == 2)
+		emit_u8(e, 0x66);
 	for (u32 n = 0; n < i->prefixes; n++) {
 		u8 b = i->bytes[n];
 
-		if (b == 0x66 || b == 0xf2 || b == 0xf3 || b == 0xf0)
+		if ((b == 0x66 && !invert) || b == 0xf2 || b == 0xf3 || b == 0xf0)
 			emit_u8(e, b);
 	}
 }
