@@ -23,6 +23,15 @@ struct pvclock_wall {
 	u32 nsec;
 } __attribute__((packed));
 
+/* (n << 32) / d for n < d. Not by __int128 division, which is a call into the compiler's library. */
+static u32 divide_fraction(u64 n, u64 d)
+{
+	u64 high = n >> 32, low = n << 32;
+
+	__asm__("divq %2" : "+a"(low), "+d"(high) : "r"(d) : "cc");
+	return (u32)low;
+}
+
 struct pvclock_scale pvclock_scale(u64 tsc_hz)
 {
 	struct pvclock_scale scale = {0};
@@ -35,7 +44,7 @@ struct pvclock_scale pvclock_scale(u64 tsc_hz)
 		scale.shift++;
 	for (; ns * 2 < hz; ns <<= 1)
 		scale.shift--;
-	scale.mul = (u32)(((unsigned __int128)ns << 32) / hz);
+	scale.mul = divide_fraction(ns, hz);
 	return scale;
 }
 
