@@ -5,12 +5,14 @@
  * put the terminal back and say which call it was. An attacker who runs code in the process gains
  * nothing from the handler: every further forbidden call is refused as well.
  *
- * mmap, mprotect and clone need an argument check to be worth allowing: memory that is both writable and
- * executable is never needed (translated code is mapped twice), nor a new process.
+ * mmap, mprotect, clone and openat need an argument check to be worth allowing: memory that is both
+ * writable and executable is never needed (translated code is mapped twice), nor a new process, nor a
+ * file opened for writing.
  */
 #include "host/sandbox.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <sched.h>
 #include <seccomp.h>
 #include <string.h>
@@ -30,6 +32,7 @@ const struct sandbox_list base_sandbox = {"base", base_calls, ARRAY_SIZE(base_ca
 static int add_conditional(scmp_filter_ctx ctx)
 {
 	const u64 wx = PROT_WRITE | PROT_EXEC;
+	const u64 write_flags = O_ACCMODE | O_CREAT | O_TRUNC | O_TMPFILE;
 	const u64 prot[] = {0, PROT_WRITE, PROT_EXEC};
 	int r = 0;
 
@@ -43,6 +46,10 @@ static int add_conditional(scmp_filter_ctx ctx)
 	if (!r)
 		r = seccomp_rule_add(ctx, SCMP_ACT_ALLOW, SCMP_SYS(clone), 1,
 				     SCMP_A0(SCMP_CMP_MASKED_EQ, CLONE_THREAD, CLONE_THREAD));
+	/* Reading files only. */
+	if (!r)
+		r = seccomp_rule_add(ctx, SCMP_ACT_ALLOW, SCMP_SYS(openat), 1,
+				     SCMP_A2(SCMP_CMP_MASKED_EQ, write_flags, O_RDONLY));
 	/* clone3 keeps its flags in memory where a filter cannot look: the C library falls back. */
 	if (!r)
 		r = seccomp_rule_add(ctx, SCMP_ACT_ERRNO(ENOSYS), SCMP_SYS(clone3), 0);

@@ -1,0 +1,53 @@
+# doppel: the commands people type. The build itself is Meson's (meson.build).
+
+BUILD  ?= build
+GUEST  ?= $(BUILD)/guest
+JOBS   ?= $(shell nproc)
+MEMORY ?= 512M
+
+.PHONY: all run test bench lint fuzz clean
+
+all: $(BUILD)/build.ninja
+	@ninja -C $(BUILD) -j$(JOBS)
+
+$(BUILD)/build.ninja:
+	@command -v meson >/dev/null && command -v ninja >/dev/null || tools/deps build
+	@meson setup $(BUILD) || (tools/deps build && meson setup $(BUILD))
+
+# A shell in a virtual machine: Debian's kernel and a small initramfs.
+run:
+	@tools/deps build run
+	@$(MAKE) --no-print-directory all
+	@tools/fetch-kernel $(GUEST)
+	@tools/mkinitramfs $(GUEST) $(GUEST)/initramfs
+	@$(BUILD)/doppel run -m $(MEMORY) --kernel $(GUEST)/vmlinuz --initrd $(GUEST)/initramfs \
+		--append "console=ttyS0 quiet"
+
+test:
+	@tools/deps build run test
+	@$(MAKE) --no-print-directory all
+	@tools/fetch-kernel $(GUEST)
+	@tools/mkinitramfs $(GUEST) $(GUEST)/initramfs
+	@meson test -C $(BUILD) --print-errorlogs
+
+bench:
+	@tools/deps build run bench
+	@$(MAKE) --no-print-directory all
+	@tools/fetch-kernel $(GUEST)
+	@bench/run.py --build $(BUILD)
+
+lint:
+	@tools/deps build lint
+	@$(MAKE) --no-print-directory all
+	@tools/lint $(BUILD)
+
+# Open-ended; FUZZ_SECONDS bounds each target.
+fuzz:
+	@tools/deps build fuzz
+	@CC=clang meson setup $(BUILD)/fuzz -Dfuzz=true -Db_sanitize=address,undefined -Db_lundef=false \
+		>/dev/null 2>&1 || true
+	@ninja -C $(BUILD)/fuzz -j$(JOBS)
+	@tools/fuzz $(BUILD)/fuzz
+
+clean:
+	@rm -rf $(BUILD)

@@ -1,0 +1,21 @@
+/* The command line: one file per verb. Only this folder may end the process. */
+#pragma once
+
+#include "base/err.h"
+
+/* Exit statuses besides what a guest's debug exit asks for. */
+enum { STATUS_OK = 0, STATUS_FAILURE = 1, STATUS_USAGE = 2, STATUS_SIGNAL = 128 };
+
+/* The verbs: @argv[0] is the verb itself; returns the exit status. */
+int cli_run(int argc, char **argv);
+int cli_check(int argc, char **argv);
+int cli_version(int argc, char **argv);
+
+/* The one line for a wrong command line; returns STATUS_USAGE. */
+int cli_usage_error(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
+
+/* True when standard output was closed when the program started. */
+bool cli_stdout_was_closed(void);
+
+/* "512M", "2G", "64K", or MiB without a suffix; into bytes. False when it is not such a text. */
+bool cli_parse_size(const char *text, u64 *bytes);

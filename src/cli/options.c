@@ -1,0 +1,235 @@
+#include "cli/options.h"
+
+#include "cli/cli.h"
+#include "device/chip/lapic.h"
+
+#include <errno.h>
+#include <getopt.h>
+#include <limits.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* Less than a kernel needs, but enough for a test program. */
+#define RAM_MIN     (4 * MIB)
+#define RAM_MAX     (1024 * GIB)
+#define RAM_DEFAULT (512 * MIB)
+
+const char run_options_help[] =
+	"Usage: doppel run --kernel FILE [options]\n"
+	"\n"
+	"  --kernel FILE         Linux bzImage, ELF with a PVH note, or Multiboot kernel\n"
+	"  --initrd FILE         initial RAM disk\n"
+	"  --append TEXT         kernel command line\n"
+	"  -m, --memory SIZE     guest memory, for example 512M or 2G (default 512M)\n"
+	"  -c, --cpus N          virtual processors (default 1)\n"
+	"  --disk path=FILE[,format=raw][,readonly=on][,snapshot=on]\n"
+	"                        a virtio disk; may be given several times\n"
+	"  --net user[,hostfwd=tcp:127.0.0.1:8080-:80][,restrict=on] | tap[,ifname=NAME] | none\n"
+	"                        a virtio network interface (default user)\n"
+	"  --console SPEC        serial port: stdio, pty, unix:PATH, file:PATH, none (default stdio)\n"
+	"  --virtio-console SPEC a virtio console besides, with the same choices\n"
+	"  --no-reboot           end when the guest reboots\n"
+	"  --engine NAME         auto, or an engine listed by 'doppel check' (default auto)\n"
+	"  --sandbox on|off|log  system call filter (default on)\n"
+	"  --stats               print counters at the end\n"
+	"  -v, --verbose         more messages; twice: still more\n"
+	"\n"
+	"On a terminal, Ctrl-a x stops the machine and Ctrl-a h shows what else there is.\n"
+	"The exit status is 0 when the guest powers off.\n";
+
+enum option_id {
+	OPT_KERNEL = 256,
+	OPT_INITRD,
+	OPT_APPEND,
+	OPT_DISK,
+	OPT_NET,
+	OPT_CONSOLE,
+	OPT_VIRTIO_CONSOLE,
+	OPT_NO_REBOOT,
+	OPT_ENGINE,
+	OPT_SANDBOX,
+	OPT_STATS,
+};
+
+static const struct option options[] = {
+	{"kernel", required_argument, NULL, OPT_KERNEL},
+	{"initrd", required_argument, NULL, OPT_INITRD},
+	{"append", required_argument, NULL, OPT_APPEND},
+	{"memory", required_argument, NULL, 'm'},
+	{"cpus", required_argument, NULL, 'c'},
+	{"disk", required_argument, NULL, OPT_DISK},
+	{"net", required_argument, NULL, OPT_NET},
+	{"console", required_argument, NULL, OPT_CONSOLE},
+	{"virtio-console", required_argument, NULL, OPT_VIRTIO_CONSOLE},
+	{"no-reboot", no_argument, NULL, OPT_NO_REBOOT},
+	{"engine", required_argument, NULL, OPT_ENGINE},
+	{"sandbox", required_argument, NULL, OPT_SANDBOX},
+	{"stats", no_argument, NULL, OPT_STATS},
+	{"verbose", no_argument, NULL, 'v'},
+	{"help", no_argument, NULL, 'h'},
+	{0},
+};
+
+bool cli_parse_size(const char *text, u64 *bytes)
+{
+	u64 n, unit = MIB;
+	char *end;
+
+	/* strtoull() takes signs and white space. */
+	if (*text < '0' || *text > '9')
+		return false;
+	errno = 0;
+	n = strtoull(text, &end, 10);
+	switch (*end) {
+	case 'k': case 'K': unit = KIB; end++; break;
+	case 'm': case 'M': unit = MIB; end++; break;
+	case 'g': case 'G': unit = GIB; end++; break;
+	default: break;
+	}
+	if (errno || *end || n > UINT64_MAX / unit)
+		return false;
+	*bytes = n * unit;
+	return true;
+}
+
+static int set_memory(struct run_options *o, const char *arg, struct err *e)
+{
+	if (!cli_parse_size(arg, &o->ram_bytes))
+		return err_set(e, -EINVAL, "-m '%s' is not a size such as 512M or 2G", arg);
+	if (o->ram_bytes < RAM_MIN || o->ram_bytes > RAM_MAX)
+		return err_set(e, -EINVAL, "-m %s: guest memory must be between %luM and %luG", arg,
+			       RAM_MIN / MIB, RAM_MAX / GIB);
+	o->ram_bytes = align_up(o->ram_bytes, PAGE_SIZE);
+	return 0;
+}
+
+static int set_cpus(struct run_options *o, const char *arg, struct err *e)
+{
+	char *end;
+	long n = strtol(arg, &end, 10);
+
+	if (end == arg || *end || n < 1 || n > LAPIC_MAX)
+		return err_set(e, -EINVAL, "-c '%s' is not a number from 1 to %d", arg, LAPIC_MAX);
+	o->vcpus = (u32)n;
+	return 0;
+}
+
+static int add_disk(struct run_options *o, const char *arg, struct err *e)
+{
+	if (o->disks == PC_DISKS_MAX)
+		return err_set(e, -E2BIG, "more than %d disks", PC_DISKS_MAX);
+	o->disk[o->disks] = calloc(1, sizeof(*o->disk[0]));
+	if (!o->disk[o->disks])
+		return err_set(e, -ENOMEM, "out of memory");
+	return block_spec_parse(arg, o->disk[o->disks++], e);
+}
+
+static int add_net(struct run_options *o, const char *arg, struct err *e)
+{
+	int r;
+
+	if (o->nets == PC_NETS_MAX)
+		return err_set(e, -E2BIG, "more than %d network interfaces", PC_NETS_MAX);
+	r = net_spec_parse(arg, &o->net[o->nets], e);
+	if (!r && o->net[o->nets].kind != NET_NONE)
+		o->nets++;
+	o->net_given = true;
+	return r;
+}
+
+static int set_sandbox(struct run_options *o, const char *arg, struct err *e)
+{
+	static const char *const names[] = {
+		[SANDBOX_OFF] = "off", [SANDBOX_ENFORCE] = "on", [SANDBOX_LOG] = "log"};
+
+	for (u32 i = 0; i < ARRAY_SIZE(names); i++)
+		if (!strcmp(arg, names[i])) {
+			o->sandbox = (enum sandbox_mode)i;
+			return 0;
+		}
+	return err_set(e, -EINVAL, "--sandbox '%s' is none of on, off, log", arg);
+}
+
+static int set_engine(struct run_options *o, const char *arg, struct err *e)
+{
+	o->engine = arg;
+	if (strcmp(arg, "auto") && !engine_by_name(arg))
+		return err_set(e, -EINVAL, "--engine '%s': there is no such engine, see 'doppel check'",
+			       arg);
+	return 0;
+}
+
+static int apply(struct run_options *o, int id, const char *arg, struct err *e)
+{
+	switch (id) {
+	case OPT_KERNEL: o->kernel = arg; return 0;
+	case OPT_INITRD: o->initrd = arg; return 0;
+	case OPT_APPEND: o->append = arg; return 0;
+	case 'm': return set_memory(o, arg, e);
+	case 'c': return set_cpus(o, arg, e);
+	case OPT_DISK: return add_disk(o, arg, e);
+	case OPT_NET: return add_net(o, arg, e);
+	case OPT_CONSOLE: o->console = arg; return 0;
+	case OPT_VIRTIO_CONSOLE: o->virtio_console = arg; return 0;
+	case OPT_NO_REBOOT: o->no_reboot = true; return 0;
+	case OPT_ENGINE: return set_engine(o, arg, e);
+	case OPT_SANDBOX: return set_sandbox(o, arg, e);
+	case OPT_STATS: o->stats = true; return 0;
+	case 'v': o->verbose++; return 0;
+	case 'h': o->help = true; return 0;
+	default: return err_set(e, -EINVAL, "unknown option");
+	}
+}
+
+/* What getopt_long() stumbled over. */
+static int bad_option(int id, char **argv, struct err *e)
+{
+	/* With a long option optind is past it; a short one may be in the middle of a group. */
+	if (id == ':')
+		return err_set(e, -EINVAL, "option '%s' needs a value", argv[optind - 1]);
+	if (optopt && optopt < 256)
+		return err_set(e, -EINVAL, "unknown option '-%c'", optopt);
+	if (optopt)
+		return err_set(e, -EINVAL, "option '%s' takes no value", argv[optind - 1]);
+	return err_set(e, -EINVAL, "unknown option '%s'", argv[optind - 1]);
+}
+
+static int check_whole(struct run_options *o, struct err *e)
+{
+	if (!o->kernel)
+		return err_set(e, -EINVAL, "nothing to boot: give --kernel FILE");
+	if (o->virtio_console && !strcmp(o->console, "stdio") && !strcmp(o->virtio_console, "stdio"))
+		return err_set(e, -EINVAL, "only one console can be on stdio; give the serial port "
+					   "another one with --console");
+	if (o->net_given)
+		return 0;
+	return add_net(o, "user", e);
+}
+
+int run_options_parse(struct run_options *o, int argc, char **argv, struct err *e)
+{
+	int id, r = 0;
+
+	*o = (struct run_options){
+		.engine = "auto",
+		.ram_bytes = RAM_DEFAULT,
+		.vcpus = 1,
+		.console = "stdio",
+		.sandbox = SANDBOX_ENFORCE,
+	};
+	optind = 0;
+	opterr = 0;
+	while (!r && (id = getopt_long(argc, argv, "+:m:c:vh", options, NULL)) != -1)
+		r = id == ':' || id == '?' ? bad_option(id, argv, e) : apply(o, id, optarg, e);
+	if (!r && o->help)
+		return 0;
+	if (!r && optind < argc)
+		r = err_set(e, -EINVAL, "'%s' is not an option", argv[optind]);
+	return r ? r : check_whole(o, e);
+}
+
+void run_options_free(struct run_options *o)
+{
+	while (o->disks)
+		free(o->disk[--o->disks]);
+}

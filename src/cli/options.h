@@ -1,0 +1,26 @@
+/* The options of `doppel run`. */
+#pragma once
+
+#include "machine/pc.h"
+
+struct run_options {
+	const char *engine; /* a name or "auto" */
+	u64 ram_bytes;
+	u32 vcpus;
+	const char *kernel, *initrd, *append;
+	struct block_spec *disk[PC_DISKS_MAX];
+	u32 disks;
+	struct net_spec net[PC_NETS_MAX];
+	u32 nets;
+	bool net_given;
+	const char *console, *virtio_console;
+	enum sandbox_mode sandbox;
+	bool no_reboot, stats, help;
+	u32 verbose;
+};
+
+/* Parse @argv (with the verb as argv[0]). 0, or a negative errno with the reason in @e. */
+int run_options_parse(struct run_options *o, int argc, char **argv, struct err *e);
+void run_options_free(struct run_options *o);
+
+extern const char run_options_help[];

@@ -1,0 +1,178 @@
+/*
+ * doppel run: build a machine, run it until it ends, say how it ended.
+ *
+ * Signals that ask the process to end are read from a signalfd by the machine's loop, so they end the
+ * machine in order: disks are flushed, the terminal is put back.
+ */
+#include "base/log.h"
+#include "cli/cli.h"
+#include "cli/options.h"
+#include "host/terminal.h"
+
+#include <errno.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/signalfd.h>
+#include <unistd.h>
+
+struct run {
+	struct pc *pc;
+	struct loop_fd signals;
+	u32 signal; /* that ended the machine; 0: none */
+};
+
+static void on_signal(void *opaque, u32 events)
+{
+	struct run *run = opaque;
+	struct signalfd_siginfo info;
+
+	(void)events;
+	if (read(run->signals.fd, &info, sizeof(info)) != sizeof(info))
+		return;
+	if (info.ssi_signo == SIGCONT) {
+		/* A shell that stopped us has set the terminal to its liking. */
+		terminal_raw(STDIN_FILENO);
+		return;
+	}
+	run->signal = info.ssi_signo;
+	pc_quit(run->pc);
+}
+
+/* Before any thread starts, so that all of them inherit the mask. */
+static int open_signals(struct run *run, struct err *e)
+{
+	static const int sigs[] = {SIGTERM, SIGINT, SIGHUP, SIGQUIT, SIGCONT};
+	sigset_t set;
+
+	sigemptyset(&set);
+	for (u32 i = 0; i < ARRAY_SIZE(sigs); i++)
+		sigaddset(&set, sigs[i]);
+	sigprocmask(SIG_BLOCK, &set, NULL);
+	signal(SIGPIPE, SIG_IGN);
+	crash_install();
+	run->signals = (struct loop_fd){
+		.fd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK),
+		.events = LOOP_READ,
+		.ready = on_signal,
+		.opaque = run,
+	};
+	if (run->signals.fd < 0)
+		return err_set(e, -errno, "signalfd: %s", strerror(errno));
+	return 0;
+}
+
+/* The engine asked for, or the first that works here; NULL with the reasons in @e. */
+static const struct engine_ops *choose_engine(const char *name, struct err *e)
+{
+	bool any = !strcmp(name, "auto");
+
+	for (u32 i = 0; engines[i]; i++) {
+		if (!any && strcmp(engines[i]->name, name))
+			continue;
+		if (!engines[i]->probe(e))
+			return engines[i];
+		err_prefix(e, "%s engine", engines[i]->name);
+	}
+	return NULL;
+}
+
+static int end_status(const struct run *run, enum pc_end end, u32 value)
+{
+	switch (end) {
+	case PC_POWER_OFF:
+	case PC_REBOOT: return STATUS_OK;
+	case PC_DEBUG_EXIT: return (int)((value << 1 | 1) & 0xff);
+	case PC_TRIPLE_FAULT: return STATUS_FAILURE;
+	case PC_QUIT:
+		if (!run->signal)
+			return STATUS_OK;
+		log_warn("stopped by signal %u (%s)", run->signal, strsignal((int)run->signal));
+		return STATUS_SIGNAL + (int)run->signal;
+	case PC_FAILED: break;
+	}
+	return STATUS_FAILURE;
+}
+
+static int run_machine(struct run *run, const struct run_options *o, struct boot *boot,
+		       struct err *e)
+{
+	struct pc_config config = {
+		.ram_bytes = o->ram_bytes,
+		.vcpus = o->vcpus,
+		.boot = boot,
+		.disks = o->disks,
+		.nets = o->nets,
+		.console = o->console,
+		.virtio_console = o->virtio_console,
+		.no_reboot = o->no_reboot,
+		.sandbox = o->sandbox,
+	};
+	enum pc_end end;
+	u32 value = 0;
+	int r;
+
+	for (u32 i = 0; i < o->disks; i++)
+		config.disk[i] = o->disk[i];
+	for (u32 i = 0; i < o->nets; i++)
+		config.net[i] = &o->net[i];
+	config.engine = choose_engine(o->engine, e);
+	if (!config.engine)
+		return e->code;
+	r = pc_create(&config, &run->pc, e);
+	if (r)
+		return r;
+	r = loop_add(pc_loop(run->pc), &run->signals);
+	if (r) {
+		pc_destroy(run->pc);
+		return err_set(e, r, "signalfd: %s", strerror(-r));
+	}
+	end = pc_run(run->pc, &value);
+	loop_remove(pc_loop(run->pc), &run->signals);
+	terminal_restore();
+	if (o->stats)
+		pc_print_stats(run->pc);
+	pc_destroy(run->pc);
+	return end_status(run, end, value);
+}
+
+static int open_and_run(const struct run_options *o, struct err *e)
+{
+	struct run run = {0};
+	struct boot boot;
+	int r = boot_open(&boot, o->kernel, o->initrd, o->append, e);
+
+	if (r)
+		return r;
+	r = open_signals(&run, e);
+	if (!r) {
+		r = run_machine(&run, o, &boot, e);
+		close(run.signals.fd);
+	}
+	boot_close(&boot);
+	return r;
+}
+
+int cli_run(int argc, char **argv)
+{
+	struct run_options o;
+	struct err e = {0};
+	int r = run_options_parse(&o, argc, argv, &e);
+
+	if (r) {
+		r = cli_usage_error("run: %s", e.text);
+	} else if (o.help) {
+		fputs(run_options_help, stdout);
+	} else {
+		log_set_level(o.verbose > 1 ? LOG_DEBUG : o.verbose ? LOG_INFO : LOG_WARN);
+		if (cli_stdout_was_closed() && !strcmp(o.console, "stdio"))
+			log_warn("standard output is closed; the guest's console text is dropped");
+		r = open_and_run(&o, &e);
+		if (r < 0) {
+			log_error("%s", e.text);
+			r = STATUS_FAILURE;
+		}
+	}
+	run_options_free(&o);
+	return r;
+}

@@ -1,0 +1,7 @@
+/* The process gives up what it no longer needs once the machine is complete. */
+#pragma once
+
+#include "host/sandbox.h"
+
+/* Install the system-call filter for all threads, those to come included. 0 or -errno with @e. */
+int lockdown(enum sandbox_mode mode, struct err *e);

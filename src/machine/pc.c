@@ -1,0 +1,822 @@
+/*
+ * Assembly, reset and the end of a PC.
+ *
+ * Threads. The thread that calls pc_run() runs the event loop; each vCPU has its own. Devices, the bus
+ * and the local APICs belong to the machine lock: vCPU threads take it for each access, callbacks of the
+ * loop take it themselves. What a device wants from the machine as a whole (power-off, reset, the end)
+ * may be asked for anywhere: request() notes it, tells the vCPUs to stop and stops the loop; pc_run() then
+ * acts on it, when nothing else runs.
+ *
+ * Reset. All devices go to their power-up state and the kernel is loaded again from its files, which
+ * stay open for that, as a fresh boot.
+ */
+#include "machine/pc.h"
+
+#include "base/log.h"
+#include "device/chip/debugexit.h"
+#include "device/chip/fwcfg.h"
+#include "device/chip/i8042.h"
+#include "device/chip/ioapic.h"
+#include "device/chip/pic.h"
+#include "device/chip/pit.h"
+#include "device/chip/pm.h"
+#include "device/chip/pvpanic.h"
+#include "device/chip/rtc.h"
+#include "device/chip/uart.h"
+#include "device/virtio/blk.h"
+#include "device/virtio/console.h"
+#include "device/virtio/net.h"
+#include "device/virtio/rng.h"
+#include "host/chardev.h"
+#include "host/memory.h"
+#include "machine/acpi.h"
+#include "machine/gsi.h"
+#include "machine/layout.h"
+#include "machine/lockdown.h"
+#include "machine/pci_setup.h"
+#include "machine/smbios.h"
+#include "machine/vcpu.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+enum { COM1_PORT = 0x3f8 };
+
+/* Requests to pc_run(), in order of precedence. */
+enum {
+	ASK_FAILED = 1 << 0,
+	ASK_QUIT = 1 << 1,
+	ASK_DEBUG_EXIT = 1 << 2,
+	ASK_POWER_OFF = 1 << 3,
+	ASK_TRIPLE_FAULT = 1 << 4,
+	ASK_RESET = 1 << 5,
+};
+
+struct pc_disk {
+	struct block *block;
+	struct virtio_blk blk;
+};
+
+struct pc_nic {
+	struct net_backend *backend;
+	struct virtio_net net;
+};
+
+struct pc {
+	struct pc_config config;
+	pthread_mutex_t lock; /* the machine lock */
+	struct loop *loop;
+	atomic_uint asked;    /* ASK_* */
+	u32 exit_value;       /* with ASK_DEBUG_EXIT; under lock */
+
+	struct physmap pm;
+	u64 ram_below, ram_above;
+	struct bus bus;
+	struct cpuid_model cpuid;
+	struct lapic_set lapics;
+	struct ioapic ioapic;
+	struct pic pic;
+	struct pit pit;
+	struct rtc rtc;
+	struct pm acpi_pm;
+	struct i8042 i8042;
+	struct uart com1;
+	struct chardev *console;
+	struct fwcfg fwcfg;
+	struct debugexit debugexit;
+	struct pvpanic pvpanic;
+	struct pci_host pci;
+	struct pci_windows pci_windows;
+	struct pc_disk *disk;
+	u32 disks;
+	struct pc_nic *nic;
+	u32 nics;
+	struct chardev *hvc_chardev;
+	struct virtio_console hvc;
+	struct virtio_rng rng;
+
+	struct acpi_tables acpi;
+	struct cpu_state entry; /* how the boot processor starts */
+	struct engine_vm *vm;
+	struct vcpu_set vcpus;
+	u32 built; /* steps of assembly done */
+};
+
+/* ---- requests ---- */
+
+static void request(struct pc *pc, u32 what)
+{
+	atomic_fetch_or(&pc->asked, what);
+	vcpus_request_stop(&pc->vcpus);
+	loop_stop(pc->loop);
+}
+
+void pc_quit(struct pc *pc)
+{
+	request(pc, ASK_QUIT);
+}
+
+static void on_power_off(void *opaque)
+{
+	request(opaque, ASK_POWER_OFF);
+}
+
+static void on_reset(void *opaque)
+{
+	request(opaque, ASK_RESET);
+}
+
+static void on_a20(void *opaque, bool on)
+{
+	/* Address line 20 is always on, as on every machine since 2008. */
+	(void)opaque;
+	(void)on;
+}
+
+static void on_debug_exit(void *opaque, u32 value)
+{
+	struct pc *pc = opaque;
+
+	pc->exit_value = value;
+	request(pc, ASK_DEBUG_EXIT);
+}
+
+static void on_panic(void *opaque, u32 events)
+{
+	(void)opaque;
+	if (events & PVPANIC_PANICKED)
+		log_guest("the guest's kernel panicked");
+	else if (events & PVPANIC_CRASH_LOADED)
+		log_guest("the guest's kernel panicked and starts its crash kernel");
+}
+
+static void on_triple_fault(void *opaque, u32 cpu)
+{
+	log_guest("the guest's cpu %u shut down (triple fault)", cpu);
+	request(opaque, ASK_TRIPLE_FAULT);
+}
+
+static void on_engine_failure(void *opaque, u32 cpu, const char *why)
+{
+	struct pc *pc = opaque;
+
+	log_error("%s engine: cpu %u: %s", pc->config.engine->name, cpu, why);
+	request(pc, ASK_FAILED);
+}
+
+static void on_escape(void *opaque, enum chardev_escape what)
+{
+	if (what == CHARDEV_ESCAPE_QUIT)
+		pc_quit(opaque);
+}
+
+/* ---- interrupts ---- */
+
+/* Global system interrupt @pin: ISA interrupts go to both kinds of controller. */
+static void gsi_set(void *opaque, u32 pin, bool level)
+{
+	struct pc *pc = opaque;
+
+	if (pin < GSI_ISA)
+		pic_set_irq(&pc->pic, pin == GSI_PIT ? 0 : pin, level);
+	ioapic_set_irq(&pc->ioapic, pin, level);
+}
+
+static struct irq_line gsi(struct pc *pc, u32 pin)
+{
+	return (struct irq_line){.set = gsi_set, .opaque = pc, .pin = pin};
+}
+
+static void on_eoi(void *opaque, u8 vector)
+{
+	ioapic_eoi(&((struct pc *)opaque)->ioapic, vector);
+}
+
+static u8 on_intack(void *opaque)
+{
+	return pic_intack(&((struct pc *)opaque)->pic);
+}
+
+static void on_notify(void *opaque, u32 cpu)
+{
+	vcpus_notify(&((struct pc *)opaque)->vcpus, cpu);
+}
+
+static void on_nmi(void *opaque, u32 cpu)
+{
+	vcpus_nmi(&((struct pc *)opaque)->vcpus, cpu);
+}
+
+static void on_init(void *opaque, u32 cpu)
+{
+	vcpus_init(&((struct pc *)opaque)->vcpus, cpu);
+}
+
+static void on_sipi(void *opaque, u32 cpu, u8 vector)
+{
+	vcpus_sipi(&((struct pc *)opaque)->vcpus, cpu, vector);
+}
+
+static u64 on_tsc(void *opaque, u32 cpu)
+{
+	return vcpus_tsc(&((struct pc *)opaque)->vcpus, cpu);
+}
+
+static struct msi_sink msi(struct pc *pc)
+{
+	return (struct msi_sink){.send = lapic_deliver_msi, .opaque = &pc->lapics};
+}
+
+/*
+ * ---- assembly: each step has its counterpart ----
+ *
+ * A step that fails leaves nothing open behind.
+ */
+
+static int build_memory(struct pc *pc, struct err *e)
+{
+	u64 ram = pc->config.ram_bytes, available = host_memory_available();
+	int r;
+
+	if (ram > available)
+		return err_set(e, -ENOMEM,
+			       "the host has %lu MiB of memory left, the guest is to have %lu MiB; "
+			       "use a smaller -m", available / MIB, ram / MIB);
+	pc->ram_below = MIN(ram, LAYOUT_HOLE);
+	pc->ram_above = ram - pc->ram_below;
+	/* The largest regions first: they are looked up most. */
+	r = physmap_add(&pc->pm, LAYOUT_HIGH, pc->ram_below - LAYOUT_HIGH, 0, e);
+	if (!r && pc->ram_above)
+		r = physmap_add(&pc->pm, LAYOUT_ABOVE, pc->ram_above, 0, e);
+	if (!r)
+		r = physmap_add(&pc->pm, 0, LAYOUT_CONVENTIONAL_END, 0, e);
+	if (!r)
+		r = physmap_add(&pc->pm, LAYOUT_SHADOW, LAYOUT_HIGH - LAYOUT_SHADOW, 0, e);
+	if (r)
+		physmap_destroy(&pc->pm);
+	return r;
+}
+
+static void unbuild_memory(struct pc *pc)
+{
+	physmap_destroy(&pc->pm);
+}
+
+static int build_bus(struct pc *pc, struct err *e)
+{
+	bus_init(&pc->bus);
+	return loop_create(&pc->loop, e);
+}
+
+static void unbuild_bus(struct pc *pc)
+{
+	loop_destroy(pc->loop);
+	bus_destroy(&pc->bus);
+}
+
+static int build_cpu_model(struct pc *pc, struct err *e)
+{
+	const struct cpuid_request request = {.vcpus = pc->config.vcpus};
+
+	return cpuid_model_init(&pc->cpuid, &request, e);
+}
+
+static void unbuild_nothing(struct pc *pc)
+{
+	(void)pc;
+}
+
+static int build_interrupts(struct pc *pc, struct err *e)
+{
+	const struct lapic_ops ops = {
+		.notify = on_notify,
+		.nmi = on_nmi,
+		.init = on_init,
+		.sipi = on_sipi,
+		.tsc = on_tsc,
+		.eoi = on_eoi,
+		.intack = on_intack,
+		.opaque = pc,
+	};
+	const struct irq_line intr = {.set = lapic_set_lint0, .opaque = &pc->lapics};
+	int r = lapic_set_init(&pc->lapics, pc->config.vcpus, &ops, pc->cpuid.tsc_hz, pc->loop,
+			       &pc->lock, e);
+
+	if (!r)
+		r = pic_init(&pc->pic, &pc->bus, intr, e);
+	if (!r)
+		r = ioapic_init(&pc->ioapic, &pc->bus, IOAPIC_BASE, 0, msi(pc), e);
+	return r;
+}
+
+static void unbuild_interrupts(struct pc *pc)
+{
+	lapic_set_destroy(&pc->lapics);
+}
+
+static u64 utc_ns(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_REALTIME, &ts);
+	return (u64)ts.tv_sec * 1000000000ul + (u64)ts.tv_nsec;
+}
+
+static int build_timers(struct pc *pc, struct err *e)
+{
+	const struct pm_config pm = {
+		.sci = gsi(pc, GSI_SCI), .power_off = on_power_off, .reset = on_reset, .opaque = pc};
+	int r = pit_init(&pc->pit, &pc->bus, gsi(pc, GSI_PIT), pc->loop, &pc->lock, e);
+
+	if (!r)
+		r = rtc_init(&pc->rtc, &pc->bus, gsi(pc, GSI_RTC), utc_ns(), pc->loop, &pc->lock, e);
+	if (!r)
+		r = pm_init(&pc->acpi_pm, &pc->bus, &pm, pc->loop, &pc->lock, e);
+	if (!r)
+		rtc_set_memory(&pc->rtc, pc->ram_below, pc->ram_above);
+	return r;
+}
+
+static void unbuild_timers(struct pc *pc)
+{
+	pm_destroy(&pc->acpi_pm);
+	rtc_destroy(&pc->rtc);
+	pit_destroy(&pc->pit);
+}
+
+static int build_console(struct pc *pc, struct err *e)
+{
+	int r = chardev_open(pc->config.console, pc->loop, on_escape, pc, &pc->console, e);
+
+	if (r)
+		return r;
+	r = uart_init(&pc->com1, &pc->bus, COM1_PORT, gsi(pc, GSI_COM1), pc->console, &pc->lock, e);
+	if (r)
+		pc->console->ops->close(pc->console);
+	return r;
+}
+
+static void unbuild_console(struct pc *pc)
+{
+	pc->console->ops->close(pc->console);
+}
+
+static int build_board(struct pc *pc, struct err *e)
+{
+	const struct i8042_config i8042 = {
+		.keyboard = gsi(pc, GSI_KEYBOARD),
+		.mouse = gsi(pc, GSI_MOUSE),
+		.reset = on_reset,
+		.a20 = on_a20,
+		.opaque = pc,
+	};
+	int r = i8042_init(&pc->i8042, &pc->bus, &i8042, e);
+
+	if (!r)
+		r = fwcfg_init(&pc->fwcfg, &pc->bus, &pc->pm, e);
+	if (!r)
+		r = debugexit_init(&pc->debugexit, &pc->bus, on_debug_exit, pc, e);
+	if (!r)
+		r = pvpanic_init(&pc->pvpanic, &pc->bus, on_panic, pc, e);
+	return r;
+}
+
+static void unbuild_board(struct pc *pc)
+{
+	fwcfg_destroy(&pc->fwcfg);
+}
+
+/* The 64-bit window lies above all RAM, within what the CPU can address. */
+static void place_pci_windows(struct pc *pc)
+{
+	u64 base = align_up(LAYOUT_ABOVE + pc->ram_above, LAYOUT_PCI64_SIZE);
+	u32 leaf[4];
+
+	cpuid_query(&pc->cpuid, 0, 0, 0, 0x80000008, 0, leaf);
+	pc->pci_windows = (struct pci_windows){
+		.memory32 = LAYOUT_PCI32,
+		.memory32_end = LAYOUT_PCI32_END,
+		.memory64 = base,
+		.memory64_end = base,
+		.port = LAYOUT_PCI_PORTS,
+		.port_end = LAYOUT_PCI_PORTS_END,
+	};
+	if (!((base + LAYOUT_PCI64_SIZE - 1) >> (leaf[0] & 0xff)))
+		pc->pci_windows.memory64_end = base + LAYOUT_PCI64_SIZE;
+}
+
+static int build_pci(struct pc *pc, struct err *e)
+{
+	const struct irq_line intx[4] = {gsi(pc, GSI_PCI), gsi(pc, GSI_PCI + 1),
+					 gsi(pc, GSI_PCI + 2), gsi(pc, GSI_PCI + 3)};
+	int r = pci_host_init(&pc->pci, &pc->bus, msi(pc), intx, LAYOUT_ECAM, e);
+
+	if (!r)
+		pci_host_claim_reset_port(&pc->pci, &pm_reset_control_ops, &pc->acpi_pm);
+	place_pci_windows(pc);
+	return r;
+}
+
+static void unbuild_pci(struct pc *pc)
+{
+	pci_host_destroy(&pc->pci);
+}
+
+static struct virtio_env virtio_env(struct pc *pc)
+{
+	return (struct virtio_env){.pm = &pc->pm, .loop = pc->loop, .lock = &pc->lock};
+}
+
+static int add_disk(struct pc *pc, const struct block_spec *spec, struct err *e)
+{
+	const struct virtio_env env = virtio_env(pc);
+	struct pc_disk *d = &pc->disk[pc->disks];
+	char id[VIRTIO_BLK_ID_LEN];
+	int r = block_open(spec, pc->loop, &pc->lock, &d->block, e);
+
+	if (r)
+		return r;
+	snprintf(id, sizeof(id), "disk%u", pc->disks);
+	r = virtio_blk_init(&d->blk, &env, &pc->pci, d->block, id, e);
+	if (r)
+		d->block->ops->close(d->block);
+	else
+		pc->disks++;
+	return r;
+}
+
+static void unbuild_disks(struct pc *pc)
+{
+	while (pc->disks) {
+		struct pc_disk *d = &pc->disk[--pc->disks];
+
+		pthread_mutex_lock(&pc->lock);
+		virtio_blk_destroy(&d->blk);
+		pthread_mutex_unlock(&pc->lock);
+		d->block->ops->close(d->block);
+	}
+	free(pc->disk);
+}
+
+static int build_disks(struct pc *pc, struct err *e)
+{
+	int r = 0;
+
+	pc->disk = calloc(MAX(pc->config.disks, 1u), sizeof(*pc->disk));
+	if (!pc->disk)
+		return err_set(e, -ENOMEM, "out of memory");
+	for (u32 i = 0; i < pc->config.disks && !r; i++)
+		r = add_disk(pc, pc->config.disk[i], e);
+	if (r)
+		unbuild_disks(pc);
+	return r;
+}
+
+static int add_nic(struct pc *pc, const struct net_spec *spec, struct err *e)
+{
+	const struct virtio_env env = virtio_env(pc);
+	/* Locally administered, and the same in each run, so that guests keep their names for it. */
+	const u8 mac[NET_MAC] = {0x52, 0x54, 0x00, 0xd0, 0x99, (u8)(0xe1 + pc->nics)};
+	struct pc_nic *n = &pc->nic[pc->nics];
+	int r = net_open(spec, pc->loop, &pc->lock, &n->backend, e);
+
+	if (r || !n->backend)
+		return r;
+	r = virtio_net_init(&n->net, &env, &pc->pci, n->backend, mac, e);
+	if (r)
+		n->backend->ops->close(n->backend);
+	else
+		pc->nics++;
+	return r;
+}
+
+static void unbuild_nics(struct pc *pc)
+{
+	pthread_mutex_lock(&pc->lock);
+	while (pc->nics) {
+		struct pc_nic *n = &pc->nic[--pc->nics];
+
+		virtio_net_destroy(&n->net);
+		n->backend->ops->close(n->backend);
+	}
+	pthread_mutex_unlock(&pc->lock);
+	free(pc->nic);
+}
+
+static int build_nics(struct pc *pc, struct err *e)
+{
+	int r = 0;
+
+	pc->nic = calloc(MAX(pc->config.nets, 1u), sizeof(*pc->nic));
+	if (!pc->nic)
+		return err_set(e, -ENOMEM, "out of memory");
+	for (u32 i = 0; i < pc->config.nets && !r; i++)
+		r = add_nic(pc, pc->config.net[i], e);
+	if (r)
+		unbuild_nics(pc);
+	return r;
+}
+
+static int build_hvc(struct pc *pc, struct err *e)
+{
+	const struct virtio_env env = virtio_env(pc);
+	int r;
+
+	if (!pc->config.virtio_console)
+		return 0;
+	r = chardev_open(pc->config.virtio_console, pc->loop, on_escape, pc, &pc->hvc_chardev, e);
+	if (r)
+		return r;
+	r = virtio_console_init(&pc->hvc, &env, &pc->pci, pc->hvc_chardev, e);
+	if (r) {
+		pc->hvc_chardev->ops->close(pc->hvc_chardev);
+		pc->hvc_chardev = NULL;
+	}
+	return r;
+}
+
+static void unbuild_hvc(struct pc *pc)
+{
+	if (!pc->hvc_chardev)
+		return;
+	virtio_console_destroy(&pc->hvc);
+	pc->hvc_chardev->ops->close(pc->hvc_chardev);
+}
+
+static int build_rng(struct pc *pc, struct err *e)
+{
+	const struct virtio_env env = virtio_env(pc);
+
+	return virtio_rng_init(&pc->rng, &env, &pc->pci, e);
+}
+
+static void unbuild_rng(struct pc *pc)
+{
+	virtio_rng_destroy(&pc->rng);
+}
+
+/* ---- what boots ---- */
+
+/*
+ * Memory types as firmware leaves them (SDM vol. 3, 12.11): write-back, uncacheable between the end of
+ * low RAM and 4 GiB and in the VGA range. Kernels take disabled MTRRs for a broken machine.
+ */
+static void set_memory_types(const struct pc *pc, struct cpu_msrs *m)
+{
+	enum { TYPE_UC = 0, TYPE_WP = 5, TYPE_WB = 6, FIXED_ENABLE = 1 << 10, ENABLE = 1 << 11 };
+	const u64 all_bytes = 0x0101010101010101ul;
+	u32 leaf[4];
+
+	cpuid_query(&pc->cpuid, 0, 0, 0, 0x80000008, 0, leaf);
+	m->mtrr_def_type = ENABLE | FIXED_ENABLE | TYPE_WB;
+	/* 64K at 0, 16K at 80000 and A0000, then 4K from C0000 on: table 12-9. */
+	for (u32 i = 0; i < ARRAY_SIZE(m->mtrr_fixed); i++)
+		m->mtrr_fixed[i] = all_bytes * (i < 2 ? TYPE_WB : i == 2 ? TYPE_UC : TYPE_WP);
+	m->mtrr_base[0] = LAYOUT_HOLE | TYPE_UC;
+	m->mtrr_mask[0] = ((1ul << (leaf[0] & 0xff)) - 1) & ~(LAYOUT_ABOVE - LAYOUT_HOLE - 1);
+	m->mtrr_mask[0] |= ENABLE; /* the valid bit is bit 11 as well */
+}
+
+static int store_tables(struct pc *pc, struct err *e)
+{
+	const struct pci_windows *w = &pc->pci_windows;
+	const struct acpi_config config = {
+		.vcpus = pc->config.vcpus,
+		.pci64_base = w->memory64,
+		.pci64_size = w->memory64_end - w->memory64,
+	};
+	int r = acpi_build(&pc->acpi, LAYOUT_ACPI, &config, e);
+
+	if (r)
+		return r;
+	if (mem_write(&pc->pm, LAYOUT_ACPI, pc->acpi.data, pc->acpi.len) ||
+	    smbios_store(&pc->pm, LAYOUT_SMBIOS, pc->config.ram_bytes))
+		return err_set(e, -EFAULT, "cannot store the firmware tables");
+	return 0;
+}
+
+/* Everything firmware and boot loader would do. Under the machine lock, vCPUs stopped. */
+static int boot(struct pc *pc, struct err *e)
+{
+	struct boot_env env = {.pm = &pc->pm, .ram_below = pc->ram_below};
+	int r = pci_setup(&pc->pci, &pc->pci_windows, e);
+
+	if (!r)
+		r = store_tables(pc, e);
+	if (r)
+		return r;
+	e820_build(&env.e820, pc->ram_below, pc->ram_above);
+	env.rsdp = pc->acpi.rsdp;
+	r = boot_load(pc->config.boot, &env, &pc->entry, e);
+	if (r)
+		return r;
+	set_memory_types(pc, &pc->entry.msr);
+	vcpus_reset(&pc->vcpus, &pc->entry);
+	return 0;
+}
+
+static int build_cpus(struct pc *pc, struct err *e)
+{
+	const struct engine_ops *engine = pc->config.engine;
+	const struct engine_config config = {.physmap = &pc->pm, .cpuid = &pc->cpuid};
+	struct vcpu_env env = {
+		.engine = engine,
+		.bus = &pc->bus,
+		.lapics = &pc->lapics,
+		.machine_lock = &pc->lock,
+		.triple_fault = on_triple_fault,
+		.failed = on_engine_failure,
+		.opaque = pc,
+	};
+	int r = engine->vm_create(&config, &pc->vm, e);
+
+	if (r)
+		return err_prefix(e, "%s engine", engine->name);
+	env.vm = pc->vm;
+	r = vcpus_create(&pc->vcpus, pc->config.vcpus, &env, e);
+	if (!r)
+		return 0;
+	engine->vm_destroy(pc->vm);
+	return err_prefix(e, "%s engine", engine->name);
+}
+
+static void unbuild_cpus(struct pc *pc)
+{
+	vcpus_destroy(&pc->vcpus);
+	pc->config.engine->vm_destroy(pc->vm);
+}
+
+static int build_boot(struct pc *pc, struct err *e)
+{
+	int r;
+
+	pthread_mutex_lock(&pc->lock);
+	r = boot(pc, e);
+	pthread_mutex_unlock(&pc->lock);
+	return r;
+}
+
+
+/* The machine, in the order in which its parts depend on each other. */
+static const struct {
+	int (*build)(struct pc *pc, struct err *e);
+	void (*unbuild)(struct pc *pc);
+} steps[] = {
+	{build_memory, unbuild_memory},
+	{build_bus, unbuild_bus},
+	{build_cpu_model, unbuild_nothing},
+	{build_interrupts, unbuild_interrupts},
+	{build_timers, unbuild_timers},
+	{build_board, unbuild_board},
+	{build_pci, unbuild_pci},
+	{build_disks, unbuild_disks},
+	{build_nics, unbuild_nics},
+	{build_console, unbuild_console},
+	{build_hvc, unbuild_hvc},
+	{build_rng, unbuild_rng},
+	{build_cpus, unbuild_cpus},
+	{build_boot, unbuild_nothing},
+};
+
+int pc_create(const struct pc_config *config, struct pc **out, struct err *e)
+{
+	struct pc *pc = calloc(1, sizeof(*pc));
+	int r = 0;
+
+	if (!pc)
+		return err_set(e, -ENOMEM, "out of memory");
+	pc->config = *config;
+	pthread_mutex_init(&pc->lock, NULL);
+	physmap_init(&pc->pm);
+	while (!r && pc->built < ARRAY_SIZE(steps)) {
+		r = steps[pc->built].build(pc, e);
+		if (!r)
+			pc->built++;
+	}
+	if (!r)
+		r = lockdown(config->sandbox, e);
+	if (r)
+		pc_destroy(pc);
+	else
+		*out = pc;
+	return r;
+}
+
+void pc_destroy(struct pc *pc)
+{
+	while (pc->built)
+		steps[--pc->built].unbuild(pc);
+	pthread_mutex_destroy(&pc->lock);
+	free(pc);
+}
+
+/* ---- running ---- */
+
+/* All devices to their power-up state. Under the machine lock, vCPUs stopped. */
+static void reset_devices(struct pc *pc)
+{
+	for (u32 i = 0; i < pc->disks; i++)
+		device_reset(&virtio_blk_ops, &pc->disk[i].blk);
+	for (u32 i = 0; i < pc->nics; i++)
+		device_reset(&virtio_net_ops, &pc->nic[i].net);
+	if (pc->hvc_chardev)
+		device_reset(&virtio_console_ops, &pc->hvc);
+	device_reset(&virtio_rng_ops, &pc->rng);
+	pci_host_reset(&pc->pci);
+	device_reset(&uart_ops, &pc->com1);
+	device_reset(&pvpanic_ops, &pc->pvpanic);
+	device_reset(&debugexit_ops, &pc->debugexit);
+	device_reset(&fwcfg_ops, &pc->fwcfg);
+	device_reset(&i8042_ops, &pc->i8042);
+	device_reset(&pm_ops, &pc->acpi_pm);
+	device_reset(&rtc_ops, &pc->rtc);
+	device_reset(&pit_ops, &pc->pit);
+	device_reset(&ioapic_ops, &pc->ioapic);
+	device_reset(&pic_ops, &pc->pic);
+	lapic_set_reset(&pc->lapics);
+}
+
+static int reset(struct pc *pc)
+{
+	struct err e = {0};
+	int r;
+
+	pthread_mutex_lock(&pc->lock);
+	reset_devices(pc);
+	r = boot(pc, &e);
+	pthread_mutex_unlock(&pc->lock);
+	if (r)
+		log_error("reset: %s", e.text);
+	return r;
+}
+
+/* What the highest-ranking request means; false when the machine goes on. */
+static bool is_over(struct pc *pc, u32 asked, enum pc_end *end)
+{
+	static const struct {
+		u32 asked;
+		enum pc_end end;
+	} ends[] = {
+		{ASK_FAILED, PC_FAILED},	 {ASK_QUIT, PC_QUIT},
+		{ASK_DEBUG_EXIT, PC_DEBUG_EXIT}, {ASK_POWER_OFF, PC_POWER_OFF},
+		{ASK_TRIPLE_FAULT, PC_TRIPLE_FAULT}, {ASK_RESET, PC_REBOOT},
+	};
+
+	for (u32 i = 0; i < ARRAY_SIZE(ends); i++) {
+		if (!(asked & ends[i].asked))
+			continue;
+		*end = ends[i].end;
+		if (*end != PC_TRIPLE_FAULT && *end != PC_REBOOT)
+			return true;
+		if (pc->config.no_reboot)
+			return true;
+		*end = PC_FAILED;
+		return reset(pc) != 0;
+	}
+	return false;
+}
+
+enum pc_end pc_run(struct pc *pc, u32 *value)
+{
+	enum pc_end end;
+
+	do {
+		vcpus_resume(&pc->vcpus);
+		loop_run(pc->loop);
+		vcpus_stop(&pc->vcpus);
+	} while (!is_over(pc, atomic_exchange(&pc->asked, 0), &end));
+	pthread_mutex_lock(&pc->lock);
+	*value = pc->exit_value;
+	pthread_mutex_unlock(&pc->lock);
+	return end;
+}
+
+void pc_power_button(struct pc *pc)
+{
+	pthread_mutex_lock(&pc->lock);
+	pm_power_button(&pc->acpi_pm);
+	pthread_mutex_unlock(&pc->lock);
+}
+
+struct loop *pc_loop(struct pc *pc)
+{
+	return pc->loop;
+}
+
+void pc_print_stats(struct pc *pc)
+{
+	struct engine_counter c[64];
+	u32 n = pc->config.engine->counters(pc->vm, c, ARRAY_SIZE(c));
+	u64 sleeps = 0;
+
+	for (u32 i = 0; i < MIN(n, ARRAY_SIZE(c)); i++)
+		fprintf(stderr, "%s.%s %lu\n", pc->config.engine->name, c[i].name, c[i].value);
+	for (u32 i = 0; i < VCPU_EXIT_TYPES; i++)
+		fprintf(stderr, "exits.%s %lu\n", vcpu_exit_name(i), vcpus_exits(&pc->vcpus, i));
+	for (u32 i = 0; i < pc->vcpus.count; i++)
+		sleeps += pc->vcpus.cpu[i].halt_sleeps;
+	fprintf(stderr, "halt_sleeps %lu\n", sleeps);
+}

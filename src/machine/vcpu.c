@@ -1,0 +1,603 @@
+/*
+ * The life of a vCPU thread: create the engine's vCPU, park until the machine is started, then go round:
+ * stand still when asked, take INIT, SIPI and NMI, deliver an interrupt when the local APIC has one and
+ * the CPU is open for it, run, complete the exit.
+ *
+ * Waking. Whoever makes something happen for a vCPU (an interrupt in its local APIC, an event bit, a stop
+ * request) stores that first and then looks whether the vCPU is halted; the vCPU says that it is halted
+ * first and then looks whether something happened. With a full barrier on both sides one of the two
+ * always sees the other. A vCPU in the engine is kicked; a halted one first polls for POLL_NS, because a
+ * wake-up across cores costs as much, then sleeps on its condition variable until its local APIC's timer.
+ *
+ * Locks: the machine lock is taken for each access to a device or the local APIC and never held while
+ * the engine runs. set->lock and vcpu->mutex are leaves.
+ */
+#include "machine/vcpu.h"
+
+#include "base/log.h"
+#include "host/loop.h"
+#include "host/thread.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+static const u64 POLL_NS = 50000;
+
+/* KVM_ENOSYS: what guests of paravirtual interfaces expect for an unknown hypercall. */
+static const u64 HYPERCALL_UNKNOWN = -1000ul;
+
+static const char *const exit_names[VCPU_EXIT_TYPES] = {
+	[EXIT_NONE] = "none",	[EXIT_PIO] = "pio",
+	[EXIT_MMIO] = "mmio",	[EXIT_RDMSR] = "rdmsr",
+	[EXIT_WRMSR] = "wrmsr", [EXIT_HYPERCALL] = "hypercall",
+	[EXIT_HLT] = "hlt",	[EXIT_SHUTDOWN] = "shutdown",
+	[EXIT_DEBUG] = "debug", [EXIT_IRQ_WINDOW] = "irq_window",
+	[EXIT_ERROR] = "error", [EXIT_KICKED] = "kicked",
+};
+
+const char *vcpu_exit_name(enum exit_type type)
+{
+	return exit_names[type];
+}
+
+u64 vcpus_exits(const struct vcpu_set *set, enum exit_type type)
+{
+	u64 n = 0;
+
+	for (u32 i = 0; i < set->count; i++)
+		n += set->cpu[i].exits[type];
+	return n;
+}
+
+static const struct engine_ops *engine_of(const struct vcpu *v)
+{
+	return v->set->env.engine;
+}
+
+static void machine_lock(struct vcpu *v)
+{
+	pthread_mutex_lock(v->set->env.machine_lock);
+}
+
+static void machine_unlock(struct vcpu *v)
+{
+	pthread_mutex_unlock(v->set->env.machine_lock);
+}
+
+/* ---- waking ---- */
+
+static void wake(struct vcpu *v)
+{
+	atomic_thread_fence(memory_order_seq_cst);
+	if (!v->engine)
+		return; /* it could not be created */
+	if (!atomic_load(&v->halted)) {
+		engine_of(v)->kick(v->engine);
+		return;
+	}
+	pthread_mutex_lock(&v->mutex);
+	pthread_cond_signal(&v->wake);
+	pthread_mutex_unlock(&v->mutex);
+}
+
+/* A thread that interrupts itself looks again before it enters the engine. */
+static void wake_other(struct vcpu *v)
+{
+	if (v->started && !pthread_equal(pthread_self(), v->thread))
+		wake(v);
+}
+
+void vcpus_notify(void *set, u32 cpu)
+{
+	wake_other(&((struct vcpu_set *)set)->cpu[cpu]);
+}
+
+static void post(struct vcpu *v, u32 event)
+{
+	atomic_fetch_or(&v->events, event);
+	wake_other(v);
+}
+
+void vcpus_nmi(void *set, u32 cpu)
+{
+	post(&((struct vcpu_set *)set)->cpu[cpu], VCPU_NMI);
+}
+
+void vcpus_init(void *set, u32 cpu)
+{
+	struct vcpu *v = &((struct vcpu_set *)set)->cpu[cpu];
+
+	/* A SIPI sent before this INIT is void. */
+	atomic_fetch_and(&v->events, ~(u32)VCPU_SIPI);
+	post(v, VCPU_INIT);
+}
+
+void vcpus_sipi(void *set, u32 cpu, u8 vector)
+{
+	struct vcpu *v = &((struct vcpu_set *)set)->cpu[cpu];
+
+	atomic_store(&v->sipi_vector, vector);
+	post(v, VCPU_SIPI);
+}
+
+/* ---- time ---- */
+
+u64 vcpus_tsc(void *set, u32 cpu)
+{
+	return __builtin_ia32_rdtsc() + atomic_load(&((struct vcpu_set *)set)->cpu[cpu].tsc_offset);
+}
+
+/* The guest may have written its TSC since the last look. On the vCPU's thread. */
+static void refresh_tsc_offset(struct vcpu *v)
+{
+	engine_of(v)->state_get(v->engine, CPU_PART_MSR, &v->state);
+	atomic_store(&v->tsc_offset, v->state.msr.tsc - __builtin_ia32_rdtsc());
+}
+
+/* ---- reset, INIT, SIPI, NMI ---- */
+
+/* SDM vol. 3, table 9-1: INIT leaves MSRs, XCR0 and the vector state alone. */
+static void take_init(struct vcpu *v)
+{
+	struct cpu_state *s = &v->state;
+	u64 xcr0;
+
+	engine_of(v)->state_get(v->engine, CPU_PART_CR, s);
+	xcr0 = s->cr.xcr0;
+	cpu_state_reset(s);
+	s->cr.xcr0 = xcr0;
+	engine_of(v)->state_set(v->engine,
+				CPU_PART_GPR | CPU_PART_SEG | CPU_PART_CR | CPU_PART_DR |
+					CPU_PART_INTR,
+				s);
+	v->hlt = false;
+	v->cr8 = 0;
+	v->tpr_changed = false;
+	v->waits_for_sipi = v->id != 0;
+}
+
+/* SDM vol. 3, 9.4.3: real mode at vector << 12. */
+static void take_sipi(struct vcpu *v)
+{
+	struct cpu_segment *cs = &v->state.segs.seg[SEG_CS];
+	u8 vector = atomic_load(&v->sipi_vector);
+
+	if (!v->waits_for_sipi)
+		return;
+	engine_of(v)->state_get(v->engine, CPU_PART_GPR | CPU_PART_SEG, &v->state);
+	cs->selector = (u16)(vector << 8);
+	cs->base = (u64)vector << 12;
+	v->state.gpr.rip = 0;
+	engine_of(v)->state_set(v->engine, CPU_PART_GPR | CPU_PART_SEG, &v->state);
+	v->waits_for_sipi = false;
+}
+
+static void take_events(struct vcpu *v)
+{
+	u32 events = atomic_exchange(&v->events, 0);
+
+	if (events & VCPU_INIT)
+		take_init(v);
+	if (events & VCPU_SIPI)
+		take_sipi(v);
+	if (events & VCPU_NMI && !v->waits_for_sipi) {
+		engine_of(v)->inject_nmi(v->engine);
+		v->hlt = false;
+	}
+}
+
+/* The whole machine was reset. Called under set->lock, while it stands still. */
+static void take_reset(struct vcpu *v)
+{
+	const struct cpu_state *entry = v->set->entry;
+
+	v->reset_wanted = false;
+	atomic_store(&v->events, 0);
+	v->state = *entry;
+	if (v->id) {
+		cpu_state_reset(&v->state);
+		/* Firmware would have set up memory types alike on all processors. */
+		v->state.msr = entry->msr;
+	}
+	if (engine_of(v)->state_set(v->engine, CPU_PART_ALL, &v->state))
+		log_error("cpu %u: the engine refuses its start state", v->id);
+	/* Once more, as quickly as possible, so that all time-stamp counters agree. */
+	v->state.msr.tsc = __builtin_ia32_rdtsc() - v->set->tsc_start;
+	engine_of(v)->state_set(v->engine, CPU_PART_MSR, &v->state);
+	refresh_tsc_offset(v);
+	v->hlt = false;
+	v->cr8 = 0;
+	v->tpr_changed = false;
+	v->waits_for_sipi = v->id != 0;
+}
+
+/* ---- standing still ---- */
+
+/* False when the thread shall end. */
+static bool park(struct vcpu *v)
+{
+	struct vcpu_set *set = v->set;
+	bool quit;
+
+	pthread_mutex_lock(&set->lock);
+	set->parked++;
+	pthread_cond_broadcast(&set->changed);
+	while (atomic_load(&set->stop) && !set->quit)
+		pthread_cond_wait(&set->changed, &set->lock);
+	set->parked--;
+	quit = set->quit;
+	if (!quit && v->reset_wanted)
+		take_reset(v);
+	pthread_mutex_unlock(&set->lock);
+	return !quit;
+}
+
+void vcpus_request_stop(struct vcpu_set *set)
+{
+	atomic_store(&set->stop, true);
+	for (u32 i = 0; i < set->count; i++)
+		wake_other(&set->cpu[i]);
+}
+
+void vcpus_stop(struct vcpu_set *set)
+{
+	vcpus_request_stop(set);
+	pthread_mutex_lock(&set->lock);
+	while (set->parked < set->count)
+		pthread_cond_wait(&set->changed, &set->lock);
+	pthread_mutex_unlock(&set->lock);
+}
+
+void vcpus_resume(struct vcpu_set *set)
+{
+	pthread_mutex_lock(&set->lock);
+	atomic_store(&set->stop, false);
+	pthread_cond_broadcast(&set->changed);
+	pthread_mutex_unlock(&set->lock);
+}
+
+void vcpus_reset(struct vcpu_set *set, const struct cpu_state *entry)
+{
+	pthread_mutex_lock(&set->lock);
+	set->entry = entry;
+	set->tsc_start = __builtin_ia32_rdtsc();
+	for (u32 i = 0; i < set->count; i++)
+		set->cpu[i].reset_wanted = true;
+	pthread_mutex_unlock(&set->lock);
+}
+
+/* ---- interrupts ---- */
+
+/* MOV CR8 goes to the engine, the TPR register to the local APIC; they are one (SDM vol. 3, 11.8.6). */
+static void read_cr8(struct vcpu *v)
+{
+	if (v->tpr_changed)
+		return;
+	engine_of(v)->state_get(v->engine, CPU_PART_CR, &v->state);
+	if (v->state.cr.cr8 == v->cr8)
+		return;
+	v->cr8 = v->state.cr.cr8;
+	machine_lock(v);
+	lapic_set_cr8(v->lapic, v->cr8);
+	machine_unlock(v);
+}
+
+/* Only between instructions: setting state abandons an access that waits for completion. */
+static void write_cr8(struct vcpu *v)
+{
+	if (!v->tpr_changed)
+		return;
+	v->tpr_changed = false;
+	machine_lock(v);
+	v->cr8 = lapic_get_cr8(v->lapic);
+	machine_unlock(v);
+	engine_of(v)->state_get(v->engine, CPU_PART_CR, &v->state);
+	if (v->state.cr.cr8 == v->cr8)
+		return;
+	v->state.cr.cr8 = v->cr8;
+	engine_of(v)->state_set(v->engine, CPU_PART_CR, &v->state);
+}
+
+static void deliver_interrupt(struct vcpu *v)
+{
+	int vector;
+
+	read_cr8(v);
+	if (!lapic_attention(v->lapic))
+		return;
+	if (!engine_of(v)->irq_ready(v->engine)) {
+		engine_of(v)->request_irq_window(v->engine);
+		return;
+	}
+	machine_lock(v);
+	vector = lapic_accept(v->lapic);
+	machine_unlock(v);
+	if (vector < 0)
+		return;
+	engine_of(v)->inject_irq(v->engine, (u8)vector);
+	v->hlt = false;
+	if (lapic_attention(v->lapic))
+		engine_of(v)->request_irq_window(v->engine);
+}
+
+/* ---- halting ---- */
+
+static bool must_wake(struct vcpu *v)
+{
+	if (atomic_load(&v->set->stop) || atomic_load(&v->events))
+		return true;
+	return !v->waits_for_sipi && lapic_attention(v->lapic) &&
+	       engine_of(v)->irq_ready(v->engine);
+}
+
+static struct timespec to_timespec(u64 ns)
+{
+	return (struct timespec){.tv_sec = (time_t)(ns / 1000000000ul),
+				 .tv_nsec = (long)(ns % 1000000000ul)};
+}
+
+/* True when something happened before @until. */
+static bool poll_until(struct vcpu *v, u64 until)
+{
+	do {
+		if (must_wake(v))
+			return true;
+		__builtin_ia32_pause();
+	} while (host_clock_ns() < until);
+	return false;
+}
+
+static void sleep_until(struct vcpu *v, u64 deadline)
+{
+	struct timespec ts = to_timespec(MIN(deadline, (u64)INT64_MAX));
+	int r = 0;
+
+	v->halt_sleeps++;
+	pthread_mutex_lock(&v->mutex);
+	while (!r && !must_wake(v))
+		r = pthread_cond_timedwait(&v->wake, &v->mutex, &ts);
+	pthread_mutex_unlock(&v->mutex);
+}
+
+/* HLT, or waiting for SIPI: until there is something to do. */
+static void halt(struct vcpu *v)
+{
+	u64 deadline;
+
+	atomic_store(&v->halted, true);
+	atomic_thread_fence(memory_order_seq_cst);
+	while (!must_wake(v)) {
+		machine_lock(v);
+		lapic_timer_poll(v->lapic);
+		deadline = lapic_timer_deadline(v->lapic);
+		machine_unlock(v);
+		if (!poll_until(v, MIN(deadline, host_clock_ns() + POLL_NS)) &&
+		    host_clock_ns() < deadline)
+			sleep_until(v, deadline);
+	}
+	atomic_store(&v->halted, false);
+	atomic_thread_fence(memory_order_seq_cst);
+}
+
+/* ---- exits ---- */
+
+static void complete_pio(struct vcpu *v, struct vm_exit *x)
+{
+	struct bus *bus = v->set->env.bus;
+
+	machine_lock(v);
+	if (x->pio.in)
+		x->pio.data = (u32)bus_read(bus, BUS_PORT, x->pio.port, x->pio.size);
+	else
+		bus_write(bus, BUS_PORT, x->pio.port, x->pio.size, x->pio.data);
+	machine_unlock(v);
+}
+
+static void complete_lapic(struct vcpu *v, struct vm_exit *x)
+{
+	u32 off = x->mmio.gpa % LAPIC_SIZE;
+
+	if (!x->mmio.write) {
+		x->mmio.data = lapic_mmio_read(v->lapic, off, x->mmio.size);
+		return;
+	}
+	lapic_mmio_write(v->lapic, off, x->mmio.size, x->mmio.data);
+	if (lapic_get_cr8(v->lapic) != v->cr8)
+		v->tpr_changed = true;
+}
+
+static void complete_mmio(struct vcpu *v, struct vm_exit *x)
+{
+	struct bus *bus = v->set->env.bus;
+
+	machine_lock(v);
+	if (lapic_claims(v->lapic, x->mmio.gpa))
+		complete_lapic(v, x);
+	else if (x->mmio.write)
+		bus_write(bus, BUS_MEMORY, x->mmio.gpa, x->mmio.size, x->mmio.data);
+	else
+		x->mmio.data = bus_read(bus, BUS_MEMORY, x->mmio.gpa, x->mmio.size);
+	machine_unlock(v);
+}
+
+static void complete_msr(struct vcpu *v, struct vm_exit *x)
+{
+	bool ok;
+
+	if (x->msr.index == MSR_TSC_DEADLINE)
+		refresh_tsc_offset(v);
+	machine_lock(v);
+	if (x->type == EXIT_RDMSR)
+		ok = lapic_msr_read(v->lapic, x->msr.index, &x->msr.value);
+	else
+		ok = lapic_msr_write(v->lapic, x->msr.index, x->msr.value);
+	if (lapic_get_cr8(v->lapic) != v->cr8)
+		v->tpr_changed = true;
+	machine_unlock(v);
+	x->msr.fault = !ok;
+}
+
+static void complete(struct vcpu *v, struct vm_exit *x)
+{
+	const struct vcpu_env *env = &v->set->env;
+
+	v->exits[x->type]++;
+	switch (x->type) {
+	case EXIT_PIO: complete_pio(v, x); break;
+	case EXIT_MMIO: complete_mmio(v, x); break;
+	case EXIT_RDMSR:
+	case EXIT_WRMSR: complete_msr(v, x); break;
+	case EXIT_HYPERCALL: x->hypercall.result = HYPERCALL_UNKNOWN; break;
+	case EXIT_HLT: v->hlt = true; break;
+	case EXIT_SHUTDOWN: env->triple_fault(env->opaque, v->id); break;
+	case EXIT_ERROR: env->failed(env->opaque, v->id, x->error); break;
+	case EXIT_NONE:
+	case EXIT_IRQ_WINDOW:
+	case EXIT_DEBUG:
+	case EXIT_KICKED: break;
+	}
+	if (x->type == EXIT_HLT || x->type == EXIT_KICKED || x->type == EXIT_IRQ_WINDOW)
+		write_cr8(v);
+	/* An engine kicks itself when the guest lowers CR8, which may unblock an interrupt. */
+	if (x->type == EXIT_KICKED)
+		read_cr8(v);
+}
+
+/* ---- the thread ---- */
+
+static void run(struct vcpu *v)
+{
+	const struct vcpu_env *env = &v->set->env;
+	struct vm_exit x = {0};
+
+	for (;;) {
+		if (atomic_load(&v->set->stop) && !park(v))
+			return;
+		if (atomic_load(&v->events))
+			take_events(v);
+		if (v->waits_for_sipi || (v->hlt && !must_wake(v))) {
+			halt(v);
+			/* An interrupt, or just a request to stop or look at events. */
+			if (v->waits_for_sipi || atomic_load(&v->set->stop) ||
+			    atomic_load(&v->events))
+				continue;
+		}
+		if (lapic_attention(v->lapic))
+			deliver_interrupt(v);
+		if (v->hlt)
+			continue;
+		if (env->engine->run(v->engine, &x)) {
+			env->failed(env->opaque, v->id, "the engine failed");
+			continue;
+		}
+		complete(v, &x);
+	}
+}
+
+static void report(struct vcpu_set *set, const struct err *e)
+{
+	pthread_mutex_lock(&set->lock);
+	if (!set->failed++)
+		set->error = *e;
+	pthread_cond_broadcast(&set->changed);
+	pthread_mutex_unlock(&set->lock);
+}
+
+static void *vcpu_thread(void *opaque)
+{
+	struct vcpu *v = opaque;
+	const struct vcpu_env *env = &v->set->env;
+	struct err e = {0};
+
+	if (env->engine->vcpu_create(env->vm, v->id, &v->engine, &e)) {
+		report(v->set, &e);
+		return NULL;
+	}
+	if (park(v))
+		run(v);
+	env->engine->vcpu_destroy(v->engine);
+	return NULL;
+}
+
+static void init_vcpu(struct vcpu_set *set, u32 id)
+{
+	struct vcpu *v = &set->cpu[id];
+	pthread_condattr_t attr;
+
+	v->set = set;
+	v->id = id;
+	v->lapic = &set->env.lapics->cpu[id];
+	pthread_mutex_init(&v->mutex, NULL);
+	pthread_condattr_init(&attr);
+	pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+	pthread_cond_init(&v->wake, &attr);
+	pthread_condattr_destroy(&attr);
+}
+
+static int start_thread(struct vcpu *v, struct err *e)
+{
+	char name[16];
+	int r;
+
+	snprintf(name, sizeof(name), "vcpu%u", v->id);
+	r = host_thread_start(&v->thread, name, vcpu_thread, v, e);
+	v->started = !r;
+	return r;
+}
+
+int vcpus_create(struct vcpu_set *set, u32 count, const struct vcpu_env *env, struct err *e)
+{
+	u32 started = 0;
+	int r = 0;
+
+	memset(set, 0, sizeof(*set));
+	set->env = *env;
+	set->cpu = calloc(count, sizeof(*set->cpu));
+	if (!set->cpu)
+		return err_set(e, -ENOMEM, "out of memory");
+	set->count = count;
+	pthread_mutex_init(&set->lock, NULL);
+	pthread_cond_init(&set->changed, NULL);
+	atomic_store(&set->stop, true);
+	for (u32 i = 0; i < count; i++)
+		init_vcpu(set, i);
+	while (!r && started < count)
+		r = start_thread(&set->cpu[started], e) ? -EAGAIN : (started++, 0);
+	pthread_mutex_lock(&set->lock);
+	while (set->parked + set->failed < started)
+		pthread_cond_wait(&set->changed, &set->lock);
+	if (!r && set->failed) {
+		r = set->error.code ? set->error.code : -EIO;
+		if (e)
+			*e = set->error;
+	}
+	pthread_mutex_unlock(&set->lock);
+	if (r)
+		vcpus_destroy(set);
+	return r;
+}
+
+void vcpus_destroy(struct vcpu_set *set)
+{
+	if (!set->cpu)
+		return;
+	vcpus_request_stop(set);
+	pthread_mutex_lock(&set->lock);
+	set->quit = true;
+	pthread_cond_broadcast(&set->changed);
+	pthread_mutex_unlock(&set->lock);
+	for (u32 i = 0; i < set->count; i++) {
+		if (set->cpu[i].started)
+			pthread_join(set->cpu[i].thread, NULL);
+		pthread_mutex_destroy(&set->cpu[i].mutex);
+		pthread_cond_destroy(&set->cpu[i].wake);
+	}
+	pthread_cond_destroy(&set->changed);
+	pthread_mutex_destroy(&set->lock);
+	free(set->cpu);
+	set->cpu = NULL;
+	set->count = 0;
+}
