@@ -73,7 +73,7 @@ static const struct feature_word features[] = {
 	 * AVX512F DQ RDSEED ADX IFMA CLFLUSHOPT CLWB CD SHA BW VL */
 	{7, 0, REG_EBX, FOR_ALL, BITS4(0, 1, 7, 9) | BITS1(10),
 	 BITS8(3, 5, 6, 8, 13, 16, 17, 18) | BITS8(19, 21, 23, 24, 28, 29, 30, 31), BITS1(5),
-	 BITS8(16, 17, 21, 28, 30, 31, 16, 16)},
+	 BITS4(16, 17, 21, 28) | BITS2(30, 31)},
 	/* always: UMIP RDPID; host: VBMI VBMI2 GFNI VAES VPCLMULQDQ VNNI BITALG VPOPCNTDQ */
 	{7, 0, REG_ECX, FOR_ALL, BITS2(2, 22), BITS8(1, 6, 8, 9, 10, 11, 12, 14), BITS2(9, 10),
 	 BITS4(1, 6, 11, 12) | BITS1(14)},
@@ -385,13 +385,12 @@ static u64 usable_xcr0(u64 host)
 
 static int check_host(const struct build *b, struct err *e)
 {
-	const u32 needed_ecx = BITS4(0, 9, 13, 19) | BITS3(20, 23, 26);
+	const u32 xsave = BITS1(26);
 	u32 reg[4];
 
 	query_host(b, 1, 0, reg);
-	if ((reg[REG_ECX] & needed_ecx) != needed_ecx)
-		return err_set(e, -ENOTSUP,
-			       "the processor is too old: SSE4.2, POPCNT, CMPXCHG16B and XSAVE are needed");
+	if (!(reg[REG_ECX] & xsave))
+		return err_set(e, -ENOTSUP, "the host's processor is too old: it has no XSAVE");
 	if ((b->src->xcr0 & (XCR0_X87 | XCR0_SSE)) != (XCR0_X87 | XCR0_SSE))
 		return err_set(e, -ENOTSUP, "the host's kernel has not enabled XSAVE");
 	if (!b->src->tsc_hz)
@@ -483,18 +482,6 @@ static void read_clocks(u64 *tsc, u64 *ns)
 	}
 }
 
-/* SDM vol. 2, leaf 15H: exact where the crystal's frequency is enumerated. */
-static u64 enumerated_tsc_hz(void)
-{
-	u32 reg[4];
-
-	query_cpu(NULL, 0, 0, reg);
-	if (reg[REG_EAX] < 0x15)
-		return 0;
-	query_cpu(NULL, 0x15, 0, reg);
-	return reg[REG_EAX] ? (u64)reg[REG_ECX] * reg[REG_EBX] / reg[REG_EAX] : 0;
-}
-
 static u64 measure_tsc_hz(void)
 {
 	u64 tsc0 = 0, ns0 = 0, tsc1 = 0, ns1 = 0;
@@ -506,12 +493,28 @@ static u64 measure_tsc_hz(void)
 	return (u64)((unsigned __int128)(tsc1 - tsc0) * 1000000000 / (ns1 - ns0));
 }
 
+/*
+ * SDM vol. 2, leaf 15H: exact where the crystal's frequency is enumerated. Under a hypervisor that scales
+ * the TSC it may be that of another machine, so it must agree with what was measured.
+ */
+static u64 refine_tsc_hz(u64 measured)
+{
+	u32 reg[4];
+	u64 hz;
+
+	query_cpu(NULL, 0, 0, reg);
+	if (reg[REG_EAX] < 0x15)
+		return measured;
+	query_cpu(NULL, 0x15, 0, reg);
+	hz = reg[REG_EAX] ? (u64)reg[REG_ECX] * reg[REG_EBX] / reg[REG_EAX] : 0;
+	return MAX(hz, measured) - MIN(hz, measured) < measured / 1000 ? hz : measured;
+}
+
 int cpuid_model_init(struct cpuid_model *m, const struct cpuid_request *req, struct err *e)
 {
-	struct cpuid_source src = {.query = query_cpu, .xcr0 = read_xcr0()};
+	const struct cpuid_source src = {.query = query_cpu,
+					 .xcr0 = read_xcr0(),
+					 .tsc_hz = refine_tsc_hz(measure_tsc_hz())};
 
-	src.tsc_hz = enumerated_tsc_hz();
-	if (!src.tsc_hz)
-		src.tsc_hz = measure_tsc_hz();
 	return cpuid_model_build(m, req, &src, e);
 }
