@@ -66,10 +66,27 @@ void emit_offset(struct emit *e, const struct ea *ea, u8 dst, u32 bits)
 	emit_lea(e, bits, dst, base, index, ea->scale, (s32)ea->disp);
 }
 
+/* HOST_S1 += (signed bit offset in @reg / bits per word) * bytes per word. */
+static void emit_add_bit_offset(struct emit *e, u8 reg, u32 size)
+{
+	u8 src = use_reg(e, reg, HOST_S2);
+
+	if (size == 4) { /* only 32 bits of the register count */
+		emit_movsxd(e, HOST_S2, src);
+		src = HOST_S2;
+	}
+	emit_store_cpu(e, CPU_DISP(e, spill[1]), src);
+	emit_mov_imm32(e, HOST_S2, size == 8 ? 6 : 5);
+	emit_sarx_cpu(e, HOST_S2, CPU_DISP(e, spill[1]), HOST_S2);
+	emit_lea(e, 64, HOST_S1, HOST_S1, HOST_S2, (u8)size, 0);
+}
+
 /* The linear address into HOST_S1. */
-static void emit_linear(struct translation *t, struct emit *e, const struct ea *ea)
+static void emit_linear(struct translation *t, struct emit *e, const struct ea *ea, u32 size)
 {
 	emit_offset(e, ea, HOST_S1, ea->bits);
+	if (t->bit_reg != NO_REG)
+		emit_add_bit_offset(e, t->bit_reg, size);
 	if (!has_segment_base(ea))
 		return;
 	emit_load_cpu(e, HOST_S2, CPU_DISP(e, seg[0].base) +
@@ -89,7 +106,7 @@ static u32 tag_member(bool write)
 	return write ? offsetof(struct tlb_entry, tag_write) : offsetof(struct tlb_entry, tag_read);
 }
 
-static void emit_rorx(struct emit *e, u8 dst, u8 src, u8 count)
+void emit_rorx(struct emit *e, u8 dst, u8 src, u8 count)
 {
 	emit_u8(e, 0xc4);
 	emit_u8(e, (u8)((dst & 8 ? 0 : 0x80) | 0x40 | (src & 8 ? 0 : 0x20) | 3));
@@ -169,7 +186,7 @@ static u8 *emit_lookup_flags_live(struct translation *t, u32 size, bool write)
 /* Check [address, address + size) before instruction @k; the slow path branch is returned. */
 static u8 *emit_any_lookup(struct translation *t, u32 k, const struct ea *ea, u32 size, bool write)
 {
-	emit_linear(t, &t->hot, ea);
+	emit_linear(t, &t->hot, ea, size);
 	return t->live[k] ? emit_lookup_flags_live(t, size, write) : emit_lookup(t, size, write);
 }
 
@@ -184,7 +201,7 @@ static struct host_mem emit_single_check(struct translation *t, u32 k, const str
 	emit_patch(&t->hot, slow, emit_here(cold));
 	if (t->live[k])
 		emit_load_cpu(cold, RCX, CPU_DISP(cold, spill[0]));
-	emit_linear(t, cold, ea);
+	emit_linear(t, cold, ea, size);
 	info |= (write ? SITE_WRITE : 0) | (t->in[k].masked ? SITE_MASKED : 0) |
 		(insn_is_terminal(&t->in[k]) ? SITE_TERMINAL : 0);
 	emit_mov_imm32(cold, HOST_S2, info);
@@ -196,6 +213,18 @@ static struct host_mem emit_single_check(struct translation *t, u32 k, const str
 		t->skip[t->skips++] = emit_jmp_forward(cold);
 	t->loaded = NO_GROUP;
 	return (struct host_mem){.base = HOST_S2, .index = HOST_S1};
+}
+
+struct host_mem emit_check_bits(struct translation *t, u32 k, const struct ea *ea, u8 reg, u32 size,
+				bool write)
+{
+	struct host_mem m;
+
+	t->bit_reg = reg;
+	m = emit_single_check(t, k, ea, size, write);
+	t->bit_reg = NO_REG;
+	emit_lea(&t->hot, 64, HOST_S2, m.base, m.index, 1, 0);
+	return (struct host_mem){.base = HOST_S2, .index = NO_REG};
 }
 
 struct host_mem emit_check(struct translation *t, u32 k, const struct ea *ea, u32 size, bool write)
@@ -260,7 +289,7 @@ static void emit_group_check(struct translation *t, u32 k, u32 n)
 	emit_patch(cold, x->site, x->unlinked);
 	emit_mov_imm64(cold, HOST_S2, (u64)x);
 	emit_store_cpu(cold, CPU_DISP(cold, link), HOST_S2);
-	emit_linear(t, cold, &ea);
+	emit_linear(t, cold, &ea, size);
 	emit_mov_imm32(cold, HOST_S2, site_info(t, k) | (size - 1) << SITE_SIZE_SHIFT | SITE_GROUP |
 					      (g->write ? SITE_WRITE : 0));
 	emit_call(cold, t->cache->entry.miss);

@@ -155,6 +155,38 @@ void emit_load_cpu32(struct emit *e, u8 reg, s32 disp)
 	put_cpu(e, false, 0x8b, reg, disp);
 }
 
+void emit_load_cpu8(struct emit *e, u8 reg, s32 disp)
+{
+	emit_u8(e, PREFIX_FS);
+	put_rex(e, false, reg, NO_REG, NO_REG);
+	emit_u8(e, 0x0f);
+	emit_u8(e, 0xb6);
+	put_mem(e, reg, NO_REG, NO_REG, 1, disp, false);
+}
+
+void emit_cmp_cpu8_imm8(struct emit *e, s32 disp, u8 value)
+{
+	put_cpu(e, false, 0x80, 7, disp);
+	emit_u8(e, value);
+}
+
+void emit_sarx_cpu(struct emit *e, u8 dst, s32 disp, u8 count)
+{
+	emit_u8(e, PREFIX_FS);
+	emit_u8(e, 0xc4);
+	emit_u8(e, (u8)((dst & 8 ? 0 : 0x80) | 0x60 | 2));
+	emit_u8(e, (u8)(0x80 | (~count & 15) << 3 | 2)); /* W1, vvvv, pp = F3 */
+	emit_u8(e, 0xf7);
+	put_mem(e, dst, NO_REG, NO_REG, 1, disp, false);
+}
+
+void emit_movsxd(struct emit *e, u8 dst, u8 src)
+{
+	put_rex(e, true, dst, NO_REG, src);
+	emit_u8(e, 0x63);
+	emit_u8(e, (u8)(0xc0 | (dst & 7) << 3 | (src & 7)));
+}
+
 void emit_store_cpu(struct emit *e, s32 disp, u8 reg)
 {
 	put_cpu(e, true, 0x89, reg, disp);
@@ -530,6 +562,15 @@ bool emit_insn(struct emit *e, const struct insn *i, const u8 map[GPR_COUNT], st
 	case ENC_VEX:	 emit_vex(e, i, map, m); return true;
 	default:	 emit_evex(e, i, map, m); return true;
 	}
+}
+
+bool emit_insn_identity(struct emit *e, const struct insn *i, struct host_mem m)
+{
+	u8 map[GPR_COUNT];
+
+	for (u8 r = 0; r < GPR_COUNT; r++)
+		map[r] = r;
+	return emit_insn(e, i, map, m);
 }
 
 /* ---- translated-code convention ---- */

@@ -60,6 +60,10 @@ void emit_store_cpu(struct emit *e, s32 disp, u8 reg);
 void emit_store_cpu_imm8(struct emit *e, s32 disp, u8 value);
 void emit_cmp_cpu32_imm8(struct emit *e, s32 disp, u8 value);
 void emit_load_cpu32(struct emit *e, u8 reg, s32 disp);
+void emit_load_cpu8(struct emit *e, u8 reg, s32 disp); /* zero-extended */
+void emit_cmp_cpu8_imm8(struct emit *e, s32 disp, u8 value);
+void emit_sarx_cpu(struct emit *e, u8 dst, s32 disp, u8 count); /* dst = fs:[disp] >> count, signed */
+void emit_movsxd(struct emit *e, u8 dst, u8 src);
 void emit_jmp_cpu(struct emit *e, s32 disp);  /* jmp fs:[disp] */
 void emit_call_cpu(struct emit *e, s32 disp); /* call fs:[disp] */
 void emit_pext_cpu(struct emit *e, u8 dst, u8 src, s32 disp); /* dst = pext(src, fs:[disp]) */
@@ -94,6 +98,9 @@ void emit_cmp(struct emit *e, u8 a, u8 b); /* 64 bits */
  * high byte register together with anything that needs REX).
  */
 bool emit_insn(struct emit *e, const struct insn *i, const u8 map[GPR_COUNT], struct host_mem m);
+
+/* emit_insn() with host register numbers in @i's fields already. */
+bool emit_insn_identity(struct emit *e, const struct insn *i, struct host_mem m);
 
 /*
  * The same with the register convention of translated code: rsp in r9, r9-r11 through cpu->r[]. @m's

@@ -198,6 +198,8 @@ static void cpu_constants(struct soft_cpu *c)
 	c->tlb_index_mask = (u64)(TLB_SIZE - 1) << PAGE_SHIFT;
 	c->page_mask = PAGE_MASK;
 	c->ibt_mask = IBT_MASK;
+	c->bit_mask64 = 63;
+	c->bit_mask32 = 31;
 	c->ibt_miss = c->vm->cache->entry.ibt_miss;
 }
 
@@ -569,7 +571,8 @@ static int run_once(struct soft_cpu *c)
 		if (status != SOFT_OK)
 			return status;
 	}
-	if (c->completing || c->mode & MODE_INTERPRET || c->shadow || c->shadow_mov_ss) {
+	if (c->completing || c->mode & MODE_INTERPRET || c->shadow || c->shadow_mov_ss ||
+	    c->sysflags & RFLAGS_RF) {
 		c->completing = false;
 		return interpret(c);
 	}

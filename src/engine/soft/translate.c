@@ -89,7 +89,7 @@ bool insn_ends_block(const struct insn *i)
 {
 	return insn_is_terminal(i) || i->cls == INSN_INVALID ||
 	       (i->cls == INSN_SYSTEM && !continues_block(i) && i->mnemonic != ZYDIS_MNEMONIC_CLD &&
-		i->mnemonic != ZYDIS_MNEMONIC_STD);
+		i->mnemonic != ZYDIS_MNEMONIC_STD && i->mnemonic != ZYDIS_MNEMONIC_STI);
 }
 
 /* Let the interpreter run instruction @k from within the block. */
@@ -168,23 +168,6 @@ static bool emit_pop(struct translation *t, u32 k)
 	return true;
 }
 
-/* LEAVE: rsp = rbp, pop rbp. */
-static bool emit_leave_frame(struct translation *t, u32 k)
-{
-	u32 size = t->bits / 8;
-	struct ea ea = stack_ea(t, 0);
-	struct host_mem m;
-
-	if (t->in[k].opsize != size)
-		return false;
-	ea.base = RBP;
-	m = emit_check(t, k, &ea, size, false);
-	emit_load(&t->hot, HOST_S1, m, size);
-	emit_lea(&t->hot, t->bits, HOST_SP, RBP, NO_REG, 1, (s32)size);
-	emit_mov(&t->hot, RBP, HOST_S1);
-	return true;
-}
-
 /* ---- data instructions ---- */
 
 static bool is_usable(const struct translation *t, const struct insn *i)
@@ -227,32 +210,6 @@ static bool emit_lea_insn(struct translation *t, u32 k)
 		emit_offset(&t->hot, &ea, host_reg(i->reg.reg), bits);
 	}
 	return true;
-}
-
-/* System instructions worth doing in place. */
-static bool emit_system(struct translation *t, u32 k)
-{
-	struct emit *e = &t->hot;
-
-	switch (t->in[k].mnemonic) {
-	case ZYDIS_MNEMONIC_CLD:
-		emit_store_cpu_imm8(e, CPU_DISP(e, dflag), 0);
-		return true;
-	case ZYDIS_MNEMONIC_STD:
-		emit_store_cpu_imm8(e, CPU_DISP(e, dflag), 1);
-		return true;
-	case ZYDIS_MNEMONIC_CLI:
-		if (t->mode & MODE_USER)
-			return false; /* CPL 1 and 2 share the supervisor half, but pass IOPL there */
-		if (t->c->cpl != 0)
-			return false;
-		emit_store_cpu_imm8(e, CPU_DISP(e, iflag), 0);
-		return true;
-	case ZYDIS_MNEMONIC_LEAVE:
-		return emit_leave_frame(t, k);
-	default:
-		return false;
-	}
 }
 
 static bool emit_one(struct translation *t, u32 k)
@@ -488,6 +445,7 @@ static void begin(struct translation *t, struct soft_cpu *c, const struct soft_x
 	t->n = t->skips = t->exits = 0;
 	t->ended = false;
 	t->loaded = NO_GROUP;
+	t->bit_reg = NO_REG;
 	t->pa = x->gpa;
 }
 

@@ -51,6 +51,7 @@ struct translation {
 	s64 group_off[BLOCK_MAX_INSNS][2]; /* and its offset in the range */
 	s64 base_off[GROUP_BASES][BLOCK_MAX_INSNS]; /* constants added to each base since it is known */
 	u32 access;                        /* next access of the current instruction */
+	u8 bit_reg;                        /* emit_check_bits(): the register with the bit offset */
 	u8 loaded;                         /* group whose host address HOST_S2 holds, or NO_GROUP */
 	u32 code_len, code_off;            /* bytes at code[], page offset of its first byte */
 	u8 code[CODE_COPY + 16];
@@ -90,12 +91,23 @@ void emit_offset(struct emit *e, const struct ea *ea, u8 dst, u32 bits);
 struct host_mem emit_check(struct translation *t, u32 k, const struct ea *ea, u32 size, bool write);
 struct host_mem emit_check_one(struct translation *t, u32 k, const struct ea *ea, u32 size, bool write);
 
+/* As emit_check_one() for the word of @size bytes that bit offset @reg selects (BT and its kin). */
+struct host_mem emit_check_bits(struct translation *t, u32 k, const struct ea *ea, u8 reg, u32 size,
+				bool write);
+
 void find_groups(struct translation *t);
 /* The checks that stand before instruction @k. */
 void emit_group_checks(struct translation *t, u32 k);
 
 void emit_not(struct emit *e, u8 reg);
 void emit_jrcxz(struct emit *e, u8 bytes); /* over @bytes */
+
+void emit_rorx(struct emit *e, u8 dst, u8 src, u8 count);
+
+/* ---- inline.c ---- */
+
+/* A system instruction in place; false: the interpreter is wanted. */
+bool emit_system(struct translation *t, u32 k);
 
 /* ---- exits.c: ways out of a block ---- */
 

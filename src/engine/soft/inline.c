@@ -1,0 +1,208 @@
+/*
+ * System instructions that translated code does in place, because kernels use them all the time.
+ *
+ * Each returns false when the state at hand wants the interpreter. The supervisor half runs at CPL 0 only:
+ * soft_update_mode() has CPL 1 and 2 interpreted.
+ */
+#include "engine/soft/translation.h"
+
+#include "engine/soft/translate.h"
+
+#include <Zydis/Zydis.h>
+
+/* LEAVE: rsp = rbp, pop rbp. */
+static bool emit_leave_frame(struct translation *t, u32 k)
+{
+	u32 size = t->bits / 8;
+	struct ea ea = stack_ea(t, 0);
+	struct host_mem m;
+
+	if (t->in[k].opsize != size)
+		return false;
+	ea.base = RBP;
+	m = emit_check(t, k, &ea, size, false);
+	emit_load(&t->hot, HOST_S1, m, size);
+	emit_lea(&t->hot, t->bits, HOST_SP, RBP, NO_REG, 1, (s32)size);
+	emit_mov(&t->hot, RBP, HOST_S1);
+	return true;
+}
+
+static s32 seg_base_disp(const struct emit *e, u32 seg)
+{
+	return CPU_DISP(e, seg[0].base) + (s32)(seg * sizeof(struct cpu_segment));
+}
+
+static bool is_kernel64(const struct translation *t)
+{
+	return t->bits == 64 && !(t->mode & MODE_USER);
+}
+
+static void emit_rorx32(struct emit *e, u8 dst, u8 src, u8 count)
+{
+	emit_u8(e, 0xc4);
+	emit_u8(e, (u8)((dst & 8 ? 0 : 0x80) | 0x40 | (src & 8 ? 0 : 0x20) | 3));
+	emit_u8(e, 0x7b);
+	emit_u8(e, 0xf0);
+	emit_u8(e, (u8)(0xc0 | (dst & 7) << 3 | (src & 7)));
+	emit_u8(e, count);
+}
+
+/* rax = byte at fs:[disp] << shift, added to HOST_S1. Flags untouched. */
+static void emit_add_bit(struct emit *e, s32 disp, u8 shift)
+{
+	emit_load_cpu8(e, RAX, disp);
+	emit_rorx32(e, RAX, RAX, (u8)(32 - shift));
+	emit_lea(e, 64, HOST_S1, HOST_S1, RAX, 1, 0);
+}
+
+/* PUSHF: the flags image is put together without disturbing flags. */
+static bool emit_pushf(struct translation *t, u32 k)
+{
+	u32 size = t->bits / 8;
+	struct ea ea = stack_ea(t, -(s64)size);
+	struct emit *e = &t->hot;
+	struct host_mem m;
+
+	if (t->in[k].opsize != size)
+		return false;
+	m = emit_check_one(t, k, &ea, size, true);
+	emit_store_cpu(e, CPU_DISP(e, spill[1]), RAX);
+	emit_bytes(e, "\x9f\x0f\x90\xc0", 4);     /* lahf; seto al */
+	emit_bytes(e, "\x44\x0f\xb6\xd0", 4);     /* movzx r10d, al */
+	emit_bytes(e, "\x0f\xb6\xc4", 3);         /* movzx eax, ah */
+	emit_rorx32(e, HOST_S1, HOST_S1, 32 - 11);
+	emit_lea(e, 64, HOST_S1, HOST_S1, RAX, 1, 0);
+	emit_add_bit(e, CPU_DISP(e, iflag), 9);
+	emit_add_bit(e, CPU_DISP(e, dflag), 10);
+	emit_load_cpu(e, RAX, CPU_DISP(e, sysflags));
+	emit_lea(e, 64, HOST_S1, HOST_S1, RAX, 1, 0);
+	emit_load_cpu(e, RAX, CPU_DISP(e, spill[1]));
+	emit_store(e, m, HOST_S1, size);
+	emit_adjust_sp(t, -(s32)size);
+	return true;
+}
+
+/*
+ * STI: with an interrupt waiting for the window the interpreter does it, so that exactly one more
+ * instruction runs before delivery. Without, requests are seen at the next poll, at least one
+ * instruction away.
+ */
+static bool emit_sti(struct translation *t, u32 k)
+{
+	struct emit *e = &t->hot, *cold = &t->cold;
+	bool live = t->live[k] != 0;
+	u8 *waiting, *back;
+
+	if (!is_kernel64(t))
+		return false;
+	if (live) {
+		emit_store_cpu(e, CPU_DISP(e, spill[0]), RCX);
+		emit_load_cpu8(e, RCX, CPU_DISP(e, irq_window));
+		emit_jrcxz(e, 5);
+		waiting = emit_jmp_forward(e);
+		emit_load_cpu(e, RCX, CPU_DISP(e, spill[0]));
+	} else {
+		emit_cmp_cpu8_imm8(e, CPU_DISP(e, irq_window), 0);
+		waiting = emit_jcc_forward(e, COND_NE);
+	}
+	emit_store_cpu_imm8(e, CPU_DISP(e, iflag), 1);
+	emit_patch(e, waiting, emit_here(cold));
+	if (live)
+		emit_load_cpu(cold, RCX, CPU_DISP(cold, spill[0]));
+	emit_mov_imm32(cold, HOST_S2, site_info(t, k));
+	emit_call(cold, t->cache->entry.step);
+	back = emit_jmp_forward(cold);
+	emit_patch(cold, back, emit_here(e));
+	return true;
+}
+
+static bool emit_swapgs(struct translation *t)
+{
+	struct emit *e = &t->hot;
+	s32 gs = seg_base_disp(e, SEG_GS), kernel = CPU_DISP(e, msr.kernel_gs_base);
+
+	if (!is_kernel64(t))
+		return false;
+	emit_load_cpu(e, HOST_S1, gs);
+	emit_load_cpu(e, HOST_S2, kernel);
+	emit_store_cpu(e, gs, HOST_S2);
+	emit_store_cpu(e, kernel, HOST_S1);
+	return true;
+}
+
+/* RDTSC and RDTSCP. CR4.TSD at CPL 3 is interpreted (soft_update_mode). */
+static bool emit_rdtsc(struct translation *t, bool with_aux)
+{
+	struct emit *e = &t->hot;
+
+	if (with_aux && !cpuid_has(t->c->vm->cpuid, 0x80000001, 0, 3, 27))
+		return false;
+	emit_u8(e, 0x0f);
+	emit_u8(e, 0x31);
+	emit_rorx(e, RDX, RDX, 32);
+	emit_lea(e, 64, RAX, RAX, RDX, 1, 0);
+	emit_load_cpu(e, HOST_S1, CPU_DISP(e, tsc_offset));
+	emit_lea(e, 64, RAX, RAX, HOST_S1, 1, 0);
+	emit_rorx(e, RDX, RAX, 32);
+	emit_mov32(e, RDX, RDX);
+	emit_mov32(e, RAX, RAX);
+	if (with_aux)
+		emit_load_cpu32(e, RCX, CPU_DISP(e, msr.tsc_aux));
+	return true;
+}
+
+/*
+ * BT, BTS, BTR, BTC with memory and a register bit offset: the offset, signed, selects a word of the
+ * operand size around the address (SDM vol. 2, BT).
+ */
+static bool emit_bit_string(struct translation *t, u32 k)
+{
+	const struct insn *i = &t->in[k];
+	struct insn direct = *i;
+	struct emit *e = &t->hot;
+	struct ea ea = insn_ea(t, k);
+	struct host_mem m;
+	bool wide = i->opsize == 8;
+
+	if (t->bits != 64 || i->opsize < 4 || !i->has_mem || i->reg.reg == NO_REG ||
+	    i->addrsize != 8 || !ea_is_supported(t, &ea))
+		return false;
+	m = emit_check_bits(t, k, &ea, i->reg.reg, i->opsize, i->mem_write);
+	/* HOST_S1 = bit within the word; the instruction then stays within it. */
+	emit_pext_cpu(e, HOST_S1, use_reg(e, i->reg.reg, HOST_S1),
+		      wide ? CPU_DISP(e, bit_mask64) : CPU_DISP(e, bit_mask32));
+	direct.reg.reg = HOST_S1;
+	direct.reg.read = true;
+	return emit_insn_identity(e, &direct, m);
+}
+
+bool emit_system(struct translation *t, u32 k)
+{
+	struct emit *e = &t->hot;
+
+	switch (t->in[k].mnemonic) {
+	case ZYDIS_MNEMONIC_CLD:
+		emit_store_cpu_imm8(e, CPU_DISP(e, dflag), 0);
+		return true;
+	case ZYDIS_MNEMONIC_STD:
+		emit_store_cpu_imm8(e, CPU_DISP(e, dflag), 1);
+		return true;
+	case ZYDIS_MNEMONIC_CLI:
+		if (!is_kernel64(t))
+			return false;
+		emit_store_cpu_imm8(e, CPU_DISP(e, iflag), 0);
+		return true;
+	case ZYDIS_MNEMONIC_STI:    return emit_sti(t, k);
+	case ZYDIS_MNEMONIC_SWAPGS: return emit_swapgs(t);
+	case ZYDIS_MNEMONIC_RDTSC:  return emit_rdtsc(t, false);
+	case ZYDIS_MNEMONIC_RDTSCP: return emit_rdtsc(t, true);
+	case ZYDIS_MNEMONIC_LEAVE:  return emit_leave_frame(t, k);
+	case ZYDIS_MNEMONIC_PUSHF: case ZYDIS_MNEMONIC_PUSHFD: case ZYDIS_MNEMONIC_PUSHFQ:
+		return emit_pushf(t, k);
+	case ZYDIS_MNEMONIC_BT: case ZYDIS_MNEMONIC_BTS:
+	case ZYDIS_MNEMONIC_BTR: case ZYDIS_MNEMONIC_BTC:
+		return emit_bit_string(t, k);
+	default:
+		return false;
+	}
+}
