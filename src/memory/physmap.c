@@ -110,7 +110,7 @@ static bool range_is_usable(const struct physmap *pm, gpa_t gpa, u64 len, enum m
 
 int mem_read(const struct physmap *pm, gpa_t gpa, void *buf, u64 len)
 {
-	u8 *to = buf, *hva;
+	u8 *to = buf, *hva = NULL;
 
 	if (!range_is_usable(pm, gpa, len, MEM_READ))
 		return -EFAULT;
@@ -124,7 +124,7 @@ int mem_read(const struct physmap *pm, gpa_t gpa, void *buf, u64 len)
 int mem_write(const struct physmap *pm, gpa_t gpa, const void *buf, u64 len)
 {
 	const u8 *from = buf;
-	u8 *hva;
+	u8 *hva = NULL;
 
 	if (!range_is_usable(pm, gpa, len, MEM_WRITE))
 		return -EFAULT;
