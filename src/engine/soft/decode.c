@@ -6,9 +6,8 @@
  * and where its bytes lie, so that emit.c can re-encode it with other registers and addresses.
  *
  * Flags. "Kill" means that the old value certainly cannot be observed afterwards. Flags that the manuals
- * call undefined count as killed, except where processors are known to leave them alone and the
- * instruction is a common flag consumer's neighbour (bit tests and scans), and except for shift counts
- * that may be zero.
+ * call undefined do not count as killed, because processors leave some of them alone; but logical
+ * operations and shifts are known to overwrite them, and are too frequent to keep them alive.
  */
 #include "engine/soft/decode.h"
 
@@ -166,6 +165,7 @@ static void set_mem(struct insn *i, const ZydisDecodedOperand *op)
 	i->scale = op->mem.scale ? op->mem.scale : 1;
 	i->disp = op->mem.disp.has_displacement ? op->mem.disp.value : 0;
 	i->mem_size = (u16)(op->size / 8);
+	i->mem_elem = (u8)(op->element_size / 8);
 	if (i->base != NO_REG)
 		i->gpr_read |= (u16)(1u << i->base);
 	if (i->index != NO_REG)
@@ -235,14 +235,15 @@ static bool is_shift(ZydisMnemonic m)
 	}
 }
 
-static bool keeps_undefined(ZydisMnemonic m)
+/* Flags the manuals call undefined do not depend on their old value. */
+static bool writes_undefined(ZydisMnemonic m)
 {
 	switch (m) {
-	case ZYDIS_MNEMONIC_BSF: case ZYDIS_MNEMONIC_BSR: case ZYDIS_MNEMONIC_BT:
-	case ZYDIS_MNEMONIC_BTS: case ZYDIS_MNEMONIC_BTR: case ZYDIS_MNEMONIC_BTC:
+	case ZYDIS_MNEMONIC_AND: case ZYDIS_MNEMONIC_OR:
+	case ZYDIS_MNEMONIC_XOR: case ZYDIS_MNEMONIC_TEST:
 		return true;
 	default:
-		return false;
+		return is_shift(m);
 	}
 }
 
@@ -257,9 +258,7 @@ static void set_flags(struct insn *i, const ZydisDecodedInstruction *z)
 	undefined = f->undefined & RFLAGS_ARITH;
 	i->flags_read = (u16)(f->tested & RFLAGS_ARITH);
 	i->flags_write = (u16)(defined | undefined);
-	i->flags_kill = i->flags_write;
-	if (keeps_undefined(z->mnemonic))
-		i->flags_kill = (u16)defined;
+	i->flags_kill = writes_undefined(z->mnemonic) ? i->flags_write : (u16)defined;
 	if (is_shift(z->mnemonic)) {
 		u64 count = (u64)i->imm & (i->opsize == 8 ? 63 : 31);
 
@@ -388,6 +387,19 @@ static void set_needs(struct insn *i, const ZydisDecodedInstruction *z,
 	}
 }
 
+/* Exception classes without fault suppression: the whole operand is accessed whatever the mask says. */
+static bool suppresses_faults(const ZydisDecodedInstruction *z)
+{
+	switch (z->meta.exception_class) {
+	case ZYDIS_EXCEPTION_CLASS_E1NF: case ZYDIS_EXCEPTION_CLASS_E4NF:
+	case ZYDIS_EXCEPTION_CLASS_E5NF: case ZYDIS_EXCEPTION_CLASS_E6NF:
+	case ZYDIS_EXCEPTION_CLASS_E9NF: case ZYDIS_EXCEPTION_CLASS_E10NF:
+		return false;
+	default:
+		return true;
+	}
+}
+
 static bool is_masked(const struct insn *i, const ZydisDecodedInstruction *z)
 {
 	if (!i->has_mem)
@@ -398,7 +410,7 @@ static bool is_masked(const struct insn *i, const ZydisDecodedInstruction *z)
 		return true;
 	default:
 		return i->encoding == ENC_EVEX && z->avx.mask.reg != ZYDIS_REGISTER_NONE &&
-		       z->avx.mask.reg != ZYDIS_REGISTER_K0;
+		       z->avx.mask.reg != ZYDIS_REGISTER_K0 && suppresses_faults(z);
 	}
 }
 

@@ -56,6 +56,7 @@ struct insn {
 	u8 scale;
 	s64 disp;
 	u16 mem_size; /* bytes accessed */
+	u8 mem_elem;  /* bytes per element of a vector operand */
 
 	/* Immediate: first one, sign-extended; for branches the displacement. */
 	bool has_imm;
