@@ -40,6 +40,9 @@ bool ea_is_supported(const struct translation *t, const struct ea *ea)
 {
 	if (ea->bits == 16 || (ea->rip_relative && ea->bits != 64))
 		return false;
+	/* Flat mode says nothing of FS and GS, and code segments are not writable. */
+	if (t->bits == 32 && (ea->seg == SEG_CS || has_segment_base(ea)))
+		return false;
 	if (ea->disp != (s32)ea->disp)
 		return ea->base == NO_REG && ea->index == NO_REG && !ea->rip_relative &&
 		       t->bits == 64;

@@ -102,7 +102,8 @@ static int store_bounced(struct soft_cpu *c, const struct insn *i, gva_t lin)
 	bool device;
 	int r = guest_probe_write(c, lin, i->mem_size, &device);
 
-	if (r == SOFT_OK && i->mem_read)
+	/* x87 stores with an unmasked exception leave memory alone. */
+	if (r == SOFT_OK && (i->mem_read || !device))
 		r = guest_read(c, lin, buf, i->mem_size);
 	if (r != SOFT_OK)
 		return r;

@@ -172,6 +172,15 @@ static void set_mem(struct insn *i, const ZydisDecodedOperand *op)
 		i->gpr_read |= (u16)(1u << i->index);
 }
 
+/* SIB without base: REX.B does not make one (SDM vol. 2, table 2-5), which Zydis forgets with prefix 67. */
+static void drop_phantom_base(struct insn *i, const ZydisDecodedInstruction *z)
+{
+	if (!(z->attributes & ZYDIS_ATTRIB_HAS_SIB) || z->raw.modrm.mod != 0 || z->raw.sib.base != 5)
+		return;
+	i->base = NO_REG;
+	i->disp = z->raw.disp.value;
+}
+
 /* Returns true when an operand needs more than DATA rewriting can do. */
 static bool read_operands(struct insn *i, const ZydisDecodedInstruction *z,
 			  const ZydisDecodedOperand *ops)
@@ -199,6 +208,7 @@ static bool read_operands(struct insn *i, const ZydisDecodedInstruction *z,
 				special = true;
 			if (!have_mem && op->visibility != ZYDIS_OPERAND_VISIBILITY_HIDDEN) {
 				set_mem(i, op);
+				drop_phantom_base(i, z);
 				have_mem = true;
 			}
 			break;
@@ -325,7 +335,8 @@ static int class_by_category(const ZydisDecodedInstruction *z, const struct insn
 
 	switch (z->meta.category) {
 	case ZYDIS_CATEGORY_NOP: case ZYDIS_CATEGORY_WIDENOP: case ZYDIS_CATEGORY_PREFETCH:
-	case ZYDIS_CATEGORY_PREFETCHWT1: case ZYDIS_CATEGORY_MPX: return INSN_NOP;
+	case ZYDIS_CATEGORY_PREFETCHWT1: case ZYDIS_CATEGORY_MPX:
+		return i->encoding == ENC_LEGACY ? INSN_NOP : INSN_INVALID;
 	case ZYDIS_CATEGORY_CALL:
 		if (far_branch)
 			return INSN_SYSTEM;
@@ -357,7 +368,7 @@ static int class_by_category(const ZydisDecodedInstruction *z, const struct insn
 static bool operands_are_special(const ZydisDecodedInstruction *z, const ZydisDecodedOperand *ops)
 {
 	for (u32 n = 0; n < z->operand_count; n++)
-		if (ops[n].visibility == ZYDIS_OPERAND_VISIBILITY_EXPLICIT &&
+		if (ops[n].visibility != ZYDIS_OPERAND_VISIBILITY_HIDDEN &&
 		    ops[n].type == ZYDIS_OPERAND_TYPE_REGISTER &&
 		    ops[n].reg.value >= ZYDIS_REGISTER_ES && ops[n].reg.value <= ZYDIS_REGISTER_GS)
 			return true;
@@ -508,6 +519,21 @@ static void make_canonical(struct insn *i, const ZydisDecodedInstruction *z,
 		v[2] &= 0x7f;
 }
 
+/* F3 makes a PAUSE of 90 only where that is a NOP; with REX.B it is XCHG r8, rax, and F3 is ignored. */
+static bool is_pause_of_xchg(const struct insn *i)
+{
+	return i->mnemonic == ZYDIS_MNEMONIC_PAUSE && i->rex & 1;
+}
+
+static void decode_without_f3(struct insn *i)
+{
+	u8 bytes[15];
+
+	for (u32 n = 0; n < i->len; n++)
+		bytes[n] = i->bytes[n] == 0xf3 ? 0x3e : i->bytes[n];
+	insn_decode(i, bytes, i->len, i->bits);
+}
+
 void insn_decode(struct insn *i, const u8 *p, u32 len, u32 bits)
 {
 	ZydisDecodedOperand ops[ZYDIS_MAX_OPERAND_COUNT];
@@ -535,6 +561,10 @@ void insn_decode(struct insn *i, const u8 *p, u32 len, u32 bits)
 	i->rep = (z.attributes & (ZYDIS_ATTRIB_HAS_REP | ZYDIS_ATTRIB_HAS_REPE)) != 0;
 	i->repne = (z.attributes & ZYDIS_ATTRIB_HAS_REPNE) != 0;
 	find_layout(i, &z);
+	if (is_pause_of_xchg(i)) {
+		decode_without_f3(i);
+		return;
+	}
 	if (bits != 64)
 		make_canonical(i, &z, ops);
 	special = read_operands(i, &z, ops);

@@ -551,8 +551,31 @@ static void emit_evex(struct emit *e, const struct insn *i, const u8 map[GPR_COU
 	put_tail(e, i, reg, rm, m);
 }
 
+/* VZEROUPPER and VZEROALL reach registers 8 to 15 in 64-bit mode only (SDM vol. 2, VZEROALL). */
+static bool is_short_vzero(const struct insn *i)
+{
+	return i->bits != 64 && i->encoding == ENC_VEX && i->bytes[i->opcode_off] == 0x77;
+}
+
+static void put_short_vzero(struct emit *e, const struct insn *i)
+{
+	bool all = i->bytes[i->vex_off + i->vex_len - 1] & 4;
+
+	for (u8 n = 0; n < 8; n++) {
+		/* vpxor xmm, xmm, xmm or vmovaps xmm, xmm */
+		emit_u8(e, 0xc5);
+		emit_u8(e, all ? (u8)(0x80 | (~n & 15) << 3 | 1) : 0xf8);
+		emit_u8(e, all ? 0xef : 0x28);
+		emit_u8(e, (u8)(0xc0 | n << 3 | n));
+	}
+}
+
 bool emit_insn(struct emit *e, const struct insn *i, const u8 map[GPR_COUNT], struct host_mem m)
 {
+	if (is_short_vzero(i)) {
+		put_short_vzero(e, i);
+		return true;
+	}
 	if (is_moffs(i)) {
 		put_moffs(e, i, m);
 		return true;
@@ -624,6 +647,27 @@ static bool emit_high_byte(struct emit *e, const struct insn *i, const u8 map[GP
 	return true;
 }
 
+/* A high byte register together with rsp, whose host register needs REX: through a borrowed one. */
+static bool emit_high_byte_sp(struct emit *e, const struct insn *i, u8 map[GPR_COUNT])
+{
+	u8 reg = borrow_register(i, 0);
+
+	if (reg == NO_REG)
+		return false;
+	map[RSP] = reg;
+	emit_store_cpu(e, CPU_DISP(e, spill[2]), reg);
+	emit_mov(e, reg, HOST_SP);
+	emit_insn(e, i, map, (struct host_mem){.base = NO_REG, .index = NO_REG});
+	emit_mov(e, HOST_SP, reg);
+	emit_load_cpu(e, reg, CPU_DISP(e, spill[2]));
+	return true;
+}
+
+static bool uses_sp(const struct insn *i)
+{
+	return i->reg.reg == RSP || i->rm.reg == RSP;
+}
+
 bool emit_data(struct emit *e, const struct insn *i, struct host_mem m)
 {
 	u8 map[GPR_COUNT], slot[4], written[4], temp[4], borrowed[2];
@@ -635,6 +679,8 @@ bool emit_data(struct emit *e, const struct insn *i, struct host_mem m)
 	map[RSP] = HOST_SP;
 	if (has_high_byte(i) && i->has_mem && m.base != NO_REG)
 		return emit_high_byte(e, i, map, m);
+	if (has_high_byte(i) && uses_sp(i))
+		return emit_high_byte_sp(e, i, map);
 	if (slots && m.index != NO_REG && m.base != NO_REG) {
 		emit_lea(e, 64, HOST_S2, m.base, m.index, 1, m.disp);
 		m = (struct host_mem){.base = HOST_S2, .index = NO_REG};
