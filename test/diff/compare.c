@@ -1,0 +1,233 @@
+/* Outcomes: what must be equal. */
+#include "diff.h"
+#include "filter.h"
+
+#include <cpuid.h>
+#include <string.h>
+
+enum { X87_FOP = 6, X87_FDP_END = 24, X87_MXCSR = 24, X87_ST = 32, XMM = 160, LEGACY_END = 416,
+       HEADER = 512, EXTENDED = 576 };
+
+/* Flags a sequence can change. */
+#define FLAGS_COMPARED (RFLAGS_ARITH | RFLAGS_DF | RFLAGS_AC | RFLAGS_ID | RFLAGS_NT)
+
+void layout_init(struct layout *l, u64 xcr0, u32 size)
+{
+	memset(l, 0, sizeof(*l));
+	l->xcr0 = xcr0;
+	l->xsave_size = size;
+	for (u32 n = 2; n < 63; n++) {
+		u32 a, b, c, d;
+
+		if (!(xcr0 & BIT(n)))
+			continue;
+		__cpuid_count(0xd, n, a, b, c, d);
+		l->size[n] = a;
+		l->offset[n] = b;
+	}
+}
+
+/*
+ * Components in their initial state may be left out of the image, and the addresses of the last x87
+ * instruction depend on where it ran.
+ */
+void outcome_normalise(const struct layout *l, struct outcome *o)
+{
+	u8 *x = o->xsave;
+	u64 present;
+
+	memcpy(&present, x + HEADER, 8);
+	if (!(present & XCR0_X87)) {
+		memset(x, 0, X87_MXCSR);
+		memset(x + X87_ST, 0, XMM - X87_ST);
+		x[0] = 0x7f;
+		x[1] = 0x03;
+	}
+	if (!(present & XCR0_SSE))
+		memset(x + XMM, 0, LEGACY_END - XMM);
+	memset(x + X87_FOP, 0, X87_FDP_END - X87_FOP);
+	memset(x + X87_MXCSR + 4, 0, 4);
+	for (u32 n = 0; n < 8; n++)
+		memset(x + X87_ST + 16 * n + 10, 0, 6);
+	x[5] = 0;
+	memset(x + LEGACY_END, 0, EXTENDED - LEGACY_END);
+	for (u32 n = 2; n < 63; n++)
+		if (l->size[n] && !(present & BIT(n)))
+			memset(x + l->offset[n], 0, l->size[n]);
+}
+
+struct report {
+	FILE *f;
+	const char *name;
+	bool same;
+};
+
+static void differ(struct report *r, const char *what, u64 native, u64 other)
+{
+	if (native == other)
+		return;
+	r->same = false;
+	if (r->f)
+		fprintf(r->f, "  %-12s native %016lx %s %016lx\n", what, native, r->name, other);
+}
+
+static u64 word(const u8 *p)
+{
+	u64 v;
+
+	memcpy(&v, p, 8);
+	return v;
+}
+
+static void compare_bytes(struct report *r, const char *what, u32 unit, const u8 *a, const u8 *b,
+			  u32 len)
+{
+	char name[32];
+
+	for (u32 n = 0; n < len; n += 8) {
+		if (word(a + n) == word(b + n))
+			continue;
+		snprintf(name, sizeof(name), "%s%u+%u", what, n / unit, n % unit);
+		differ(r, name, word(a + n), word(b + n));
+	}
+}
+
+static void compare_vectors(struct report *r, const struct layout *l, const u8 *a, const u8 *b)
+{
+	static const struct {
+		const char *name;
+		u32 unit;
+	} part[] = {[2] = {"ymmh", 16}, [5] = {"k", 8}, [6] = {"zmmh", 32}, [7] = {"zmm16+", 64}};
+
+	compare_bytes(r, "fcw/fsw/ftw", 8, a, b, 8);
+	compare_bytes(r, "mxcsr", 8, a + X87_MXCSR, b + X87_MXCSR, 8);
+	compare_bytes(r, "st", 16, a + X87_ST, b + X87_ST, XMM - X87_ST);
+	compare_bytes(r, "xmm", 16, a + XMM, b + XMM, LEGACY_END - XMM);
+	for (u32 n = 2; n < ARRAY_SIZE(part); n++)
+		if (l->size[n] && part[n].name)
+			compare_bytes(r, part[n].name, part[n].unit, a + l->offset[n],
+				      b + l->offset[n], l->size[n]);
+}
+
+static void compare_memory(struct report *r, const u8 *a, const u8 *b)
+{
+	char name[32];
+
+	for (u32 n = 0; n < MEMORY_BYTES; n += 8) {
+		u64 at = n < DATA_PAGES * PAGE_SIZE ? DATA_BASE + n :
+						      CODE_BASE + n - DATA_PAGES * PAGE_SIZE;
+
+		if (word(a + n) == word(b + n))
+			continue;
+		snprintf(name, sizeof(name), "[%08lx]", at);
+		differ(r, name, word(a + n), word(b + n));
+	}
+}
+
+/*
+ * Two faults of one instruction: the processor reports a misaligned SSE operand, a pending x87 exception,
+ * or that it does not know the instruction, before the address that faults too; the engine reports the
+ * address, and the other fault once the guest has put that right.
+ */
+static bool is_later_fault(const struct outcome *a, const struct outcome *b)
+{
+	bool early = (a->vector == VEC_GP && !a->error) || a->vector == VEC_UD || a->vector == VEC_MF;
+	bool late = b->vector == VEC_PF || b->vector == VEC_SS || b->vector == VEC_GP;
+
+	return early && late && a->rip == b->rip;
+}
+
+/* The item at @rip, or NULL. */
+static const struct item *item_at(const struct test_case *t, u64 rip)
+{
+	struct test_case part = *t;
+	u8 code[DIFF_MAX_CODE];
+
+	for (part.items = 0; part.items < t->items; part.items++)
+		if (CODE_BASE + t->code_offset + case_assemble(&part, code) - 1 == rip)
+			return &t->item[part.items];
+	return NULL;
+}
+
+/*
+ * CR2 where the order of accesses is the processor's own affair: FRSTOR and its like load in parts (the
+ * page counts), the operands of CMPS may both fault.
+ */
+static u64 cr2_mask(const struct test_case *t, u64 rip)
+{
+	const struct item *item = item_at(t, rip);
+	struct insn i;
+
+	if (!item || item->kind != ITEM_INSN)
+		return ~0ul;
+	insn_decode(&i, item->bytes, item->len, t->bits);
+	switch (i.mnemonic) {
+	case ZYDIS_MNEMONIC_CMPSB: case ZYDIS_MNEMONIC_CMPSW:
+	case ZYDIS_MNEMONIC_CMPSD: case ZYDIS_MNEMONIC_CMPSQ:
+		return i.cls == INSN_STRING ? 0 : ~0ul;
+	case ZYDIS_MNEMONIC_FRSTOR: case ZYDIS_MNEMONIC_FLDENV:
+	case ZYDIS_MNEMONIC_FXRSTOR: case ZYDIS_MNEMONIC_FXRSTOR64:
+		return PAGE_MASK;
+	default:
+		return ~0ul;
+	}
+}
+
+static void compare_exception(struct report *r, const struct test_case *t, const struct outcome *a,
+			      const struct outcome *b)
+{
+	u64 mask = t->user ? ~0ul : ~PF_U;
+
+	if (b->vector == OUTCOME_NONE && r->f)
+		fprintf(r->f, "  %s: %s\n", r->name, b->note);
+	differ(r, "vector", a->vector, b->vector);
+	if (a->vector == VEC_PF && b->vector == VEC_PF) {
+		/* The host's own kernel is mapped in the upper half, the guest's is not. */
+		if (a->cr2 >> 47)
+			mask &= ~PF_P;
+		if (a->cr2 != b->cr2)
+			differ(r, "cr2", a->cr2 & cr2_mask(t, a->rip), b->cr2 & cr2_mask(t, a->rip));
+	}
+	differ(r, "error code", a->error & mask, b->error & mask);
+}
+
+static u64 flags_compared(const struct test_case *t, const struct outcome *a, bool translated)
+{
+	const struct item *last = &t->item[t->items - 1];
+	u64 flags = FLAGS_COMPARED;
+	struct insn i;
+
+	if (last->kind == ITEM_INSN) {
+		insn_decode(&i, last->bytes, last->len, t->bits);
+		flags &= ~filter_undefined_flags(&i);
+	}
+	if (translated && a->vector != VEC_BP)
+		flags &= ~RFLAGS_ARITH | case_flags_live(t, a->rip);
+	return flags;
+}
+
+bool outcome_compare(const struct layout *l, const struct test_case *t, const struct outcome *a,
+		     const struct outcome *b, bool translated, const char *name, FILE *f)
+{
+	static const char *const reg[] = {"rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi",
+					  "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15"};
+	u64 width = t->bits == 64 ? ~0ul : 0xfffffffful;
+	u64 flags = flags_compared(t, a, translated);
+	struct report r = {.f = f, .name = name, .same = true};
+
+	if (!is_later_fault(a, b))
+		compare_exception(&r, t, a, b);
+	differ(&r, "rip", a->rip, b->rip);
+	differ(&r, "flags", a->flags & flags, b->flags & flags);
+	for (u32 n = 0; n < (t->bits == 64 ? 16u : 8u); n++)
+		differ(&r, reg[n], a->r[n] & width, b->r[n] & width);
+	if (t->bits == 64) {
+		differ(&r, "fs base", a->fs_base, b->fs_base);
+		differ(&r, "gs base", a->gs_base, b->gs_base);
+	}
+	if (memcmp(a->xsave, b->xsave, l->xsave_size))
+		compare_vectors(&r, l, a->xsave, b->xsave);
+	if (memcmp(a->memory, b->memory, MEMORY_BYTES))
+		compare_memory(&r, a->memory, b->memory);
+	return r.same;
+}
