@@ -3,8 +3,10 @@
  *
  * Waking another thread costs about 50 us on a small virtual host, a read from the page cache 1 us. So
  * reads are first tried with RWF_NOWAIT, and writes, which only copy into the page cache, are done on the
- * spot while the host takes them quickly. When one write takes longer than WRITE_SLOW_NS (the host is
- * throttling dirty pages) writes go through the queue for a while and the guest keeps running.
+ * spot while the host takes them quickly (4 KiB in 2 to 5 us). When one takes longer than WRITE_SLOW_NS,
+ * because the host throttles writers or just ran something else, writes go through the queue for a while
+ * and the guest keeps running. That while doubles with each further slow write and halves with each quick
+ * one.
  */
 #include "block/image.h"
 
@@ -20,7 +22,8 @@
 enum {
 	WRITE_QUICK_MAX = 256 * 1024,
 	WRITE_SLOW_NS = 2 * 1000 * 1000,
-	WRITE_PAUSE_NS = 1000 * 1000 * 1000,
+	PAUSE_MIN_NS = 5 * 1000 * 1000,
+	PAUSE_MAX_NS = 1000 * 1000 * 1000,
 };
 
 int image_transfer(int fd, bool write, struct iovec *iov, u32 count, u64 offset, u64 len)
@@ -69,7 +72,13 @@ void image_write_timed(struct image_pace *pace, u64 start_ns)
 {
 	u64 now = host_clock_ns();
 
-	pace->slow_until_ns = now - start_ns > WRITE_SLOW_NS ? now + WRITE_PAUSE_NS : 0;
+	if (now - start_ns <= WRITE_SLOW_NS) {
+		pace->slow_until_ns = 0;
+		pace->pause_ns /= 2;
+		return;
+	}
+	pace->pause_ns = MIN(MAX(pace->pause_ns * 2, PAUSE_MIN_NS), PAUSE_MAX_NS);
+	pace->slow_until_ns = now + pace->pause_ns;
 }
 
 bool image_can_punch(int fd, u64 size)

@@ -9,6 +9,7 @@
 struct image_pace {
 	bool no_nowait;    /* the file system knows no RWF_NOWAIT */
 	u64 slow_until_ns; /* writes go to the queue until then: one was slow */
+	u64 pause_ns;      /* how long for the last time */
 };
 
 /* Read or write all of @iov (consumed) at @offset, and again until done. 0 or -errno; end of file is -EIO. */

@@ -16,7 +16,8 @@
  *
  * MTU: large packets are the cheapest speed-up, one frame instead of a dozen. libslirp has no window
  * scaling, so 64 KiB are in flight at most; with packets of a quarter of that, the receiver's rule of
- * acknowledging every second one keeps the pipe full.
+ * acknowledging every second one keeps the pipe full. A download measured 190 MB/s with an MTU of 1500,
+ * 580 with this one, 230 with 65520.
  *
  * libslirp is not thread safe; everything here is under the machine lock.
  */

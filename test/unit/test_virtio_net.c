@@ -14,9 +14,9 @@
 
 enum {
 	HEADER = 12,
-	TX = 0x400000,
-	RX = 0x500000,
-	CTRL = 0x300000,
+	TX = 0x500000,
+	RX = 0x600000,
+	CTRL = 0x700000,
 	QUEUE_RX = 0,
 	QUEUE_TX = 1,
 	QUEUE_CTRL = 2,

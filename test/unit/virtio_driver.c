@@ -9,7 +9,7 @@ enum {
 	BAR_MSIX_AT = 0x90000000,
 	QUEUE_MEMORY = 0x10000, /* per queue; queues start at 1 MiB */
 	QUEUE_BASE = 0x100000,
-	TABLES_BASE = 0x200000, /* indirect tables, 1 MiB per queue */
+	TABLES_BASE = 0x200000, /* indirect tables, 1 MiB per queue: up to 0x500000 */
 	CAP_MSIX = 0x11,
 };
 

@@ -20,7 +20,8 @@ enum {
 	QUEUE_SIZE = VIRTQ_SIZE_MAX,
 	/* The header and the status byte take a descriptor each. */
 	SEG_MAX = VIRTQ_CHAIN_MAX - 2,
-	SEG_BYTES_MAX = 4 * 1024 * 1024,
+	SEG_BYTES_MAX = 1024 * 1024,
+	REQUEST_BYTES_MAX = SEG_MAX * SEG_BYTES_MAX,
 	DISCARD_SECTORS_MAX = 1 << 21,
 	ZEROES_SECTORS_MAX = 1 << 18,
 };
@@ -178,7 +179,8 @@ static void start_transfer(struct blk_request *r)
 {
 	bool write = r->header.type == VIRTIO_BLK_T_OUT;
 
-	if (!r->data_len || (write && r->blk->block->readonly))
+	if (!r->data_len || r->data_len > REQUEST_BYTES_MAX ||
+	    (write && r->blk->block->readonly))
 		finish(r, VIRTIO_BLK_S_IOERR);
 	else
 		start(r, write ? BLOCK_WRITE : BLOCK_READ, r->header.sector, r->data_len);

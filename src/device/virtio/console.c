@@ -12,6 +12,9 @@
 
 enum { QUEUE_RX, QUEUE_TX, QUEUE_SIZE = 64 };
 
+/* Output in one chain beyond this is lost: descriptors may name the same memory again and again. */
+enum { CHAIN_BYTES_MAX = 1024 * 1024 };
+
 #define VIRTIO_CONSOLE_F_EMERG_WRITE BIT(2)
 
 static struct virtio_console *to_console(struct virtio_device *d)
@@ -22,9 +25,14 @@ static struct virtio_console *to_console(struct virtio_device *d)
 static bool send_chain(struct virtio_device *d, struct virtq_chain *c)
 {
 	struct chardev *out = to_console(d)->chardev;
+	u32 left = CHAIN_BYTES_MAX;
 
-	for (u32 i = 0; i < c->out; i++)
-		out->ops->write(out, c->iov[i].iov_base, (u32)c->iov[i].iov_len);
+	for (u32 i = 0; i < c->out && left; i++) {
+		u32 n = (u32)MIN(c->iov[i].iov_len, left);
+
+		out->ops->write(out, c->iov[i].iov_base, n);
+		left -= n;
+	}
 	virtq_push(&d->queue[QUEUE_TX], c, 0);
 	return true;
 }
@@ -99,7 +107,10 @@ static void console_config_write(struct virtio_device *d, u32 off, const u8 *dat
 
 static void console_reset(struct virtio_device *d)
 {
-	to_console(d)->input_len = 0;
+	struct virtio_console *con = to_console(d);
+
+	con->input_len = 0;
+	con->chardev->ops->kick(con->chardev);
 }
 
 static const struct virtio_ops console_ops = {

@@ -6,8 +6,10 @@
 #include <string.h>
 
 enum {
-	/* Chains one doorbell may serve before the rest is left to the loop. */
-	PROCESS_BUDGET = 4 * VIRTQ_SIZE_MAX,
+	/* What one doorbell may cost before the rest is left to the loop: bytes in buffers, and so
+	 * many for each chain. */
+	PROCESS_BUDGET = 64 * 1024 * 1024,
+	CHAIN_COST = 64 * 1024,
 };
 
 void virtio_config_readonly(struct virtio_device *d, u32 off, const u8 *data, u32 len)
@@ -187,18 +189,18 @@ void virtio_process(struct virtio_device *d, u32 q,
 		    bool (*handler)(struct virtio_device *d, struct virtq_chain *c))
 {
 	struct virtqueue *vq = &d->queue[q];
-	u32 budget = PROCESS_BUDGET;
+	s64 budget = PROCESS_BUDGET;
 	struct virtq_chain c;
 	bool more = true;
 
 	virtq_notify_off(vq);
 	do {
-		while (more && budget && virtio_pop(d, q, &c)) {
-			budget--;
+		while (more && budget > 0 && virtio_pop(d, q, &c)) {
+			budget -= (s64)(CHAIN_COST + c.out_len + c.in_len);
 			more = handler(d, &c);
 		}
 		virtio_publish(d, q);
-		if (!budget && more) {
+		if (budget <= 0 && more) {
 			defer(d, q);
 			return;
 		}
