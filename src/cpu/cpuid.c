@@ -1,6 +1,6 @@
 /*
- * Answering CPUID from the model; see cpuid.h. Hot enough for engines to call it with guest vector state in
- * the host registers: no library calls.
+ * Answering CPUID from the model; see cpuid.h. Hot enough for engines to call it with guest vector
+ * state in the host registers: no library calls.
  */
 #include "cpu/cpuid.h"
 
@@ -33,8 +33,8 @@ static u32 xsave_size(const struct cpuid_model *m, u64 xcr0)
 }
 
 /* Values that depend on the vCPU and its state. */
-static void patch(const struct cpuid_model *m, u32 apic_id, u64 cr4, u64 xcr0, u32 leaf, u32 subleaf,
-		  u32 out[4])
+static void patch(const struct cpuid_model *m, u32 apic_id, u64 cr4, u64 xcr0, u32 leaf,
+		  u32 subleaf, u32 out[4])
 {
 	const u32 osxsave = BIT(27);
 
@@ -44,9 +44,7 @@ static void patch(const struct cpuid_model *m, u32 apic_id, u64 cr4, u64 xcr0, u
 		if (cr4 & CR4_OSXSAVE)
 			out[2] |= osxsave;
 		break;
-	case 0xb:
-		out[3] = apic_id;
-		break;
+	case 0xb: out[3] = apic_id; break;
 	case 0xd:
 		if (subleaf == 0)
 			out[1] = xsave_size(m, xcr0);
@@ -59,8 +57,8 @@ static void patch(const struct cpuid_model *m, u32 apic_id, u64 cr4, u64 xcr0, u
 }
 
 /*
- * SDM vol. 2, CPUID: a leaf beyond the last basic one answers as that one. AMD processors return zeros
- * (APM vol. 3, appendix E), and so do hypervisor leaves.
+ * SDM vol. 2, CPUID: a leaf beyond the last basic one answers as that one. AMD processors return
+ * zeros (APM vol. 3, appendix E), and so do hypervisor leaves.
  */
 static u32 effective_leaf(const struct cpuid_model *m, u32 leaf)
 {

@@ -1,8 +1,8 @@
 /*
  * The guest's CPUID: requested model, limited by the host and by what the engine can do.
  *
- * One table of leaves per VM, built once, shared by engines, kept in snapshots. Values that depend on
- * run-time state (OSXSAVE, APIC id, XSAVE size for the current XCR0) are patched at query time.
+ * One table of leaves per VM, built once, shared by engines, kept in snapshots. Values that depend
+ * on run-time state (OSXSAVE, APIC id, XSAVE size for the current XCR0) are patched at query time.
  */
 #pragma once
 
@@ -14,21 +14,22 @@ enum { CPUID_MAX_LEAVES = 128 };
 /*
  * Speculation: what the model says, and why.
  *
- * Kernels mitigate leaks between privilege levels of one address space with code (retpolines, return
- * thunks, buffer clearing) and with MSR writes (IBRS, IBPB, SSBD). Both aim at predictors and buffers that
- * are keyed by guest addresses and guest privilege. In translated code neither exists for the host's
- * hardware: a guest's indirect branch is the translator's table lookup, its kernel and its user programs
- * run at the same host privilege, guest memory is reached only through checks in software, and an MSR
- * write changes a variable of ours. The mitigations would cost their full price and protect nothing; what
- * protects or does not is the translator's own code, see SECURITY.md. So the model reports the bits that
- * make kernels leave them out: AMD by automatic IBRS and the *_NO bits of leaves 0x80000008 and
- * 0x80000021, Intel by ARCH_CAPABILITIES. Controls (SPEC_CTRL, IBPB, STIBP, SSBD) are not offered.
+ * Kernels mitigate leaks between privilege levels of one address space with code (retpolines,
+ * return thunks, buffer clearing) and with MSR writes (IBRS, IBPB, SSBD). Both aim at predictors
+ * and buffers that are keyed by guest addresses and guest privilege. In translated code neither
+ * exists for the host's hardware: a guest's indirect branch is the translator's table lookup, its
+ * kernel and its user programs run at the same host privilege, guest memory is reached only through
+ * checks in software, and an MSR write changes a variable of ours. The mitigations would cost their
+ * full price and protect nothing; what protects or does not is the translator's own code, see
+ * SECURITY.md. So the model reports the bits that make kernels leave them out: AMD by automatic
+ * IBRS and the *_NO bits of leaves 0x80000008 and 0x80000021, Intel by ARCH_CAPABILITIES. Controls
+ * (SPEC_CTRL, IBPB, STIBP, SSBD) are not offered.
  */
-#define CPUID_ARCH_CAPABILITIES                                                             \
-	(BIT(0) /* RDCL_NO */ | BIT(1) /* IBRS_ALL */ | BIT(3) /* SKIP_L1DFL_VMENTRY */ |      \
-	 BIT(4) /* SSB_NO */ | BIT(5) /* MDS_NO */ | BIT(6) /* IF_PSCHANGE_MC_NO */ |          \
-	 BIT(8) /* TAA_NO */ | BIT(13) /* SBDR_SSDP_NO */ | BIT(14) /* FBSDP_NO */ |           \
-	 BIT(15) /* PSDP_NO */ | BIT(20) /* BHI_NO */ | BIT(24) /* PBRSB_NO */ |               \
+#define CPUID_ARCH_CAPABILITIES                                                           \
+	(BIT(0) /* RDCL_NO */ | BIT(1) /* IBRS_ALL */ | BIT(3) /* SKIP_L1DFL_VMENTRY */ | \
+	 BIT(4) /* SSB_NO */ | BIT(5) /* MDS_NO */ | BIT(6) /* IF_PSCHANGE_MC_NO */ |     \
+	 BIT(8) /* TAA_NO */ | BIT(13) /* SBDR_SSDP_NO */ | BIT(14) /* FBSDP_NO */ |      \
+	 BIT(15) /* PSDP_NO */ | BIT(20) /* BHI_NO */ | BIT(24) /* PBRSB_NO */ |          \
 	 BIT(26) /* GDS_NO */ | BIT(27) /* RFDS_NO */ | BIT(62) /* ITS_NO */)
 
 struct cpuid_leaf {
@@ -67,7 +68,8 @@ struct cpuid_source {
 int cpuid_model_build(struct cpuid_model *m, const struct cpuid_request *req,
 		      const struct cpuid_source *src, struct err *e);
 
-/* Fill @m from the host's CPUID and @req; measures the TSC, which takes some milliseconds. 0, or -errno with @e when the host lacks what guests need. */
+/* Fill @m from the host's CPUID and @req; measures the TSC, which takes some milliseconds. 0, or
+ * -errno with @e when the host lacks what guests need. */
 int cpuid_model_init(struct cpuid_model *m, const struct cpuid_request *req, struct err *e);
 
 /* Answer CPUID for vCPU @apic_id, whose relevant state is @cr4 and @xcr0 (SDM vol. 2, CPUID). */

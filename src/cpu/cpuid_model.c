@@ -1,11 +1,12 @@
 /*
- * Building the CPUID model: what the host can do, less what engines do not carry over, plus what they
- * provide whatever the host is.
+ * Building the CPUID model: what the host can do, less what engines do not carry over, plus what
+ * they provide whatever the host is.
  *
- * A feature is offered for one of two reasons. Data instructions run natively, so they are there when the
- * host has them ("host" masks below). System features are the engine's own work and are always there
- * ("always" masks): paging and its extensions, SYSCALL, FSGSBASE, RDTSCP, x2APIC, the TSC deadline timer.
- * Everything not named is hidden, in particular:
+ * A feature is offered for one of two reasons. Data instructions run natively, so they are there
+ * when the host has them ("host" masks below). System features are the engine's own work and are
+ * always there
+ * ("always" masks): paging and its extensions, SYSCALL, FSGSBASE, RDTSCP, x2APIC, the TSC deadline
+ * timer. Everything not named is hidden, in particular:
  *
  *   SMAP                  every STAC and CLAC would switch translations
  *   VME                   virtual-8086 extensions are not emulated
@@ -38,15 +39,16 @@ enum {
 };
 
 /* Bit lists read better than masks. */
-#define BITS1(a)		   (1u << (a))
-#define BITS2(a, b)		   (BITS1(a) | BITS1(b))
-#define BITS3(a, b, c)		   (BITS2(a, b) | BITS1(c))
-#define BITS4(a, b, c, d)	   (BITS3(a, b, c) | BITS1(d))
+#define BITS1(a)                      (1u << (a))
+#define BITS2(a, b)                   (BITS1(a) | BITS1(b))
+#define BITS3(a, b, c)                (BITS2(a, b) | BITS1(c))
+#define BITS4(a, b, c, d)             (BITS3(a, b, c) | BITS1(d))
 #define BITS8(a, b, c, d, e, f, g, h) (BITS4(a, b, c, d) | BITS4(e, f, g, h))
 
 /* FPU DE PSE TSC MSR PAE MCE CX8, APIC SEP MTRR PGE MCA CMOV PAT PSE36, CLFSH MMX FXSR SSE SSE2 */
-#define LEAF1_EDX (BITS8(0, 2, 3, 4, 5, 6, 7, 8) | BITS8(9, 11, 12, 13, 14, 15, 16, 17) |  \
-		   BITS4(19, 23, 24, 25) | BITS1(26))
+#define LEAF1_EDX                                                               \
+	(BITS8(0, 2, 3, 4, 5, 6, 7, 8) | BITS8(9, 11, 12, 13, 14, 15, 16, 17) | \
+	 BITS4(19, 23, 24, 25) | BITS1(26))
 /* The part of it that AMD repeats in leaf 0x80000001. */
 #define AMD_REPEATED (LEAF1_EDX & 0x0183f3ffu)
 
@@ -65,19 +67,21 @@ static const struct feature_word features[] = {
 	/* always: PCID x2APIC TSC_DEADLINE; host: SSE3 PCLMULQDQ SSSE3 FMA CX16 SSE4.1 SSE4.2 MOVBE
 	 * POPCNT AES XSAVE AVX F16C RDRAND */
 	{1, 0, REG_ECX, FOR_ALL, BITS3(17, 21, 24),
-	 BITS8(0, 1, 9, 12, 13, 19, 20, 22) | BITS4(23, 25, 26, 28) | BITS2(29, 30), BITS3(12, 28, 29), 0},
+	 BITS8(0, 1, 9, 12, 13, 19, 20, 22) | BITS4(23, 25, 26, 28) | BITS2(29, 30),
+	 BITS3(12, 28, 29), 0},
 	{1, 0, REG_EDX, FOR_ALL, LEAF1_EDX, 0, 0, 0},
 	/* ARAT */
 	{6, 0, REG_EAX, FOR_ALL, BITS1(2), 0, 0, 0},
-	/* always: FSGSBASE TSC_ADJUST SMEP ERMS INVPCID; host: BMI1 AVX2 FDP_EXCPTN_ONLY BMI2 ZERO_FCS_FDS
-	 * AVX512F DQ RDSEED ADX IFMA CLFLUSHOPT CLWB CD SHA BW VL */
+	/* always: FSGSBASE TSC_ADJUST SMEP ERMS INVPCID; host: BMI1 AVX2 FDP_EXCPTN_ONLY BMI2
+	 * ZERO_FCS_FDS AVX512F DQ RDSEED ADX IFMA CLFLUSHOPT CLWB CD SHA BW VL */
 	{7, 0, REG_EBX, FOR_ALL, BITS4(0, 1, 7, 9) | BITS1(10),
 	 BITS8(3, 5, 6, 8, 13, 16, 17, 18) | BITS8(19, 21, 23, 24, 28, 29, 30, 31), BITS1(5),
 	 BITS4(16, 17, 21, 28) | BITS2(30, 31)},
 	/* always: UMIP RDPID; host: VBMI VBMI2 GFNI VAES VPCLMULQDQ VNNI BITALG VPOPCNTDQ */
 	{7, 0, REG_ECX, FOR_ALL, BITS2(2, 22), BITS8(1, 6, 8, 9, 10, 11, 12, 14), BITS2(9, 10),
 	 BITS4(1, 6, 11, 12) | BITS1(14)},
-	/* always: FSRM, as ERMS: string instructions are copied a page at a time; host: VP2INTERSECT */
+	/* always: FSRM, as ERMS: string instructions are copied a page at a time; host:
+	   VP2INTERSECT */
 	{7, 0, REG_EDX, FOR_ALL, BITS1(4), BITS1(8), 0, BITS1(8)},
 	/* ARCH_CAPABILITIES */
 	{7, 0, REG_EDX, FOR_INTEL, BITS1(29), 0, 0, 0},
@@ -218,8 +222,8 @@ static void add_basic(struct build *b, const struct cpuid_request *req)
 }
 
 /*
- * Deterministic cache parameters, Intel leaf 4 or AMD leaf 0x8000001d: sizes as on the host; levels 1 and 2
- * private, the others shared by all vCPUs.
+ * Deterministic cache parameters, Intel leaf 4 or AMD leaf 0x8000001d: sizes as on the host; levels
+ * 1 and 2 private, the others shared by all vCPUs.
  */
 static void add_caches(struct build *b, u32 leaf)
 {
@@ -250,7 +254,8 @@ static void add_topology(struct build *b)
 	add(b, 0xb, 1, core);
 }
 
-/* XSAVE: components as laid out by the host, restricted to xcr0. EBX of subleaf 0 is computed later. */
+/* XSAVE: components as laid out by the host, restricted to xcr0. EBX of subleaf 0 is computed
+ * later. */
 static void add_xsave(struct build *b)
 {
 	struct cpuid_model *m = b->m;
@@ -288,8 +293,9 @@ static void add_structured_features(struct build *b)
 }
 
 /*
- * The KVM interface (Linux, Documentation/virt/kvm/x86/cpuid.rst) as far as it is implemented: no I/O
- * delays, and the clock if the TSC can carry it. Leaf 0x40000010 gives TSC and APIC timer frequency in kHz.
+ * The KVM interface (Linux, Documentation/virt/kvm/x86/cpuid.rst) as far as it is implemented: no
+ * I/O delays, and the clock if the TSC can carry it. Leaf 0x40000010 gives TSC and APIC timer
+ * frequency in kHz.
  */
 static void add_hypervisor(struct build *b)
 {
@@ -494,8 +500,8 @@ static u64 measure_tsc_hz(void)
 }
 
 /*
- * SDM vol. 2, leaf 15H: exact where the crystal's frequency is enumerated. Under a hypervisor that scales
- * the TSC it may be that of another machine, so it must agree with what was measured.
+ * SDM vol. 2, leaf 15H: exact where the crystal's frequency is enumerated. Under a hypervisor that
+ * scales the TSC it may be that of another machine, so it must agree with what was measured.
  */
 static u64 refine_tsc_hz(u64 measured)
 {
@@ -512,9 +518,8 @@ static u64 refine_tsc_hz(u64 measured)
 
 int cpuid_model_init(struct cpuid_model *m, const struct cpuid_request *req, struct err *e)
 {
-	const struct cpuid_source src = {.query = query_cpu,
-					 .xcr0 = read_xcr0(),
-					 .tsc_hz = refine_tsc_hz(measure_tsc_hz())};
+	const struct cpuid_source src = {
+		.query = query_cpu, .xcr0 = read_xcr0(), .tsc_hz = refine_tsc_hz(measure_tsc_hz())};
 
 	return cpuid_model_build(m, req, &src, e);
 }

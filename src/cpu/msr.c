@@ -1,12 +1,13 @@
 /*
  * See msr.h.
  *
- * The table is sorted by index and searched by bisection; vendors may have a row each for an index. A row describes a run of registers with
- * consecutive u64 fields in struct cpu_msrs, or without any: then they read as row->value and keep nothing.
- * What a write does is the row's write function; those of most rows are shared.
+ * The table is sorted by index and searched by bisection; vendors may have a row each for an index.
+ * A row describes a run of registers with consecutive u64 fields in struct cpu_msrs, or without
+ * any: then they read as row->value and keep nothing. What a write does is the row's write
+ * function; those of most rows are shared.
  *
- * Registers that are here although no feature of ours needs them are ones that kernels touch without
- * asking CPUID (and without expecting a fault) once they know the vendor.
+ * Registers that are here although no feature of ours needs them are ones that kernels touch
+ * without asking CPUID (and without expecting a fault) once they know the vendor.
  */
 #include "cpu/msr.h"
 
@@ -18,14 +19,15 @@ enum vendor { VENDOR_ANY, VENDOR_AMD, VENDOR_INTEL, VENDOR_HYPERVISOR };
 
 struct msr_row;
 
-typedef enum msr_result msr_write_fn(struct msr_env *env, const struct msr_row *row, u32 n, u64 value);
+typedef enum msr_result msr_write_fn(struct msr_env *env, const struct msr_row *row, u32 n,
+				     u64 value);
 
 struct msr_row {
 	u32 first, count;
-	u8 vendor;    /* enum vendor: where it exists */
-	u16 field;    /* offset of the first register's u64 in struct cpu_msrs, or FIELD_NONE */
-	u64 value;    /* power-up value; without a field: what reading returns */
-	u64 mask;     /* bits that write_masked() accepts */
+	u8 vendor; /* enum vendor: where it exists */
+	u16 field; /* offset of the first register's u64 in struct cpu_msrs, or FIELD_NONE */
+	u64 value; /* power-up value; without a field: what reading returns */
+	u64 mask;  /* bits that write_masked() accepts */
 	msr_write_fn *write;
 };
 
@@ -45,14 +47,16 @@ static enum msr_result write_fault(struct msr_env *env, const struct msr_row *ro
 }
 
 /* Accepted without effect. */
-static enum msr_result write_ignored(struct msr_env *env, const struct msr_row *row, u32 n, u64 value)
+static enum msr_result write_ignored(struct msr_env *env, const struct msr_row *row, u32 n,
+				     u64 value)
 {
 	(void)env, (void)row, (void)n, (void)value;
 	return MSR_OK;
 }
 
 /* Stored as it is; bits outside the mask fault. */
-static enum msr_result write_masked(struct msr_env *env, const struct msr_row *row, u32 n, u64 value)
+static enum msr_result write_masked(struct msr_env *env, const struct msr_row *row, u32 n,
+				    u64 value)
 {
 	if (value & ~row->mask)
 		return MSR_GP;
@@ -61,7 +65,8 @@ static enum msr_result write_masked(struct msr_env *env, const struct msr_row *r
 	return MSR_OK;
 }
 
-static enum msr_result write_canonical(struct msr_env *env, const struct msr_row *row, u32 n, u64 value)
+static enum msr_result write_canonical(struct msr_env *env, const struct msr_row *row, u32 n,
+				       u64 value)
 {
 	if ((u64)((s64)(value << 16) >> 16) != value)
 		return MSR_GP;
@@ -192,11 +197,11 @@ static const struct msr_row rows[] = {
 	/* IA32_FEATURE_CONTROL: locked with everything off */
 	{0x03a, 1, VENDOR_INTEL, FIELD_NONE, 1, 0, write_fault},
 	{MSR_TSC_ADJUST, 1, VENDOR_ANY, FIELD(tsc_adjust), 0, 0, write_tsc_adjust},
-	/* IA32_SPEC_CTRL: with ARCH_CAPABILITIES.IBRS_ALL kernels set IBRS once and leave it. Keeping the
-	 * value is all there is to it, see cpuid.h. */
+	/* IA32_SPEC_CTRL: with ARCH_CAPABILITIES.IBRS_ALL kernels set IBRS once and leave it.
+	 * Keeping the value is all there is to it, see cpuid.h. */
 	{0x048, 1, VENDOR_INTEL, FIELD(spec_ctrl), 0, 7, write_masked},
-	/* IA32_BIOS_UPDT_TRIG: there is no microcode to load. IA32_BIOS_SIGN_ID has the revision in the
-	 * high half, AMD's PATCH_LEVEL in the low one. */
+	/* IA32_BIOS_UPDT_TRIG: there is no microcode to load. IA32_BIOS_SIGN_ID has the revision in
+	 * the high half, AMD's PATCH_LEVEL in the low one. */
 	{0x079, 1, VENDOR_ANY, FIELD_NONE, 0, 0, write_ignored},
 	{0x08b, 1, VENDOR_INTEL, FIELD_NONE, 1ul << 32, 0, write_ignored},
 	{0x08b, 1, VENDOR_AMD, FIELD_NONE, 0x01000065, 0, write_ignored},
@@ -223,7 +228,8 @@ static const struct msr_row rows[] = {
 	{0x268, 8, VENDOR_ANY, FIELD(mtrr_fixed[3]), 0, 0, write_mtrr_fixed},
 	{MSR_PAT, 1, VENDOR_ANY, FIELD(pat), 0x0007040600070406, 0, write_pat},
 	{0x2ff, 1, VENDOR_ANY, FIELD(mtrr_def_type), 0, 0xcff, write_mtrr_def_type},
-	{MSR_KVM_WALL_CLOCK_NEW, 1, VENDOR_HYPERVISOR, FIELD(kvm_wall_clock), 0, 0, write_wall_clock},
+	{MSR_KVM_WALL_CLOCK_NEW, 1, VENDOR_HYPERVISOR, FIELD(kvm_wall_clock), 0, 0,
+	 write_wall_clock},
 	{MSR_KVM_SYSTEM_TIME_NEW, 1, VENDOR_HYPERVISOR, FIELD(kvm_system_time), 0, 0,
 	 write_system_time},
 	{MSR_STAR, 1, VENDOR_ANY, FIELD(star), 0, ~0ul, write_masked},
@@ -239,7 +245,7 @@ static const struct msr_row rows[] = {
 	{0xc0010016, 4, VENDOR_AMD, FIELD_NONE, 0, 0, write_ignored},
 	{0xc001001a, 1, VENDOR_AMD, FIELD_NONE, 0, 0, write_ignored},
 	{0xc001001d, 1, VENDOR_AMD, FIELD_NONE, 0, 0, write_ignored},
-	/* NB_CFG; INT_PENDING_MSG: no C1E; MMIO_CONF_BASE: configuration space is described by ACPI */
+	/* NB_CFG; INT_PENDING_MSG: no C1E; MMIO_CONF_BASE: ACPI tells where configuration is */
 	{0xc001001f, 1, VENDOR_AMD, FIELD_NONE, 0, 0, write_ignored},
 	{0xc0010055, 1, VENDOR_AMD, FIELD_NONE, 0, 0, write_ignored},
 	{0xc0010058, 1, VENDOR_AMD, FIELD_NONE, 0, 0, write_ignored},
@@ -344,8 +350,8 @@ static u64 no_time(void *opaque)
 bool msr_state_is_valid(const struct cpu_msrs *m, const struct cpuid_model *cpuid)
 {
 	struct cpu_msrs copy = *m;
-	struct msr_env env = {.msr = &copy, .cpuid = cpuid, .store = store_nowhere,
-			      .realtime_ns = no_time};
+	struct msr_env env = {
+		.msr = &copy, .cpuid = cpuid, .store = store_nowhere, .realtime_ns = no_time};
 
 	for (u32 i = 0; i < ARRAY_SIZE(rows); i++) {
 		const struct msr_row *row = &rows[i];
@@ -372,7 +378,7 @@ void msr_set_firmware_mtrrs(struct cpu_msrs *m, const struct cpuid_model *cpuid,
 		m->mtrr_fixed[i] = 0x0606060606060606;
 	m->mtrr_fixed[2] = 0; /* A0000-BFFFF: uncacheable */
 	for (u64 size; hole && hole < top && n < ARRAY_SIZE(m->mtrr_base); hole += size, n++) {
-		/* The largest naturally aligned power of two: 4 GiB is a multiple of all of them. */
+		/* The largest naturally aligned power of two: 4 GiB is a multiple of them all. */
 		size = hole & -hole;
 		m->mtrr_base[n] = hole;
 		m->mtrr_mask[n] = (address & ~(size - 1)) | BIT(11);

@@ -1,17 +1,18 @@
 /*
  * The page walk of the x86 architecture (SDM vol. 3, chapter 4): 32-bit, PAE and 4-level paging.
  *
- * A pure function of the control registers, the linear address and the tables, which it reaches through
- * two accessors. It is inline so that a software MMU gets a walk without calls when the accessors are
- * constants: a soft-TLB miss is that walk and little else. No library calls, general registers only.
+ * A pure function of the control registers, the linear address and the tables, which it reaches
+ * through two accessors. It is inline so that a software MMU gets a walk without calls when the
+ * accessors are constants: a soft-TLB miss is that walk and little else. No library calls, general
+ * registers only.
  *
- * Accessed and dirty flags are set after the access has been found permitted, by compare-exchange on the
- * very value the walk used; when another processor changed an entry in between, the walk starts over.
- * The number of attempts is bounded: past it the access faults as not present, and the guest, which must
- * expect spurious faults on tables it is changing, tries again.
+ * Accessed and dirty flags are set after the access has been found permitted, by compare-exchange
+ * on the very value the walk used; when another processor changed an entry in between, the walk
+ * starts over. The number of attempts is bounded: past it the access faults as not present, and the
+ * guest, which must expect spurious faults on tables it is changing, tries again.
  *
- * PAE page-directory-pointer entries are read on each walk, as AMD processors do with nested paging (APM
- * vol. 2, 15.25.10), instead of being latched when CR3 is loaded.
+ * PAE page-directory-pointer entries are read on each walk, as AMD processors do with nested paging
+ * (APM vol. 2, 15.25.10), instead of being latched when CR3 is loaded.
  */
 #pragma once
 
@@ -20,8 +21,9 @@
 enum paging_access {
 	PAGING_WRITE = 1 << 0,
 	PAGING_FETCH = 1 << 1,
-	PAGING_USER = 1 << 2, /* user-mode access; implicit system accesses are not, whatever the CPL */
-	PAGING_AC = 1 << 3,   /* RFLAGS.AC is set: SMAP does not apply */
+	PAGING_USER =
+		1 << 2, /* user-mode access; implicit system accesses are not, whatever the CPL */
+	PAGING_AC = 1 << 3, /* RFLAGS.AC is set: SMAP does not apply */
 };
 
 /* The registers a walk depends on. */
@@ -34,8 +36,8 @@ struct paging_state {
 struct paging_memory {
 	/* Where there is no RAM all bits read as one. */
 	u64 (*load)(void *opaque, gpa_t gpa, u32 size);
-	/* Atomically replace @old by @new; false when the entry no longer holds @old. Stores to what is
-	 * not RAM are dropped and succeed. */
+	/* Atomically replace @old by @new; false when the entry no longer holds @old. Stores to
+	 * what is not RAM are dropped and succeed. */
 	bool (*swap)(void *opaque, gpa_t gpa, u32 size, u64 old, u64 new);
 };
 
@@ -74,13 +76,15 @@ static inline u64 paging_reserved(const struct paging_state *s)
 	return (~s->phys_mask & high) | (s->efer & EFER_NXE ? 0 : PTE_NX);
 }
 
-/* PSE-36: bits 20:13 are address bits 39:32 as far as MAXPHYADDR goes, the rest up to 21 is reserved. */
+/* PSE-36: bits 20:13 are address bits 39:32 as far as MAXPHYADDR goes, the rest up to 21 is
+ * reserved. */
 static inline u64 paging_reserved_pse(const struct paging_state *s)
 {
 	return 0x3fe000ul & ~(((s->phys_mask >> 32) & 0xff) << 13);
 }
 
-/* Reserved bits of @entry at @level (1: page table) of an 8-byte format, beyond paging_reserved(). */
+/* Reserved bits of @entry at @level (1: page table) of an 8-byte format, beyond paging_reserved().
+ */
 static inline u64 paging_reserved_at(const struct paging_state *s, u32 level, u64 entry)
 {
 	switch (level) {
@@ -183,8 +187,8 @@ static inline bool paging_permits(const struct paging_state *s, u32 access, u64 
 }
 
 /* Set accessed flags, and the dirty flag for writes. False when an entry had changed. */
-static inline bool paging_mark(const struct paging_memory *mem, void *opaque,
-			       struct paging_path *p, bool dirty)
+static inline bool paging_mark(const struct paging_memory *mem, void *opaque, struct paging_path *p,
+			       bool dirty)
 {
 	for (u32 n = 0; n < p->count; n++) {
 		u64 set = PTE_A | (dirty && n == p->count - 1 ? PTE_D : 0);
@@ -208,11 +212,12 @@ static inline u32 paging_error_access(const struct paging_state *s, u32 access)
 }
 
 /*
- * Translate @gva for @access (PAGING_*). True: *r describes the page. False: #PF with r->error. Outside
- * IA-32e mode only the low 32 bits of @gva count; inside, @gva is canonical.
+ * Translate @gva for @access (PAGING_*). True: *r describes the page. False: #PF with r->error.
+ * Outside IA-32e mode only the low 32 bits of @gva count; inside, @gva is canonical.
  */
 static inline bool paging_walk(const struct paging_state *s, gva_t gva, u32 access,
-			       const struct paging_memory *mem, void *opaque, struct paging_result *r)
+			       const struct paging_memory *mem, void *opaque,
+			       struct paging_result *r)
 {
 	for (u32 attempt = 0; attempt < PAGING_ATTEMPTS; attempt++) {
 		struct paging_path p = {.rights = PTE_RW | PTE_US};
@@ -234,8 +239,9 @@ static inline bool paging_walk(const struct paging_state *s, gva_t gva, u32 acce
 		r->error = 0;
 		r->user = p.rights & PTE_US;
 		r->global = leaf & PTE_G && s->cr4 & CR4_PGE;
-		r->writable = leaf & PTE_D &&
-			      paging_permits(s, (access & ~PAGING_FETCH) | PAGING_WRITE, p.rights, 0);
+		r->writable =
+			leaf & PTE_D &&
+			paging_permits(s, (access & ~PAGING_FETCH) | PAGING_WRITE, p.rights, 0);
 		return true;
 	}
 	r->error = paging_error_access(s, access);

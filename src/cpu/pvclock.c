@@ -5,7 +5,8 @@
 
 enum { PVCLOCK_TSC_STABLE_BIT = 1 << 0 };
 
-/* struct pvclock_vcpu_time_info and pvclock_wall_clock of the interface. Version is odd during updates. */
+/* struct pvclock_vcpu_time_info and pvclock_wall_clock of the interface. Version is odd during
+ * updates. */
 struct pvclock_time {
 	u32 version;
 	u32 pad0;
@@ -23,7 +24,8 @@ struct pvclock_wall {
 	u32 nsec;
 } __attribute__((packed));
 
-/* (n << 32) / d for n < d. Not by __int128 division, which is a call into the compiler's library. */
+/* (n << 32) / d for n < d. Not by __int128 division, which is a call into the compiler's library.
+ */
 static u32 divide_fraction(u64 n, u64 d)
 {
 	u64 high = n >> 32, low = n << 32;
@@ -69,8 +71,8 @@ static void store_versioned(const struct msr_env *env, gpa_t gpa, void *p, u64 s
 
 void pvclock_write_wall(const struct msr_env *env)
 {
-	u64 since = pvclock_ns(pvclock_scale(env->cpuid->tsc_hz),
-			       env->tsc - env->msr->kvm_clock_base);
+	u64 since =
+		pvclock_ns(pvclock_scale(env->cpuid->tsc_hz), env->tsc - env->msr->kvm_clock_base);
 	u64 start = env->realtime_ns(env->opaque) - since;
 	struct pvclock_wall wall = {.sec = (u32)(start / NSEC_PER_SEC),
 				    .nsec = (u32)(start % NSEC_PER_SEC)};

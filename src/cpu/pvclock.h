@@ -1,10 +1,10 @@
 /*
- * The paravirtual clock of the KVM hypervisor interface: time as a linear function of the TSC, in pages
- * that the guest names by MSR (Linux, Documentation/virt/kvm/x86/msr.rst).
+ * The paravirtual clock of the KVM hypervisor interface: time as a linear function of the TSC, in
+ * pages that the guest names by MSR (Linux, Documentation/virt/kvm/x86/msr.rst).
  *
- * Our guest TSC runs at a constant rate, so a page is written when the guest registers it and again only
- * when the guest moves its TSC; PVCLOCK_TSC_STABLE_BIT says that all vCPUs' pages agree. Time starts at
- * guest TSC kvm_clock_base, which moves along with the TSC so that time does not jump.
+ * Our guest TSC runs at a constant rate, so a page is written when the guest registers it and again
+ * only when the guest moves its TSC; PVCLOCK_TSC_STABLE_BIT says that all vCPUs' pages agree. Time
+ * starts at guest TSC kvm_clock_base, which moves along with the TSC so that time does not jump.
  */
 #pragma once
 

@@ -4,7 +4,13 @@
 #include <string.h>
 
 /* Offsets in the XSAVE area, SDM vol. 1, 10.5.1 and 13.4.2 */
-enum { FXSAVE_FCW = 0, FXSAVE_FTW = 4, FXSAVE_MXCSR = 24, XSAVE_XSTATE_BV = 512, XSAVE_LEGACY = 576 };
+enum {
+	FXSAVE_FCW = 0,
+	FXSAVE_FTW = 4,
+	FXSAVE_MXCSR = 24,
+	XSAVE_XSTATE_BV = 512,
+	XSAVE_LEGACY = 576
+};
 
 static void reset_segments(struct cpu_segs *s)
 {

@@ -1,8 +1,8 @@
 /*
  * Architectural state of one virtual CPU, in the parts in which engines exchange it.
  *
- * These are plain versionless types: what a snapshot stores, what state_get and state_set move, what
- * tests compare. They hold no engine detail.
+ * These are plain versionless types: what a snapshot stores, what state_get and state_set move,
+ * what tests compare. They hold no engine detail.
  */
 #pragma once
 
@@ -19,8 +19,8 @@ struct cpu_segment {
 	u16 selector;
 	u32 limit; /* in bytes, granularity applied */
 	u64 base;
-	u8 type;   /* bits 3:0 of the access byte */
-	u8 s;      /* 1 code or data, 0 system */
+	u8 type; /* bits 3:0 of the access byte */
+	u8 s;    /* 1 code or data, 0 system */
 	u8 dpl;
 	u8 present;
 	u8 avl;
@@ -75,14 +75,14 @@ struct cpu_msrs {
 
 /* What is in flight between instructions. */
 struct cpu_intr {
-	bool pending;       /* an exception or interrupt still to be delivered */
+	bool pending; /* an exception or interrupt still to be delivered */
 	u8 vector;
 	bool is_exception;
 	bool has_error;
 	u32 error;
 	bool nmi_pending;
-	bool nmi_blocked;   /* between NMI delivery and IRET */
-	bool shadow_sti;    /* one-instruction interrupt shadow */
+	bool nmi_blocked; /* between NMI delivery and IRET */
+	bool shadow_sti;  /* one-instruction interrupt shadow */
 	bool shadow_mov_ss;
 	bool halted;
 };

@@ -3,30 +3,48 @@
 
 #include "base/types.h"
 
-enum gpr { RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI, R8, R9, R10, R11, R12, R13, R14, R15, GPR_COUNT };
+enum gpr {
+	RAX,
+	RCX,
+	RDX,
+	RBX,
+	RSP,
+	RBP,
+	RSI,
+	RDI,
+	R8,
+	R9,
+	R10,
+	R11,
+	R12,
+	R13,
+	R14,
+	R15,
+	GPR_COUNT
+};
 
 /* Segment registers in their encoding order, then the two system segments. */
 enum seg { SEG_ES, SEG_CS, SEG_SS, SEG_DS, SEG_FS, SEG_GS, SEG_LDTR, SEG_TR, SEG_COUNT };
 
 /* RFLAGS, SDM vol. 1, 3.4.3 */
-#define RFLAGS_CF    BIT(0)
-#define RFLAGS_ONE   BIT(1)
-#define RFLAGS_PF    BIT(2)
-#define RFLAGS_AF    BIT(4)
-#define RFLAGS_ZF    BIT(6)
-#define RFLAGS_SF    BIT(7)
-#define RFLAGS_TF    BIT(8)
-#define RFLAGS_IF    BIT(9)
-#define RFLAGS_DF    BIT(10)
-#define RFLAGS_OF    BIT(11)
-#define RFLAGS_IOPL  (3ul << 12)
-#define RFLAGS_NT    BIT(14)
-#define RFLAGS_RF    BIT(16)
-#define RFLAGS_VM    BIT(17)
-#define RFLAGS_AC    BIT(18)
-#define RFLAGS_VIF   BIT(19)
-#define RFLAGS_VIP   BIT(20)
-#define RFLAGS_ID    BIT(21)
+#define RFLAGS_CF   BIT(0)
+#define RFLAGS_ONE  BIT(1)
+#define RFLAGS_PF   BIT(2)
+#define RFLAGS_AF   BIT(4)
+#define RFLAGS_ZF   BIT(6)
+#define RFLAGS_SF   BIT(7)
+#define RFLAGS_TF   BIT(8)
+#define RFLAGS_IF   BIT(9)
+#define RFLAGS_DF   BIT(10)
+#define RFLAGS_OF   BIT(11)
+#define RFLAGS_IOPL (3ul << 12)
+#define RFLAGS_NT   BIT(14)
+#define RFLAGS_RF   BIT(16)
+#define RFLAGS_VM   BIT(17)
+#define RFLAGS_AC   BIT(18)
+#define RFLAGS_VIF  BIT(19)
+#define RFLAGS_VIP  BIT(20)
+#define RFLAGS_ID   BIT(21)
 /* The six arithmetic flags. */
 #define RFLAGS_ARITH (RFLAGS_CF | RFLAGS_PF | RFLAGS_AF | RFLAGS_ZF | RFLAGS_SF | RFLAGS_OF)
 
@@ -76,12 +94,12 @@ enum seg { SEG_ES, SEG_CS, SEG_SS, SEG_DS, SEG_FS, SEG_GS, SEG_LDTR, SEG_TR, SEG
 #define XCR0_HI16_ZMM  BIT(7)
 #define XCR0_AVX512    (XCR0_OPMASK | XCR0_ZMM_HI256 | XCR0_HI16_ZMM)
 
-#define EFER_SCE   BIT(0)
-#define EFER_LME   BIT(8)
-#define EFER_LMA   BIT(10)
-#define EFER_NXE   BIT(11)
-#define EFER_SVME  BIT(12)
-#define EFER_FFXSR BIT(14)
+#define EFER_SCE    BIT(0)
+#define EFER_LME    BIT(8)
+#define EFER_LMA    BIT(10)
+#define EFER_NXE    BIT(11)
+#define EFER_SVME   BIT(12)
+#define EFER_FFXSR  BIT(14)
 #define EFER_AIBRSE BIT(21) /* AMD automatic IBRS */
 
 /* Vectors, SDM vol. 3, table 6-1 */

@@ -69,11 +69,12 @@ static void hides_what_engines_lack(void **state)
 	static const struct {
 		u32 leaf, subleaf, reg, bit;
 	} hidden[] = {
-		{1, 0, ECX, 3},	 {1, 0, ECX, 5},   {1, 0, ECX, 6},   {1, 0, ECX, 15}, {1, 0, EDX, 1},
-		{7, 0, EBX, 4},	 {7, 0, EBX, 11},  {7, 0, EBX, 14},  {7, 0, EBX, 20}, {7, 0, EBX, 25},
-		{7, 0, ECX, 3},	 {7, 0, ECX, 5},   {7, 0, ECX, 7},   {7, 0, ECX, 16}, {7, 0, EDX, 20},
-		{7, 0, EDX, 24}, {7, 0, EDX, 26},  {7, 0, EDX, 27},  {7, 0, EDX, 31}, {7, 1, EAX, 17},
-		{13, 1, EAX, 1}, {13, 1, EAX, 3},  {13, 0, EAX, 9},  {13, 0, EAX, 17},
+		{1, 0, ECX, 3},  {1, 0, ECX, 5},  {1, 0, ECX, 6},  {1, 0, ECX, 15},
+		{1, 0, EDX, 1},  {7, 0, EBX, 4},  {7, 0, EBX, 11}, {7, 0, EBX, 14},
+		{7, 0, EBX, 20}, {7, 0, EBX, 25}, {7, 0, ECX, 3},  {7, 0, ECX, 5},
+		{7, 0, ECX, 7},  {7, 0, ECX, 16}, {7, 0, EDX, 20}, {7, 0, EDX, 24},
+		{7, 0, EDX, 26}, {7, 0, EDX, 27}, {7, 0, EDX, 31}, {7, 1, EAX, 17},
+		{13, 1, EAX, 1}, {13, 1, EAX, 3}, {13, 0, EAX, 9}, {13, 0, EAX, 17},
 	};
 	const struct fake *hosts[] = {&intel, &amd};
 
@@ -84,7 +85,7 @@ static void hides_what_engines_lack(void **state)
 		for (u32 i = 0; i < ARRAY_SIZE(hidden); i++)
 			assert_false(cpuid_has(&m, hidden[i].leaf, hidden[i].subleaf, hidden[i].reg,
 					       hidden[i].bit));
-		assert_false(cpuid_has(&m, 0x80000001, 0, ECX, 2)); /* SVM */
+		assert_false(cpuid_has(&m, 0x80000001, 0, ECX, 2));  /* SVM */
 		assert_false(cpuid_has(&m, 0x80000001, 0, ECX, 11)); /* XOP */
 		assert_int_equal(m.xcr0, XCR0_X87 | XCR0_SSE | XCR0_AVX | XCR0_AVX512);
 	}
@@ -95,15 +96,15 @@ static void offers_what_engines_provide(void **state)
 	struct cpuid_model m = build(&amd, 1, 7);
 
 	(void)state;
-	assert_true(cpuid_has(&m, 1, 0, ECX, 17));	    /* PCID */
-	assert_true(cpuid_has(&m, 1, 0, ECX, 21));	    /* x2APIC */
-	assert_true(cpuid_has(&m, 1, 0, ECX, 24));	    /* TSC deadline */
-	assert_true(cpuid_has(&m, 7, 0, EBX, 0));	    /* FSGSBASE */
-	assert_true(cpuid_has(&m, 7, 0, EBX, 10));	    /* INVPCID */
-	assert_true(cpuid_has(&m, 0x80000001, 0, EDX, 26)); /* 1 GiB pages */
-	assert_true(cpuid_has(&m, 0x80000021, 0, EAX, 8));  /* automatic IBRS */
+	assert_true(cpuid_has(&m, 1, 0, ECX, 17));           /* PCID */
+	assert_true(cpuid_has(&m, 1, 0, ECX, 21));           /* x2APIC */
+	assert_true(cpuid_has(&m, 1, 0, ECX, 24));           /* TSC deadline */
+	assert_true(cpuid_has(&m, 7, 0, EBX, 0));            /* FSGSBASE */
+	assert_true(cpuid_has(&m, 7, 0, EBX, 10));           /* INVPCID */
+	assert_true(cpuid_has(&m, 0x80000001, 0, EDX, 26));  /* 1 GiB pages */
+	assert_true(cpuid_has(&m, 0x80000021, 0, EAX, 8));   /* automatic IBRS */
 	assert_false(cpuid_has(&m, 0x80000008, 0, EBX, 12)); /* IBPB */
-	assert_false(cpuid_has(&m, 7, 0, EDX, 29));	     /* ARCH_CAPABILITIES is Intel's */
+	assert_false(cpuid_has(&m, 7, 0, EDX, 29));          /* ARCH_CAPABILITIES is Intel's */
 	assert_true(m.is_amd);
 
 	m = build(&intel, 1, 7);

@@ -60,10 +60,10 @@ static u64 get(struct fixture *f, u32 index)
 	return value;
 }
 
-#define assert_sets(f, index, v)                                                       \
-	do {                                                                           \
-		assert_int_equal(msr_write(&(f)->env, index, v), MSR_OK);              \
-		assert_int_equal(get(f, index), v);                                    \
+#define assert_sets(f, index, v)                                          \
+	do {                                                              \
+		assert_int_equal(msr_write(&(f)->env, index, v), MSR_OK); \
+		assert_int_equal(get(f, index), v);                       \
 	} while (0)
 #define assert_refuses(f, index, v) assert_int_equal(msr_write(&(f)->env, index, v), MSR_GP)
 
@@ -89,8 +89,8 @@ static void table_is_sorted_and_reachable(void **state)
 
 static void unknown_registers_fault(void **state)
 {
-	static const u32 unknown[] = {2, 0x49, 0x186, 0x480, 0x800 - 1, 0x900, 0xda0, MSR_EFER,
-				      0xc0010114, 0xc0011028, 0xffffffff};
+	static const u32 unknown[] = {2,     0x49,     0x186,      0x480,      0x800 - 1, 0x900,
+				      0xda0, MSR_EFER, 0xc0010114, 0xc0011028, 0xffffffff};
 	struct fixture *f = *state;
 	u64 value;
 

@@ -47,7 +47,7 @@ static const struct paging_memory ops = {.load = load, .swap = swap};
 
 /* Tables at fixed places. */
 enum { PML4 = 0x1000, PDPT = 0x2000, PD = 0x3000, PT = 0x4000 };
-#define GVA  0x00007f1234567abcul
+#define GVA        0x00007f1234567abcul
 #define IDX(level) (GVA >> (12 + 9 * (level)) & 0x1ff)
 
 static void put(gpa_t gpa, u64 value, u32 size)
@@ -188,8 +188,9 @@ static void sdm_4_5_reserved_bits(void **state)
 		u32 level;
 		u64 bits;
 	} bad[] = {
-		{PML4, 3, PTE_PS}, {PML4, 3, BIT(46)},		 {PDPT, 2, BIT(51)},
-		{PDPT, 2, PTE_PS | BIT(13)}, {PDPT, 2, PTE_PS | BIT(29)}, {PD, 1, PTE_PS | BIT(13)},
+		{PML4, 3, PTE_PS},           {PML4, 3, BIT(46)},
+		{PDPT, 2, BIT(51)},          {PDPT, 2, PTE_PS | BIT(13)},
+		{PDPT, 2, PTE_PS | BIT(29)}, {PD, 1, PTE_PS | BIT(13)},
 		{PD, 1, PTE_PS | BIT(20)},   {PT, 0, BIT(46)},
 	};
 
@@ -289,7 +290,9 @@ static void sdm_4_4_pae(void **state)
 static void sdm_4_3_32_bit(void **state)
 {
 	const u32 gva = 0xc0745678;
-	struct paging_state s = {.cr0 = CR0_PG | CR0_WP, .cr3 = PML4 | 0xfff, .cr4 = CR4_PSE | CR4_PGE,
+	struct paging_state s = {.cr0 = CR0_PG | CR0_WP,
+				 .cr3 = PML4 | 0xfff,
+				 .cr4 = CR4_PSE | CR4_PGE,
 				 .phys_mask = BIT(46) - 1};
 	struct paging_result r;
 

@@ -1,6 +1,6 @@
 /*
- * The soft engine's MMU without the rest of the engine: guest memory by linear address, TLB contents,
- * flushes, contexts, devices.
+ * The soft engine's MMU without the rest of the engine: guest memory by linear address, TLB
+ * contents, flushes, contexts, devices.
  */
 #include "engine/soft/tlb.h"
 #include "memory/physmap.h"
@@ -13,8 +13,8 @@
 #include <cmocka.h>
 
 /*
- * 2 MiB of RAM at 0, ROM at 0xfff00000. Tables: the page at PAGE maps to gpa 0x20000, the next ones to
- * 0x21000 ... (linear map of 16 pages), and LARGE to the 2 MiB page at 0.
+ * 2 MiB of RAM at 0, ROM at 0xfff00000. Tables: the page at PAGE maps to gpa 0x20000, the next ones
+ * to 0x21000 ... (linear map of 16 pages), and LARGE to the 2 MiB page at 0.
  */
 enum { PML4 = 0x1000, PDPT = 0x2000, PD = 0x3000, PT = 0x4000, OTHER_PML4 = 0x5000 };
 #define PAGE   0x40000000ul

@@ -1,13 +1,16 @@
 /*
- * Who owns the host's vector and floating-point registers: the guest (live) or the monitor (parked).
+ * Who owns the host's vector and floating-point registers: the guest (live) or the monitor
+ * (parked).
  *
  * Guest values stay in the registers across translated code and the engine's own helpers, which are
- * compiled without vector instructions. Only code that calls outside parks them. Parking also gives the
- * monitor the register state its ABI promises: empty x87 stack, default control word and MXCSR. Without
- * that a guest which unmasks floating-point exceptions would make the monitor's own arithmetic fault.
+ * compiled without vector instructions. Only code that calls outside parks them. Parking also gives
+ * the monitor the register state its ABI promises: empty x87 stack, default control word and MXCSR.
+ * Without that a guest which unmasks floating-point exceptions would make the monitor's own
+ * arithmetic fault.
  *
- * fpu_area is in the standard XSAVE format. XRSTOR faults on reserved header or MXCSR bits, so whoever
- * stores to fpu_area from outside (state_set, the guest's XRSTOR) has validated those before.
+ * fpu_area is in the standard XSAVE format. XRSTOR faults on reserved header or MXCSR bits, so
+ * whoever stores to fpu_area from outside (state_set, the guest's XRSTOR) has validated those
+ * before.
  */
 #include "engine/soft/soft.h"
 

@@ -1,25 +1,26 @@
 /*
  * Guest memory by linear address: translation, TLB fill, reads and writes.
  *
- * Theory of operation. A page walk (cpu/paging.h) over guest RAM gives a struct soft_xlat; what it found
- * is entered into the TLB of the current context, which translated code probes inline and the functions
- * here probe first. Translations are cached as hardware may (SDM vol. 3, 4.10): until a flush, never when
- * not present, and a write tag only once the dirty flag is set. Guest page tables are ordinary memory to
- * us; they are never write-protected.
+ * Theory of operation. A page walk (cpu/paging.h) over guest RAM gives a struct soft_xlat; what it
+ * found is entered into the TLB of the current context, which translated code probes inline and the
+ * functions here probe first. Translations are cached as hardware may (SDM vol. 3, 4.10): until a
+ * flush, never when not present, and a write tag only once the dirty flag is set. Guest page tables
+ * are ordinary memory to us; they are never write-protected.
  *
- * Three things keep a RAM page out of the TLB for writes, so that stores to it come here: translated code
- * (PAGE_HAS_CODE), an armed dirty log (PAGE_LOG_DIRTY) and ROM. Another thread sets those flags, then
- * drops existing tags (soft_drop_write_tags). Filling stores the tag first and looks at the flags
- * afterwards, with a fence on either side, so one of the two sees the other.
+ * Three things keep a RAM page out of the TLB for writes, so that stores to it come here:
+ * translated code (PAGE_HAS_CODE), an armed dirty log (PAGE_LOG_DIRTY) and ROM. Another thread sets
+ * those flags, then drops existing tags (soft_drop_write_tags). Filling stores the tag first and
+ * looks at the flags afterwards, with a fence on either side, so one of the two sees the other.
  *
- * Linear addresses outside RAM are device accesses. They leave through cpu->exit one piece at a time and
- * the instruction runs again once a piece is done, finding it in cpu->frag; therefore device pieces of a
- * write go before any RAM is changed. An access of more pieces than frag[] holds reads ones and drops
- * writes beyond that: only FXSAVE and XSAVE images in device memory are that large.
+ * Linear addresses outside RAM are device accesses. They leave through cpu->exit one piece at a
+ * time and the instruction runs again once a piece is done, finding it in cpu->frag; therefore
+ * device pieces of a write go before any RAM is changed. An access of more pieces than frag[] holds
+ * reads ones and drops writes beyond that: only FXSAVE and XSAVE images in device memory are that
+ * large.
  *
- * The flags that a walk sets in an entry reach the dirty log, but not translated code: an entry whose own
- * bytes are also executed keeps its translation until the next ordinary store there. vm->lock may be held
- * during a walk, and dropping blocks needs it.
+ * The flags that a walk sets in an entry reach the dirty log, but not translated code: an entry
+ * whose own bytes are also executed keeps its translation until the next ordinary store there.
+ * vm->lock may be held during a walk, and dropping blocks needs it.
  *
  * Fetches have a small cache of their own per context, so that finding a block does not walk.
  */
@@ -70,7 +71,7 @@ static inline bool table_swap(void *opaque, gpa_t gpa, u32 size, u64 old, u64 ne
 	} else {
 		u32 old32 = (u32)old;
 
-		done = __atomic_compare_exchange_n((u32 *)p, &old32, (u32)new, false,
+		done = __atomic_compare_exchange_n((u32 *)p, &old32, (u32) new, false,
 						   __ATOMIC_SEQ_CST, __ATOMIC_RELAXED);
 	}
 	flags = &c->vm->page_flags[r->page0 + (gpa - r->gpa) / PAGE_SIZE];
@@ -104,7 +105,10 @@ static int page_fault(struct soft_cpu *c, gva_t gva, u32 error)
 
 static bool walk(struct soft_cpu *c, gva_t gva, u32 access, struct paging_result *r)
 {
-	const struct paging_state s = {.cr0 = c->cr0, .cr3 = c->cr3, .cr4 = c->cr4, .efer = c->efer,
+	const struct paging_state s = {.cr0 = c->cr0,
+				       .cr3 = c->cr3,
+				       .cr4 = c->cr4,
+				       .efer = c->efer,
 				       .phys_mask = BIT(c->vm->cpuid->phys_bits) - 1};
 
 	if (!paging_is_enabled(&s)) {
@@ -149,7 +153,8 @@ static int translate(struct soft_cpu *c, gva_t gva, u32 access, struct soft_xlat
 
 /* ---- instruction fetch ---- */
 
-static void fetch_enter(struct soft_ctx *ctx, u32 half, gva_t gva, const struct soft_xlat *x, u8 shift)
+static void fetch_enter(struct soft_ctx *ctx, u32 half, gva_t gva, const struct soft_xlat *x,
+			u8 shift)
 {
 	struct soft_fetch_entry *f = &ctx->fetch[half][fetch_index(gva)];
 	u32 upper = address_half(gva);
@@ -198,7 +203,8 @@ int soft_translate(struct soft_cpu *c, gva_t gva, u32 access, struct soft_xlat *
 	return translate(c, gva, access, x, &shift);
 }
 
-/* Code outside RAM reads as what an empty bus returns: FF FF is #UD, so the guest ends in a fault. */
+/* Code outside RAM reads as what an empty bus returns: FF FF is #UD, so the guest ends in a fault.
+ */
 static void fetch_copy(u8 *to, const struct soft_xlat *x, u32 n)
 {
 	if (!x->host) {
@@ -245,7 +251,8 @@ static void note_entry(struct soft_ctx *ctx, u32 half, u32 i, gva_t gva, bool gl
 
 		if (n < CTX_LOG)
 			ctx->tlb_log[half][n] = (u16)i;
-		__atomic_store_n(&ctx->tlb_logged[half], MIN(n, (u32)CTX_LOG) + 1, __ATOMIC_RELEASE);
+		__atomic_store_n(&ctx->tlb_logged[half], MIN(n, (u32)CTX_LOG) + 1,
+				 __ATOMIC_RELEASE);
 	}
 	if (shift == 30)
 		ctx->huge[upper] |= huge_bit(gva);
@@ -258,7 +265,8 @@ static void note_entry(struct soft_ctx *ctx, u32 half, u32 i, gva_t gva, bool gl
 }
 
 /* Enter a RAM page. True when it is there for the kind of @access. */
-static bool tlb_enter(struct soft_cpu *c, gva_t gva, u32 access, const struct soft_xlat *x, u8 shift)
+static bool tlb_enter(struct soft_cpu *c, gva_t gva, u32 access, const struct soft_xlat *x,
+		      u8 shift)
 {
 	struct soft_ctx *ctx = c->ctx;
 	u32 half = tlb_half(access), i = tlb_index(gva);
@@ -313,14 +321,16 @@ static inline u8 *tlb_probe(const struct soft_cpu *c, gva_t gva, u32 len, u32 ac
 /* ---- devices ---- */
 
 /* Take the fragment of this access if it is done already. */
-static bool take_fragment(struct soft_cpu *c, bool is_port, u64 addr, u32 size, bool write, u64 *data)
+static bool take_fragment(struct soft_cpu *c, bool is_port, u64 addr, u32 size, bool write,
+			  u64 *data)
 {
 	const struct soft_fragment *f = &c->frag[c->frag_next];
 
 	if (c->frag_next >= c->frag_count)
 		return false;
 	if (f->is_port != is_port || f->addr != addr || f->size != size || f->write != write) {
-		/* The instruction goes another way this time: what was done for the old one is void. */
+		/* The instruction goes another way this time: what was done for the old one is
+		 * void. */
 		c->frag_count = c->frag_next;
 		return false;
 	}
@@ -505,7 +515,8 @@ static int write_crossing(struct soft_cpu *c, gva_t gva, const u8 *buf, u32 len,
 	int status = write_prepare(c, gva, buf, first, access, &low);
 
 	if (status == SOFT_OK)
-		status = write_prepare(c, next_page(c, gva), buf + first, len - first, access, &high);
+		status = write_prepare(c, next_page(c, gva), buf + first, len - first, access,
+				       &high);
 	if (status == SOFT_OK)
 		status = write_device(c, &low);
 	if (status == SOFT_OK)

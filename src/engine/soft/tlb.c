@@ -2,24 +2,24 @@
  * Contexts: the TLBs and indirect-branch tables of address spaces, and how they are emptied.
  *
  * Theory of operation. A context belongs to one PCID, as the entries of a hardware TLB do; without
- * CR4.PCIDE everything belongs to PCID 0, whose context every MOV CR3 empties. There are SOFT_CONTEXTS of
- * them; the least recently used one is emptied for a PCID that has none, which is as good as hardware's
- * right to forget entries at any time.
+ * CR4.PCIDE everything belongs to PCID 0, whose context every MOV CR3 empties. There are
+ * SOFT_CONTEXTS of them; the least recently used one is emptied for a PCID that has none, which is
+ * as good as hardware's right to forget entries at any time.
  *
  * Emptying costs what was filled: each table keeps a log of the entries in use, and only when that
  * overflows is the whole table written.
  *
- * INVLPG must also drop what a large page contributed, at any address within it (SDM vol. 3, 4.10.4.1),
- * and global translations under every PCID. Both are rare for the pages that INVLPG is used on, so small
- * sets tell whether the search is needed: the regions that have entries from large pages, and whether
- * the address's canonical half has global entries at all.
+ * INVLPG must also drop what a large page contributed, at any address within it (SDM vol.
+ * 3, 4.10.4.1), and global translations under every PCID. Both are rare for the pages that INVLPG
+ * is used on, so small sets tell whether the search is needed: the regions that have entries from
+ * large pages, and whether the address's canonical half has global entries at all.
  *
- * The indirect-branch table depends on where the pages it leads into were mapped. Those are in the hashed
- * set exec_pages; a flush of one of them removes the entries that lead into it.
+ * The indirect-branch table depends on where the pages it leads into were mapped. Those are in the
+ * hashed set exec_pages; a flush of one of them removes the entries that lead into it.
  *
- * Threads: a context is changed by its vCPU's thread only, except that soft_drop_write_tags() may empty
- * write tags of any (see mmu.c for how it and filling exclude each other), and that soft_ibt_flush_all()
- * runs while the other vCPUs are kept out of translated code.
+ * Threads: a context is changed by its vCPU's thread only, except that soft_drop_write_tags() may
+ * empty write tags of any (see mmu.c for how it and filling exclude each other), and that
+ * soft_ibt_flush_all() runs while the other vCPUs are kept out of translated code.
  */
 #include "engine/soft/tlb.h"
 #include "engine/soft/util.h"
@@ -29,16 +29,18 @@
 #include <sys/auxv.h>
 #include <sys/mman.h>
 
-#define CTX_FREE   (~0ul)
-#define CTX_BYTES  align_up(SOFT_CONTEXTS * sizeof(struct soft_ctx), PAGE_SIZE)
-#define LOG_FULL   (CTX_LOG + 1u)
+#define CTX_FREE  (~0ul)
+#define CTX_BYTES align_up(SOFT_CONTEXTS * sizeof(struct soft_ctx), PAGE_SIZE)
+#define LOG_FULL  (CTX_LOG + 1u)
 
-enum { IBT_STRADDLE = 15 }; /* an instruction's length: how far before a page one may start that enters it */
+enum {
+	IBT_STRADDLE = 15
+}; /* an instruction's length: how far before a page one may start that enters it */
 
 /* arch/x86/include/uapi/asm/hwcap2.h and prctl.h of Linux */
-#define HWCAP2_FSGSBASE  BIT(1)
-#define SYS_ARCH_PRCTL   158
-#define ARCH_SET_GS      0x1001
+#define HWCAP2_FSGSBASE BIT(1)
+#define SYS_ARCH_PRCTL  158
+#define ARCH_SET_GS     0x1001
 
 /* ---- emptying ---- */
 
@@ -226,7 +228,8 @@ static void drop_if_large(struct soft_ctx *ctx, u32 half, u32 i, gva_t gva)
 {
 	const struct tlb_entry *e = &ctx->tlb[half][i];
 
-	if (e->tag_read != TLB_EMPTY(i) && e->shift > PAGE_SHIFT && !((e->tag_read ^ gva) >> e->shift))
+	if (e->tag_read != TLB_EMPTY(i) && e->shift > PAGE_SHIFT &&
+	    !((e->tag_read ^ gva) >> e->shift))
 		tlb_entry_clear(ctx, half, i);
 }
 

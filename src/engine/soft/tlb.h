@@ -27,8 +27,8 @@ static inline u32 tlb_half(u32 access)
 }
 
 /*
- * Tags are read by soft_drop_write_tags() on other threads, hence atomic stores; the order of stores is
- * the program's on x86.
+ * Tags are read by soft_drop_write_tags() on other threads, hence atomic stores; the order of
+ * stores is the program's on x86.
  */
 static inline void tlb_set_tag(u64 *tag, u64 value)
 {
@@ -65,7 +65,8 @@ static inline u64 huge_bit(gva_t gva)
 	return BIT((gva >> 30) % 64);
 }
 
-/* Position of a virtual page in soft_ctx.exec_pages: libraries lie far apart, so higher bits count. */
+/* Position of a virtual page in soft_ctx.exec_pages: libraries lie far apart, so higher bits count.
+ */
 static inline u32 exec_page_bit(gva_t gva)
 {
 	u64 vpn = gva >> PAGE_SHIFT;

@@ -1,8 +1,8 @@
 /*
  * Memory helpers for code that runs while guest vector state is in the host registers.
  *
- * libc's memcpy and memset use vector registers, and so may whatever the compiler calls for a loop it
- * recognises; these do not, at any optimisation level.
+ * libc's memcpy and memset use vector registers, and so may whatever the compiler calls for a loop
+ * it recognises; these do not, at any optimisation level.
  */
 #pragma once
 
