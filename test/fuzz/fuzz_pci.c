@@ -1,7 +1,7 @@
 /*
  * PCI configuration space and MSI-X tables under random accesses. Each step of the input is eight
- * bytes: operation, width, offset and value. Whatever the guest writes, read-only bits stay and no
- * message goes out that the table does not hold.
+ * bytes: operation with width, slot, offset, value. Whatever the guest writes, read-only bits stay
+ * and no message goes out that the table does not hold.
  */
 #include "bus/pci.h"
 
