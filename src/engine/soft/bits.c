@@ -43,6 +43,7 @@ static void set_cf(struct soft_cpu *c, bool on)
 
 static int bit_modify(struct soft_cpu *c, gva_t lin, u32 size, enum bit_op op, u32 bit, u64 *old)
 {
+	bool device;
 	u64 value;
 	void *host;
 	int r = soft_pin_write(c, lin, size, soft_acc(c, ACC_WRITE), &host);
@@ -54,7 +55,9 @@ static int bit_modify(struct soft_cpu *c, gva_t lin, u32 size, enum bit_op op, u
 		       << (bit & ~7u);
 		return SOFT_OK;
 	}
-	r = guest_read_value(c, lin, size, old);
+	r = guest_probe_write(c, lin, size, &device);
+	if (r == SOFT_OK)
+		r = guest_read_value(c, lin, size, old);
 	value = bit_result(op, *old, 1ul << bit);
 	return r == SOFT_OK ? guest_write(c, lin, &value, size) : r;
 }

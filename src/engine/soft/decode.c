@@ -324,7 +324,8 @@ static int class_by_mnemonic(const ZydisDecodedInstruction *z, const struct insn
 	case ZYDIS_MNEMONIC_FXSAVE: case ZYDIS_MNEMONIC_FXSAVE64: case ZYDIS_MNEMONIC_FXRSTOR:
 	case ZYDIS_MNEMONIC_FXRSTOR64: case ZYDIS_MNEMONIC_INT1: case ZYDIS_MNEMONIC_RDPID:
 	case ZYDIS_MNEMONIC_UD0: case ZYDIS_MNEMONIC_UD1: case ZYDIS_MNEMONIC_UD2:
-	case ZYDIS_MNEMONIC_CLZERO: case ZYDIS_MNEMONIC_ARPL: return INSN_SYSTEM;
+	case ZYDIS_MNEMONIC_CLZERO: case ZYDIS_MNEMONIC_ARPL: case ZYDIS_MNEMONIC_CPUID:
+		return INSN_SYSTEM;
 	default: return -1;
 	}
 }
@@ -401,6 +402,13 @@ static void set_needs(struct insn *i, const ZydisDecodedInstruction *z,
 /* Exception classes without fault suppression: the whole operand is accessed whatever the mask says. */
 static bool suppresses_faults(const ZydisDecodedInstruction *z)
 {
+	switch (z->mnemonic) { /* E4NF in the manuals, not in Zydis 4.0 */
+	case ZYDIS_MNEMONIC_VDBPSADBW: case ZYDIS_MNEMONIC_VGF2P8AFFINEQB:
+	case ZYDIS_MNEMONIC_VGF2P8AFFINEINVQB: case ZYDIS_MNEMONIC_VCVTNE2PS2BF16:
+		return false;
+	default:
+		break;
+	}
 	switch (z->meta.exception_class) {
 	case ZYDIS_EXCEPTION_CLASS_E1NF: case ZYDIS_EXCEPTION_CLASS_E4NF:
 	case ZYDIS_EXCEPTION_CLASS_E5NF: case ZYDIS_EXCEPTION_CLASS_E6NF:

@@ -171,6 +171,23 @@ static void emit_push_return(struct translation *t, u32 k)
 }
 
 /*
+ * On one side flags may be dead, but whoever is meant on the other side may need them: indirect branches
+ * arrive wherever the table, or the private stack, leads.
+ */
+u8 *emit_unless_same(struct emit *e)
+{
+	u8 *other;
+
+	emit_not(e, HOST_S2);
+	emit_lea(e, 64, HOST_S2, HOST_S2, HOST_S1, 1, 1);
+	emit_xchg(e, RCX, HOST_S2);
+	emit_jrcxz(e, 5);
+	other = emit_jmp_forward(e);
+	emit_mov(e, RCX, HOST_S2);
+	return other;
+}
+
+/*
  * Calls and returns use the host's, so that its return predictor works for the guest: the call keeps
  * the guest return address under the host's on the private stack. A return arrives behind the call with
  * the popped guest address in HOST_S1; if that is not the one kept, it is looked up like any other.
@@ -179,7 +196,6 @@ static void emit_return_point(struct translation *t, u32 k)
 {
 	s64 next = (s64)t->off[k] + t->in[k].len;
 	struct emit *e = &t->hot, *cold = &t->cold;
-	bool live = peek_live(t, next) != 0;
 	u8 *other;
 
 	emit_pop_host(e, HOST_S2);
@@ -187,21 +203,9 @@ static void emit_return_point(struct translation *t, u32 k)
 		emit_indirect(e, t->half, false);
 		return;
 	}
-	if (live) {
-		emit_store_cpu(e, CPU_DISP(e, spill[0]), RCX);
-		emit_mov(e, RCX, HOST_S2);
-		emit_not(e, RCX);
-		emit_lea(e, 64, RCX, RCX, HOST_S1, 1, 1);
-		emit_jrcxz(e, 5);
-		other = emit_jmp_forward(e);
-		emit_load_cpu(e, RCX, CPU_DISP(e, spill[0]));
-	} else {
-		emit_cmp(e, HOST_S1, HOST_S2);
-		other = emit_jcc_forward(e, COND_NE);
-	}
+	other = emit_unless_same(e);
 	emit_patch(e, other, emit_here(cold));
-	if (live)
-		emit_load_cpu(cold, RCX, CPU_DISP(cold, spill[0]));
+	emit_mov(cold, RCX, HOST_S2);
 	emit_indirect(cold, t->half, false);
 	emit_lea(e, 64, HOST_S2, HOST_S1, NO_REG, 1, -(s32)next);
 	emit_store_cpu(e, CPU_DISP(e, code_va), HOST_S2);

@@ -496,13 +496,14 @@ static u64 probe_table(const struct soft_cpu *c)
 /* Run translated code from rip on; SOFT_OK when it came back for the next block. */
 static int run_translated(struct soft_cpu *c)
 {
-	u64 code = probe_table(c);
+	u64 code = probe_table(c), rip = c->rip;
 	struct block *b;
-	int status, why;
+	int status, why = LEAVE_LOOKUP;
 
-	if (code) {
-		why = enter(c, code, IBT_INDEX(c->rip) * 2);
-	} else {
+	if (code)
+		why = enter(c, code, IBT_INDEX(rip) * 2);
+	/* A dropped block's entry leads straight back here. */
+	if (why == LEAVE_LOOKUP && c->rip == rip) {
 		status = find_block(c, 0, &b);
 		if (status != SOFT_OK)
 			return status;

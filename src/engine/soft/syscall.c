@@ -148,17 +148,23 @@ int op_swapgs(struct soft_cpu *c, const struct insn *i)
 	return SOFT_OK;
 }
 
+/* REX.W alone decides; prefix 66 is ignored. */
+static u32 base_size(const struct insn *i)
+{
+	return i->rex & 8 ? 8 : 4;
+}
+
 static int read_base(struct soft_cpu *c, const struct insn *i, u32 seg)
 {
 	if (!soft_is_64bit(c) || !(c->cr4 & CR4_FSGSBASE))
 		return fault_ud(c);
-	gpr_set(c, modrm_rm(i), i->opsize, c->seg[seg].base);
+	gpr_set(c, modrm_rm(i), base_size(i), c->seg[seg].base);
 	return SOFT_OK;
 }
 
 static int write_base(struct soft_cpu *c, const struct insn *i, u32 seg)
 {
-	u64 base = gpr_get(c, modrm_rm(i), i->opsize);
+	u64 base = gpr_get(c, modrm_rm(i), base_size(i));
 
 	if (!soft_is_64bit(c) || !(c->cr4 & CR4_FSGSBASE))
 		return fault_ud(c);

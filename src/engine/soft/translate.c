@@ -331,21 +331,11 @@ static void emit_entries(struct translation *t)
 	u8 *miss;
 
 	t->b->code = emit_here(e);
-	if (!t->live[0]) {
-		emit_gs_op(e, 0x3b, HOST_S1, HOST_S2, 8, disp);
-		emit_jcc(e, COND_NE, t->cache->entry.ibt_miss);
-	} else {
-		emit_store_cpu(e, CPU_DISP(e, spill[0]), RCX);
-		emit_gs_op(e, 0x8b, RCX, HOST_S2, 8, disp);
-		emit_not(e, RCX);
-		emit_lea(e, 64, RCX, RCX, HOST_S1, 1, 1);
-		emit_jrcxz(e, 5);
-		miss = emit_jmp_forward(e);
-		emit_load_cpu(e, RCX, CPU_DISP(e, spill[0]));
-		emit_patch(e, miss, emit_here(cold));
-		emit_load_cpu(cold, RCX, CPU_DISP(cold, spill[0]));
-		emit_jmp(cold, t->cache->entry.ibt_miss);
-	}
+	emit_gs_op(e, 0x8b, HOST_S2, HOST_S2, 8, disp);
+	miss = emit_unless_same(e);
+	emit_patch(e, miss, emit_here(cold));
+	emit_mov(cold, RCX, HOST_S2);
+	emit_jmp(cold, t->cache->entry.ibt_miss);
 	t->b->enter = (u32)(emit_here(e) - t->b->code);
 	emit_lea(e, 64, HOST_S2, HOST_S1, NO_REG, 1, -(s32)t->off[0]);
 	emit_store_cpu(e, CPU_DISP(e, code_va), HOST_S2);

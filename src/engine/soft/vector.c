@@ -447,9 +447,8 @@ int op_vsib(struct soft_cpu *c, const struct insn *i)
 	soft_fpu_park(c);
 	image_mark_used(c, v.evex ? XCR0_SSE | XCR0_AVX | XCR0_AVX512 : XCR0_SSE | XCR0_AVX);
 	for (u32 n = 0; n < v.count; n++) {
-		if (!vsib_active(c, &v, n))
-			continue;
-		r = vsib_element(c, i, &v, n);
+		if (vsib_active(c, &v, n))
+			r = vsib_element(c, i, &v, n);
 		if (r != SOFT_OK)
 			return r;
 		vsib_complete(c, &v, n);
