@@ -247,9 +247,13 @@ def parse_arguments():
     parser.add_argument("--contenders", default=",".join(CONTENDERS))
     parser.add_argument("--row", action="append", default=[], help="only this row of micro")
     parser.add_argument("--pass-ms", type=int, default=50)
-    parser.add_argument("--out", default=guest.BUILD)
-    parser.add_argument("--image", default=os.path.join(guest.GUEST, "debian.img"))
+    parser.add_argument("--build", default=guest.BUILD, help="where doppel was built")
+    parser.add_argument("--out", help="where the results go (default: the build directory)")
+    parser.add_argument("--image", help="the Debian disk (made when missing)")
     options = parser.parse_args()
+    guest.use_build(options.build)
+    options.out = options.out or guest.BUILD
+    options.image = options.image or os.path.join(guest.GUEST, "debian.img")
     options.contenders = tuple(options.contenders.split(","))
     for contender in options.contenders:
         if contender not in CONTENDERS:

@@ -18,11 +18,21 @@ import termios
 import time
 
 ROOT = os.path.realpath(os.path.join(os.path.dirname(__file__), "../.."))
-BUILD = os.environ.get("DOPPEL_BUILD", os.path.join(ROOT, "build"))
-DOPPEL = os.environ.get("DOPPEL", os.path.join(BUILD, "doppel"))
-GUEST = os.environ.get("DOPPEL_GUEST", os.path.join(ROOT, "build/guest"))
+BUILD = DOPPEL = GUEST = ""
 # Slow hosts and instrumented builds stretch every time limit by this factor.
 PATIENCE = float(os.environ.get("DOPPEL_PATIENCE", "1"))
+
+
+
+def use_build(directory):
+    """Set where the program and the small guest are; the environment has the last word."""
+    global BUILD, DOPPEL, GUEST
+    BUILD = os.path.realpath(directory)
+    DOPPEL = os.environ.get("DOPPEL", os.path.join(BUILD, "doppel"))
+    GUEST = os.environ.get("DOPPEL_GUEST", os.path.join(BUILD, "guest"))
+
+
+use_build(os.environ.get("DOPPEL_BUILD", os.path.join(ROOT, "build")))
 
 ESCAPES = re.compile(r"\x1b(?:\[[0-9;?]*[a-zA-Z]|\][^\x07]*\x07|[()][0-9A-B]|[=>78])")
 
@@ -147,7 +157,7 @@ def kernel():
 
 def initramfs():
     """The initramfs made by tools/mkinitramfs."""
-    return os.path.join(GUEST, "initramfs.cpio")
+    return os.path.join(GUEST, "initramfs")
 
 
 def doppel(*arguments, append=None, initrd=None, memory="512M"):
