@@ -20,10 +20,10 @@
 
 enum { CTRL_A = 1 };
 
-static const char escape_help[] = "\r\n"
-				  "Ctrl-a h  this help\r\n"
-				  "Ctrl-a x  stop the virtual machine\r\n"
-				  "Ctrl-a a  send Ctrl-a to the guest\r\n";
+static const char escape_help[] = "\n"
+				  "Ctrl-a h  this help\n"
+				  "Ctrl-a x  stop the virtual machine\n"
+				  "Ctrl-a a  send Ctrl-a to the guest\n";
 
 struct chardev_stdio {
 	struct chardev_stream stream;
