@@ -383,7 +383,8 @@ static void emit_block(struct translation *t)
 			t->skips = 0;
 			emit_step(t, k, !continues_block(&t->in[k]));
 		}
-		if (clobbers_s2(&t->in[k]))
+		/* A slow path that runs the instruction comes back with something else in it. */
+		if (clobbers_s2(&t->in[k]) || t->skips)
 			t->loaded = NO_GROUP;
 		for (u32 s = 0; s < t->skips; s++)
 			emit_patch(&t->cold, t->skip[s], emit_here(&t->hot));
