@@ -752,8 +752,12 @@ static void set_parts(struct soft_cpu *c, u32 parts, const struct cpu_state *s)
 		c->msr = s->msr;
 		c->tsc_offset = s->msr.tsc - __builtin_ia32_rdtsc();
 	}
-	if (parts & CPU_PART_FPU)
+	if (parts & CPU_PART_FPU) {
 		memcpy(c->fpu_area, s->fpu.area, sizeof(c->fpu_area));
+		/* Components marked as initial get their initial values in the image, too. */
+		soft_fpu_live(c);
+		soft_fpu_park(c);
+	}
 	if (parts & CPU_PART_INTR) {
 		c->irq_latched = s->intr.pending && !s->intr.is_exception;
 		c->irq_vector = s->intr.vector;
