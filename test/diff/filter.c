@@ -37,6 +37,9 @@ static bool mnemonic_is_comparable(ZydisMnemonic m)
 	case ZYDIS_MNEMONIC_POPF: case ZYDIS_MNEMONIC_POPFD: case ZYDIS_MNEMONIC_POPFQ:
 	case ZYDIS_MNEMONIC_CPUID: case ZYDIS_MNEMONIC_XBEGIN: case ZYDIS_MNEMONIC_XABORT:
 	case ZYDIS_MNEMONIC_XEND: case ZYDIS_MNEMONIC_XTEST: case ZYDIS_MNEMONIC_INT3:
+	case ZYDIS_MNEMONIC_INVLPGA: case ZYDIS_MNEMONIC_PVALIDATE:
+	case ZYDIS_MNEMONIC_RMPADJUST: case ZYDIS_MNEMONIC_RMPUPDATE:
+	case ZYDIS_MNEMONIC_PSMASH: /* #UD or #GP by what the host's EFER says */
 	case ZYDIS_MNEMONIC_XSAVES: case ZYDIS_MNEMONIC_XSAVES64:
 	case ZYDIS_MNEMONIC_XRSTORS: case ZYDIS_MNEMONIC_XRSTORS64:
 		return false;
@@ -71,17 +74,26 @@ static bool is_privileged(const ZydisDecodedInstruction *z)
 	       z->mnemonic == ZYDIS_MNEMONIC_STI;
 }
 
-/* PREFETCH of a register: AMD processors raise #UD, others take it as a NOP. */
-static bool is_vendor_specific(const struct insn *i)
+/*
+ * PREFETCH of a register: AMD processors raise #UD, others take it as a NOP. VPINSRQ and VPEXTRQ outside
+ * 64-bit mode: #UD or VPINSRD and VPEXTRD.
+ */
+static bool is_vendor_specific(const ZydisDecodedInstruction *z, const struct insn *i)
 {
+	if (i->bits != 64 && i->encoding != ENC_LEGACY &&
+	    (i->mnemonic == ZYDIS_MNEMONIC_VPINSRD || i->mnemonic == ZYDIS_MNEMONIC_VPEXTRD))
+		return z->raw.vex.W || z->raw.evex.W;
 	return i->encoding == ENC_LEGACY && i->opcode_len == 2 &&
 	       i->bytes[i->opcode_off + 1] == 0x0d && i->bytes[i->modrm_off] >= 0xc0;
 }
 
-/* CMPS with an unusable FS or GS: which of its operands is checked first is the processor's affair. */
-static bool has_two_faults(const struct insn *i)
+/*
+ * EVEX instructions that read rsp with bit X set, which is ignored for general registers: Zen 4 then takes
+ * the value from before the last push or call.
+ */
+static bool reads_sp_wrongly(const struct insn *i)
 {
-	return i->bits != 64 && i->cls == INSN_STRING && i->seg >= SEG_FS;
+	return i->encoding == ENC_EVEX && i->rm.reg == RSP && !(i->bytes[i->vex_off + 1] & 0x40);
 }
 
 bool filter_accepts(const ZydisDecodedInstruction *z, const ZydisDecodedOperand *ops,
@@ -93,7 +105,8 @@ bool filter_accepts(const ZydisDecodedInstruction *z, const ZydisDecodedOperand 
 		return user && z->meta.category != ZYDIS_CATEGORY_VTX &&
 		       z->meta.category != ZYDIS_CATEGORY_SYSRET &&
 		       z->mnemonic != ZYDIS_MNEMONIC_HLT;
-	return category_is_comparable(z->meta.category) && !names_system_register(z, ops, user) && !is_vendor_specific(i) && !has_two_faults(i);
+	return category_is_comparable(z->meta.category) && !names_system_register(z, ops, user) && !is_vendor_specific(z, i) &&
+	       !reads_sp_wrongly(i);
 }
 
 u64 filter_undefined_flags(const struct insn *i)

@@ -515,20 +515,23 @@ bool generator_next(struct generator *g, struct test_case *t)
 	struct draft d = {.g = g, .t = t};
 	u8 code[DIFF_MAX_CODE];
 	u32 want = pick_length(g);
+	bool branch;
 
 	*t = (struct test_case){.number = t->number + 1, .bits = pick_bits(g),
 				.user = random_chance(&g->rng, 60)};
 	random_state(&d);
 	place_code(&d);
+	branch = want > 1 && random_chance(&g->rng, 12);
 	for (u32 tries = 0; t->items < want && tries < 1000000; tries++) {
 		struct item *item = &t->item[t->items];
 
 		d.offset = case_assemble(t, code) - 1;
-		if (want > 1 && t->items && t->items + 1 < want && random_chance(&g->rng, 1))
+		if (branch)
 			make_branch(&d, item);
 		else if (!make_insn(&d, item))
 			continue;
 		t->items++;
+		branch = want > 1 && random_chance(&g->rng, 12);
 		if (item->kind == ITEM_INSN && filter_undefined_flags(&d.insn))
 			want = t->items; /* nothing may look at them */
 	}

@@ -47,7 +47,7 @@ enum {
 	HLT = 0xf4,
 };
 
-#define WINDOW 0xffff800000000000ul /* gva of gpa 0 */
+#define WINDOW 0xffff9a6bc5e00000ul /* gva of gpa 0; no case hits it by chance */
 #define UNUSED 0xffffc00000001000ul /* nothing is there */
 
 struct guest {
@@ -88,9 +88,9 @@ static void build_tables(struct guest *g)
 	store64(g, GPA_PT_DATA + PAGE_HOLE * 8, 0);
 	store64(g, GPA_PT_DATA + PAGE_READ_ONLY * 8,
 		(GPA_DATA + PAGE_READ_ONLY * PAGE_SIZE) | PTE_P | PTE_US | PTE_A);
-	store64(g, GPA_PML4 + 256 * 8, GPA_PDPT_HIGH | PTE_P | PTE_RW);
-	store64(g, GPA_PDPT_HIGH, GPA_PD_HIGH | PTE_P | PTE_RW);
-	store64(g, GPA_PD_HIGH, PTE_P | PTE_RW | PTE_PS);
+	store64(g, GPA_PML4 + (WINDOW >> 39 & 511) * 8, GPA_PDPT_HIGH | PTE_P | PTE_RW);
+	store64(g, GPA_PDPT_HIGH + (WINDOW >> 30 & 511) * 8, GPA_PD_HIGH | PTE_P | PTE_RW);
+	store64(g, GPA_PD_HIGH + (WINDOW >> 21 & 511) * 8, PTE_P | PTE_RW | PTE_PS);
 }
 
 static void build_descriptors(struct guest *g)
