@@ -265,7 +265,7 @@ static void random_accesses_and_snapshots(void **state)
 		else if (r & 2)
 			in(&m, r >> 4 & 7);
 		else
-			receive(&m, "0123456789abcdefghij" + (r >> 8 & 15));
+			receive(&m, &"0123456789abcdefghij"[r >> 8 & 15]);
 		assert_true(room(&m) <= 16);
 	}
 	check_state(&uart_ops, &m.uart, &n.uart);
