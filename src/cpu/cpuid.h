@@ -22,8 +22,8 @@ enum { CPUID_MAX_LEAVES = 128 };
  * checks in software, and an MSR write changes a variable of ours. The mitigations would cost their
  * full price and protect nothing; what protects or does not is the translator's own code, see
  * SECURITY.md. So the model reports the bits that make kernels leave them out: AMD by automatic
- * IBRS and the *_NO bits of leaves 0x80000008 and 0x80000021, Intel by ARCH_CAPABILITIES. Controls
- * (SPEC_CTRL, IBPB, STIBP, SSBD) are not offered.
+ * IBRS and the *_NO bits of leaves 0x80000008 and 0x80000021, Intel by ARCH_CAPABILITIES and
+ * BHI_CTRL. Controls used at run time (SPEC_CTRL, IBPB, STIBP, SSBD) are not offered.
  */
 #define CPUID_ARCH_CAPABILITIES                                                           \
 	(BIT(0) /* RDCL_NO */ | BIT(1) /* IBRS_ALL */ | BIT(3) /* SKIP_L1DFL_VMENTRY */ | \

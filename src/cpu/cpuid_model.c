@@ -87,6 +87,8 @@ static const struct feature_word features[] = {
 	{7, 0, REG_EDX, FOR_INTEL, BITS1(29), 0, 0, 0},
 	/* AVX_VNNI AVX512_BF16 */
 	{7, 1, REG_EAX, FOR_ALL, 0, BITS2(4, 5), BITS1(4), BITS1(5)},
+	/* BHI_CTRL: kernels distrust BHI_NO, but one write of BHI_DIS_S satisfies them. */
+	{7, 2, REG_EDX, FOR_INTEL, BITS1(4), 0, 0, 0},
 	/* XSAVEOPT XGETBV1 */
 	{0xd, 1, REG_EAX, FOR_ALL, 0, BITS2(0, 2), 0, 0},
 	/* always: LAHF; host: LZCNT PREFETCHW */
@@ -283,13 +285,16 @@ static void add_xsave(struct build *b)
 
 static void add_structured_features(struct build *b)
 {
-	u32 reg[4] = {0}, more[4] = {0};
+	u32 reg[3][4] = {0}, last = 0;
 
-	set_features(b, 7, 0, reg);
-	set_features(b, 7, 1, more);
-	reg[REG_EAX] = more[REG_EAX] ? 1 : 0; /* the last subleaf */
-	add(b, 7, 0, reg);
-	add(b, 7, 1, more);
+	for (u32 i = 0; i < ARRAY_SIZE(reg); i++) {
+		set_features(b, 7, i, reg[i]);
+		if (reg[i][REG_EAX] | reg[i][REG_EDX])
+			last = i;
+	}
+	reg[0][REG_EAX] = last;
+	for (u32 i = 0; i <= last; i++)
+		add(b, 7, (s32)i, reg[i]);
 }
 
 /*

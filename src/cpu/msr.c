@@ -197,9 +197,9 @@ static const struct msr_row rows[] = {
 	/* IA32_FEATURE_CONTROL: locked with everything off */
 	{0x03a, 1, VENDOR_INTEL, FIELD_NONE, 1, 0, write_fault},
 	{MSR_TSC_ADJUST, 1, VENDOR_ANY, FIELD(tsc_adjust), 0, 0, write_tsc_adjust},
-	/* IA32_SPEC_CTRL: with ARCH_CAPABILITIES.IBRS_ALL kernels set IBRS once and leave it.
-	 * Keeping the value is all there is to it, see cpuid.h. */
-	{0x048, 1, VENDOR_INTEL, FIELD(spec_ctrl), 0, 7, write_masked},
+	/* IA32_SPEC_CTRL: with ARCH_CAPABILITIES.IBRS_ALL kernels set IBRS (0) and BHI_DIS_S (10)
+	 * once and leave them. Keeping the value is all there is to it, see cpuid.h. */
+	{0x048, 1, VENDOR_INTEL, FIELD(spec_ctrl), 0, 0x407, write_masked},
 	/* IA32_BIOS_UPDT_TRIG: there is no microcode to load. IA32_BIOS_SIGN_ID has the revision in
 	 * the high half, AMD's PATCH_LEVEL in the low one. */
 	{0x079, 1, VENDOR_ANY, FIELD_NONE, 0, 0, write_ignored},

@@ -94,6 +94,7 @@ static void hides_what_engines_lack(void **state)
 static void offers_what_engines_provide(void **state)
 {
 	struct cpuid_model m = build(&amd, 1, 7);
+	u32 last[4];
 
 	(void)state;
 	assert_true(cpuid_has(&m, 1, 0, ECX, 17));           /* PCID */
@@ -109,6 +110,9 @@ static void offers_what_engines_provide(void **state)
 
 	m = build(&intel, 1, 7);
 	assert_true(cpuid_has(&m, 7, 0, EDX, 29));
+	assert_true(cpuid_has(&m, 7, 2, EDX, 4)); /* BHI_CTRL */
+	query(&m, 7, 0, last);
+	assert_int_equal(last[EAX], 2);
 	assert_false(cpuid_has(&m, 7, 0, EDX, 26)); /* SPEC_CTRL */
 	assert_false(m.is_amd);
 }
