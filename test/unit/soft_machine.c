@@ -23,7 +23,8 @@ static void die(const char *what, const struct err *e)
 	abort();
 }
 
-/* cmocka takes over the fault signals before each test; the engine installs its handlers only once. */
+/* cmocka takes over the fault signals before each test; the engine installs its handlers only once.
+ */
 static void own_fault_signals(void)
 {
 	static const int signals[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL};
@@ -215,7 +216,8 @@ void machine_real_mode(struct soft_machine *m)
 	c->cpl = 0;
 	c->idtr = (struct cpu_table){.base = 0, .limit = 0x3ff};
 	for (u32 seg = SEG_ES; seg <= SEG_GS; seg++)
-		c->seg[seg] = (struct cpu_segment){.limit = 0xffff, .type = 3, .s = 1, .present = 1};
+		c->seg[seg] =
+			(struct cpu_segment){.limit = 0xffff, .type = 3, .s = 1, .present = 1};
 	c->seg[SEG_CS].selector = AT_CODE >> 4;
 	c->seg[SEG_CS].base = AT_CODE;
 	c->r[RSP] = 0x8000;
@@ -283,11 +285,14 @@ void machine_complete(struct soft_machine *m, u64 data)
 	struct soft_fragment *f = &c->frag[c->frag_count++];
 
 	if (c->exit.type == EXIT_PIO)
-		*f = (struct soft_fragment){.addr = c->exit.pio.port, .data = data,
-					    .size = c->exit.pio.size, .write = !c->exit.pio.in,
+		*f = (struct soft_fragment){.addr = c->exit.pio.port,
+					    .data = data,
+					    .size = c->exit.pio.size,
+					    .write = !c->exit.pio.in,
 					    .is_port = true};
 	else
-		*f = (struct soft_fragment){.addr = c->exit.mmio.gpa, .data = data,
+		*f = (struct soft_fragment){.addr = c->exit.mmio.gpa,
+					    .data = data,
 					    .size = c->exit.mmio.size,
 					    .write = c->exit.mmio.write};
 }

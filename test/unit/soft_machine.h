@@ -1,9 +1,9 @@
 /*
  * A vCPU of the soft engine with a little memory, to be run one interpreted instruction at a time.
  *
- * Memory is 16 MiB of RAM at 0. Fixed places hold code, a stack, descriptor tables and page tables; see
- * enum place. Long mode maps the first 2 MiB by 4 KiB pages at their own addresses, so that tests may
- * take single pages away, user-accessible.
+ * Memory is 16 MiB of RAM at 0. Fixed places hold code, a stack, descriptor tables and page tables;
+ * see enum place. Long mode maps the first 2 MiB by 4 KiB pages at their own addresses, so that
+ * tests may take single pages away, user-accessible.
  */
 #pragma once
 
@@ -52,9 +52,9 @@ enum selector {
 };
 
 /* Code assembled for @bits mode; CODE_OF(name) gives its bytes. */
-#define CODE(name, bits, text)                                                                   \
-	extern const u8 name##_start[], name##_end[];                                            \
-	__asm__(".pushsection .rodata\n.code" #bits "\n" #name "_start:\n" text "\n" #name      \
+#define CODE(name, bits, text)                                                             \
+	extern const u8 name##_start[], name##_end[];                                      \
+	__asm__(".pushsection .rodata\n.code" #bits "\n" #name "_start:\n" text "\n" #name \
 		"_end:\n.code64\n.popsection\n")
 #define CODE_OF(name) name##_start, (u32)(name##_end - name##_start)
 
@@ -62,7 +62,8 @@ enum selector {
 struct soft_machine *machine_new(void);
 void machine_free(struct soft_machine *m);
 
-/* Put the CPU into a mode with flat segments at CPL 0 (real mode: all bases 0), ready to run at AT_CODE. */
+/* Put the CPU into a mode with flat segments at CPL 0 (real mode: all bases 0), ready to run at
+ * AT_CODE. */
 void machine_long_mode(struct soft_machine *m);
 void machine_protected_mode(struct soft_machine *m);
 void machine_real_mode(struct soft_machine *m);

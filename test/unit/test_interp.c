@@ -1,6 +1,6 @@
 /*
- * The interpreter's instructions in 64-bit, 32-bit and real mode: results, faults with untouched state,
- * and resumption after device accesses.
+ * The interpreter's instructions in 64-bit, 32-bit and real mode: results, faults with untouched
+ * state, and resumption after device accesses.
  */
 #include "soft_machine.h"
 
@@ -32,7 +32,8 @@ static u8 fault_of(struct soft_machine *m, const u8 *code, u32 len)
 /* ---- data and control flow ---- */
 
 CODE(sum, 64, "xor %eax,%eax; mov $100,%ecx; 1: add %rcx,%rax; loop 1b; hlt");
-CODE(calls, 64, "lea 1f(%rip),%rbx; call *%rbx; add $1,%eax; hlt; 1: mov $41,%eax; push $7; ret $8");
+CODE(calls, 64,
+     "lea 1f(%rip),%rbx; call *%rbx; add $1,%eax; hlt; 1: mov $41,%eax; push $7; ret $8");
 CODE(calls_ok, 64, "call 1f; add $1,%eax; hlt; 1: mov $41,%eax; ret");
 CODE(pushes, 64,
      "push %rsp; pop %rax; sub %rsp,%rax; pushw $0x1234; popw %bx; push $-2; pop %rcx;"
@@ -63,7 +64,8 @@ static void data_and_branches(void **state)
 	machine_free(m);
 }
 
-CODE(bits_far, 64, "lock bts %rax,(%rbx); setc %cl; bt %eax,(%rbx); setc %dl; btc %rax,(%rbx); hlt");
+CODE(bits_far, 64,
+     "lock bts %rax,(%rbx); setc %cl; bt %eax,(%rbx); setc %dl; btc %rax,(%rbx); hlt");
 
 static void sdm_bt_register_offset_reaches_beyond(void **state)
 {
@@ -364,7 +366,8 @@ static void device_memory_exits_and_resumes(void **state)
 
 CODE(fxsaves, 64,
      "fninit; fld1; mov $0x1f80,%eax; mov %eax,(%rbx); ldmxcsr (%rbx); pcmpeqd %xmm9,%xmm9;"
-     "fxsave64 (%rbx); fninit; pxor %xmm9,%xmm9; fxrstor64 (%rbx); movq %xmm9,%rax; fstpl (%rbx); hlt");
+     "fxsave64 (%rbx); fninit; pxor %xmm9,%xmm9; fxrstor64 (%rbx); movq %xmm9,%rax; fstpl (%rbx); "
+     "hlt");
 CODE(bad_fxrstor, 64, "fxsave (%rbx); movl $-1,24(%rbx); fxrstor (%rbx); hlt");
 CODE(xsaves, 64,
      "vpcmpeqd %ymm3,%ymm3,%ymm3; mov $7,%eax; xor %edx,%edx; xsave64 (%rbx); vzeroall;"
@@ -476,7 +479,8 @@ static void gather_keeps_partial_results(void **state)
 
 CODE(evex_load, 64,
      "mov $5,%eax; kmovw %eax,%k1; vmovdqu32 (%rbx),%zmm0{%k1}{z}; vmovdqu32 %zmm0,(%rdx);"
-     "vmovdqu32 %zmm0,(%rbx){%k1}; vpcompressd %zmm0,-4(%rbx){%k1}; vpaddd (%rcx){1to16},%zmm0,%zmm1{%k2}; hlt");
+     "vmovdqu32 %zmm0,(%rbx){%k1}; vpcompressd %zmm0,-4(%rbx){%k1}; vpaddd "
+     "(%rcx){1to16},%zmm0,%zmm1{%k2}; hlt");
 
 static void evex_masks_suppress_faults(void **state)
 {
@@ -512,7 +516,8 @@ CODE(limits, 32, "mov %fs:(%ebx),%eax; hlt");
 CODE(wrap16, 16, "mov $0xfffe,%si; mov (%si),%ax; mov %ax,0x10; hlt");
 CODE(limit16, 16, "mov $0xffff,%si; mov (%si),%ax; hlt");
 CODE(real_int, 16, "int $0x40; hlt");
-CODE(real_movs, 16, "mov $0x100,%si; mov $0x200,%di; mov $16,%cx; rep movsb; lcall $0x2000,$4; hlt");
+CODE(real_movs, 16,
+     "mov $0x100,%si; mov $0x200,%di; mov $16,%cx; rep movsb; lcall $0x2000,$4; hlt");
 
 static void instructions_of_32bit_mode(void **state)
 {

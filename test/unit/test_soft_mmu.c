@@ -123,7 +123,7 @@ static int teardown(void **state)
 
 static struct tlb_entry *entry(struct fixture *f, gva_t gva)
 {
-	return &f->c.ctx->tlb[HALF_SUPER][tlb_index(gva)];
+	return &soft_half(&f->c, HALF_SUPER)->tlb[tlb_index(gva)];
 }
 
 static bool can_read(struct fixture *f, gva_t gva)
@@ -202,7 +202,7 @@ static void empty_entries_match_nothing(void **state)
 	for (u64 i = 0; i < TLB_SIZE; i++)
 		for (u32 size = 1; size <= 64; size *= 2) {
 			u64 gva = i << PAGE_SHIFT | (PAGE_SIZE - 1);
-			const struct tlb_entry *e = &f->c.ctx->tlb[HALF_USER][i];
+			const struct tlb_entry *e = &soft_half(&f->c, HALF_USER)->tlb[i];
 
 			assert_true((gva ^ e->tag_read) > PAGE_SIZE - size);
 			assert_true((gva ^ e->tag_write) > PAGE_SIZE - size);
@@ -461,13 +461,13 @@ static void many_entries_overflow_the_log(void **state)
 
 	for (u32 n = 0; n < 512; n++)
 		read8(f, LARGE + n * PAGE_SIZE);
-	assert_true(f->c.ctx->tlb_logged[HALF_SUPER] > CTX_LOG);
+	assert_true(soft_half(&f->c, HALF_SUPER)->tlb_logged > CTX_LOG);
 	soft_tlb_flush_context(&f->c);
 	for (u32 n = 0; n < 512; n++)
 		assert_false(can_read(f, LARGE + n * PAGE_SIZE));
-	assert_int_equal(f->c.ctx->tlb_logged[HALF_SUPER], 0);
+	assert_int_equal(soft_half(&f->c, HALF_SUPER)->tlb_logged, 0);
 	read8(f, LARGE);
-	assert_int_equal(f->c.ctx->tlb_logged[HALF_SUPER], 1);
+	assert_int_equal(soft_half(&f->c, HALF_SUPER)->tlb_logged, 1);
 }
 
 static void mov_cr3_without_pcids_flushes(void **state)
@@ -557,7 +557,7 @@ static void drops_reach_other_contexts(void **state)
 
 static u64 ibt_code(struct fixture *f, gva_t gva)
 {
-	const struct ibt_entry *e = &f->c.ctx->ibt[HALF_SUPER][IBT_INDEX(gva)];
+	const struct ibt_entry *e = &soft_half(&f->c, HALF_SUPER)->ibt[IBT_INDEX(gva)];
 
 	return e->code == f->c.ibt_miss || e->gva != gva ? 0 : e->code;
 }
@@ -569,7 +569,7 @@ static void indirect_branches_follow_flushes(void **state)
 
 	soft_ibt_insert(c, HALF_SUPER, 2, PAGE + 0x10, 100);
 	soft_ibt_insert(c, HALF_SUPER, 2, PAGE + 0x1ffc, 200);
-	soft_ibt_note_page(c, PAGE + 0x2000); /* that one straddles */
+	soft_ibt_note_page(c, HALF_SUPER, PAGE + 0x2000); /* that one straddles */
 	soft_ibt_insert(c, HALF_SUPER, 2, PAGE + 0x3000, 300);
 	soft_tlb_flush_page(c, PAGE + 0x5000);
 	assert_int_equal(ibt_code(f, PAGE + 0x10), 100);

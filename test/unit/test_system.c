@@ -353,7 +353,9 @@ static void msrs_of_segments_and_machine(void **state)
 
 CODE(load_fs, 64, "mov %eax,%fs; hlt");
 CODE(load_ss, 64, "mov %eax,%ss; hlt");
-CODE(lar, 64, "lar %ebx,%ecx; setz %al; lsl %ebx,%edx; setz %ah; verr %bx; setz %sil; verw %bx; setz %dil; hlt");
+CODE(lar, 64,
+     "lar %ebx,%ecx; setz %al; lsl %ebx,%edx; setz %ah; verr %bx; setz %sil; verw %bx; setz %dil; "
+     "hlt");
 CODE(tables, 64, "sgdt (%rbx); sidt 16(%rbx); str %eax; sldt 32(%rbx); smsw %ecx; hlt");
 CODE(ltr, 64, "ltr %ax; hlt");
 
@@ -708,7 +710,8 @@ CODE(task_call, 32, "lcall $0x68,$0; hlt");
 CODE(vm86_int, 16, "int $0x21");
 CODE(vm86_cli, 16, "cli");
 CODE(to_real, 32, "mov %cr0,%eax; and $~1,%eax; mov %eax,%cr0");
-CODE(to_protected, 16, "lgdtl 0x7000; mov %cr0,%eax; inc %eax; mov %eax,%cr0; ljmpl $0x18,$0x10100");
+CODE(to_protected, 16,
+     "lgdtl 0x7000; mov %cr0,%eax; inc %eax; mov %eax,%cr0; ljmpl $0x18,$0x10100");
 
 static void sdm_5_8_call_gate_with_parameters(void **state)
 {
@@ -794,7 +797,8 @@ static void sdm_7_task_call_and_return(void **state)
 
 static void enter_vm86(struct soft_machine *m, u64 flags)
 {
-	static const u32 frame[] = {AT_CODE & 0xf, AT_CODE >> 4, 0, 0x1000, 0x2800, 0x10, 0x20, 0x30, 0x40};
+	static const u32 frame[] = {AT_CODE & 0xf, AT_CODE >> 4, 0,    0x1000, 0x2800,
+				    0x10,          0x20,         0x30, 0x40};
 
 	m->c->r[RSP] = AT_KERNEL_STACK - sizeof(frame);
 	for (u32 n = 0; n < ARRAY_SIZE(frame); n++)

@@ -1,9 +1,10 @@
 /*
  * Guest memory as instructions see it: by segment and offset, through the stack, and by operand.
  *
- * Every data access of the interpreter passes seg_linear(), the one place for limits, segment types,
- * canonical form, alignment checks and data breakpoints. The last two apply only while the CPU state
- * carries MODE_INTERPRET, so that the common case pays one test. Addresses below are linear.
+ * Every data access of the interpreter passes seg_linear(), the one place for limits, segment
+ * types, canonical form, alignment checks and data breakpoints. The last two apply only while the
+ * CPU state carries MODE_INTERPRET, so that the common case pays one test. Addresses below are
+ * linear.
  */
 #include "engine/soft/system.h"
 
@@ -224,8 +225,8 @@ int sys_set_bits(struct soft_cpu *c, gva_t lin, u8 bits)
 
 u8 *guest_read_pointer(struct soft_cpu *c, gva_t lin, u32 len)
 {
-	const struct tlb_entry *e =
-		&c->ctx->tlb[c->cpl == 3 ? HALF_USER : HALF_SUPER][(lin >> PAGE_SHIFT) % TLB_SIZE];
+	const struct tlb_entry *e = &soft_half(c, c->cpl == 3 ? HALF_USER : HALF_SUPER)
+					     ->tlb[(lin >> PAGE_SHIFT) % TLB_SIZE];
 
 	if ((lin & ~PAGE_MASK) + len > PAGE_SIZE || e->tag_read != (lin & PAGE_MASK))
 		return NULL;
@@ -325,22 +326,32 @@ int stack_probe(struct soft_cpu *c, const struct stack *st, u32 size)
 	return r == SOFT_OK ? probe_as(c, lin, size, st->access | ACC_WRITE, &device) : r;
 }
 
-int stack_push_all(struct soft_cpu *c, struct stack *st, u32 size, const u64 *value, u32 count)
+/* Quadwords on a 64-bit stack in one piece, the hot case. */
+static int stack_push_block(struct soft_cpu *c, struct stack *st, const u64 *value, u32 count)
 {
 	u64 frame[8];
+	gva_t lin;
 	int r;
 
-	if (!st->ss && size == 8 && count <= ARRAY_SIZE(frame)) {
-		gva_t lin;
+	for (u32 n = 0; n < count; n++)
+		frame[count - 1 - n] = value[n];
+	r = stack_linear(c, st, st->sp - 8 * count, 8 * count, true, &lin);
+	if (r == SOFT_OK)
+		r = write_as(c, lin, frame, 8 * count, st->access | ACC_WRITE);
+	if (r == SOFT_OK)
+		st->sp -= 8 * count;
+	return r;
+}
 
-		for (u32 n = 0; n < count; n++)
-			frame[count - 1 - n] = value[n];
-		r = stack_linear(c, st, st->sp - 8 * count, 8 * count, true, &lin);
-		if (r == SOFT_OK)
-			r = write_as(c, lin, frame, 8 * count, st->access | ACC_WRITE);
-		if (r == SOFT_OK)
-			st->sp -= 8 * count;
-		return r;
+int stack_push_all(struct soft_cpu *c, struct stack *st, u32 size, const u64 *value, u32 count)
+{
+	int r;
+
+	if (!st->ss && size == 8 && count <= 8) {
+		r = stack_push_block(c, st, value, count);
+		if (r != SOFT_FAULT)
+			return r;
+		/* One by one from the top, so that CR2 is the first push that faults. */
 	}
 	for (u32 n = 0; n < count; n++) {
 		r = stack_push(c, st, size, value[n]);

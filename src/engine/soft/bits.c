@@ -1,10 +1,11 @@
 /*
  * Bit strings in memory, XLAT, SALC and decimal adjustment.
  *
- * BT, BTS, BTR and BTC with a register bit offset address memory beyond their operand: the offset is
- * signed and selects the operand-sized unit first (SDM vol. 2, BT). The decimal instructions exist outside
- * 64-bit mode only, so the host cannot run them; they follow the manual's pseudo-code. Flags the manual
- * leaves undefined are computed from the result as SF, ZF and PF are, the others keep their value.
+ * BT, BTS, BTR and BTC with a register bit offset address memory beyond their operand: the offset
+ * is signed and selects the operand-sized unit first (SDM vol. 2, BT). The decimal instructions
+ * exist outside 64-bit mode only, so the host cannot run them; they follow the manual's
+ * pseudo-code. Flags the manual leaves undefined are computed from the result as SF, ZF and PF are,
+ * the others keep their value.
  */
 #include "engine/soft/system.h"
 
@@ -74,8 +75,8 @@ int op_bit_test(struct soft_cpu *c, const struct insn *i)
 
 	r = seg_linear(c, i->seg, off & size_mask(i->addrsize), size, op != BIT_TEST, &lin);
 	if (r == SOFT_OK)
-		r = op == BIT_TEST ? guest_read_value(c, lin, size, &value) :
-				     bit_modify(c, lin, size, op, bit, &value);
+		r = op == BIT_TEST ? guest_read_value(c, lin, size, &value)
+				   : bit_modify(c, lin, size, op, bit, &value);
 	if (r == SOFT_OK)
 		set_cf(c, value >> bit & 1);
 	return r;
@@ -190,7 +191,8 @@ static int adjust_decimal(struct soft_cpu *c, int step)
 		return fault_ud(c);
 	if (low) {
 		al = (u8)(al + step * 6);
-		/* DAS keeps a borrow out of the low step as carry, DAA's cannot occur without @high. */
+		/* DAS keeps a borrow out of the low step as carry, DAA's cannot occur without
+		 * @high. */
 		carry = carry || (step < 0 && old < 6);
 	}
 	if (high)

@@ -1,8 +1,8 @@
 /*
  * Near control flow, stack instructions and ENTER/LEAVE, in all modes and sizes.
  *
- * A branch target is checked before anything is committed: outside 64-bit mode against the limit of CS,
- * in 64-bit mode for canonical form (SDM vol. 1, 3.3.7.1).
+ * A branch target is checked before anything is committed: outside 64-bit mode against the limit of
+ * CS, in 64-bit mode for canonical form (SDM vol. 1, 3.3.7.1).
  */
 #include "engine/soft/system.h"
 
@@ -41,7 +41,8 @@ bool condition_holds(u64 flags, u32 cond)
 	return holds != (cond & 1);
 }
 
-/* Near branches have 64-bit operands in 64-bit mode whatever the prefixes (SDM vol. 2, table B-15). */
+/* Near branches have 64-bit operands in 64-bit mode whatever the prefixes (SDM vol. 2, table B-15).
+ */
 static u32 branch_size(const struct soft_cpu *c, const struct insn *i)
 {
 	return soft_is_64bit(c) ? 8 : i->opsize;
@@ -119,13 +120,11 @@ int exec_branch(struct soft_cpu *c, const struct insn *i)
 	int r;
 
 	switch (i->cls) {
-	case INSN_CALL:
-		return near_call(c, i, relative_target(c, i));
+	case INSN_CALL: return near_call(c, i, relative_target(c, i));
 	case INSN_CALL_INDIRECT:
 		r = indirect_target(c, i, &target);
 		return r == SOFT_OK ? near_call(c, i, target) : r;
-	case INSN_JMP:
-		return branch_to(c, relative_target(c, i));
+	case INSN_JMP: return branch_to(c, relative_target(c, i));
 	case INSN_JMP_INDIRECT:
 		r = indirect_target(c, i, &target);
 		return r == SOFT_OK ? branch_to(c, target) : r;
@@ -133,10 +132,8 @@ int exec_branch(struct soft_cpu *c, const struct insn *i)
 		if (!condition_holds(c->flags, i->cond))
 			return SOFT_OK;
 		return branch_to(c, relative_target(c, i));
-	case INSN_LOOP:
-		return loop(c, i);
-	default:
-		return near_ret(c, i);
+	case INSN_LOOP: return loop(c, i);
+	default: return near_ret(c, i);
 	}
 }
 
@@ -162,7 +159,8 @@ int exec_push(struct soft_cpu *c, const struct insn *i)
 	return r;
 }
 
-/* POP; a memory operand based on rSP is addressed with the incremented rSP, POP rSP gets the value. */
+/* POP; a memory operand based on rSP is addressed with the incremented rSP, POP rSP gets the value.
+ */
 int exec_pop(struct soft_cpu *c, const struct insn *i)
 {
 	u64 value, old_rsp = c->r[RSP];
@@ -192,7 +190,8 @@ int op_pusha(struct soft_cpu *c, const struct insn *i)
 	if (soft_is_64bit(c))
 		return fault_ud(c);
 	stack_open(c, &st);
-	r = stack_push_all(c, &st, i->opsize, c->r, 8); /* AX CX DX BX SP BP SI DI, as they are numbered */
+	r = stack_push_all(c, &st, i->opsize, c->r,
+			   8); /* AX CX DX BX SP BP SI DI, as they are numbered */
 	if (r == SOFT_OK)
 		stack_commit(c, &st);
 	return r;

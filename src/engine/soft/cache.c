@@ -8,7 +8,7 @@
 #include <unistd.h>
 
 enum {
-	CACHE_HASH_BITS = 16,
+	CACHE_HASH_BITS = 19,
 	CACHE_HASH = 1 << CACHE_HASH_BITS,
 	THUNK_BYTES = 64 * 64 * 1024, /* 64 KiB per vCPU */
 	ENTRY_BYTES = 4096,

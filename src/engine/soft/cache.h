@@ -34,14 +34,15 @@ struct block_exit {
 };
 
 struct block {
-	struct block *hash_next, *page_next[2];
+	struct block *hash_next; /* looking up needs this and the next two */
+	gpa_t pa;
+	u16 mode;
+	struct block *page_next[2];
 	struct block_exit *incoming;
 	struct block_exit *exit; /* [exits] */
 	u32 exits;
-	gpa_t pa;
 	s64 page[2];      /* physmap page indices; [1] is BLOCK_NO_PAGE unless the block straddles */
 	gpa_t second;     /* gpa of the second page */
-	u16 mode;
 	u16 size;         /* guest bytes */
 	u16 insns;
 	bool dead;

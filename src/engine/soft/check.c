@@ -98,15 +98,14 @@ static void emit_linear(struct translation *t, struct emit *e, const struct ea *
 }
 
 
-static s32 tlb_disp(const struct translation *t, u32 member)
-{
-	return (s32)(offsetof(struct soft_ctx, tlb) + t->half * sizeof(struct tlb_entry) * TLB_SIZE +
-		     member);
-}
+#define HOST_OFFSET ((u32)(offsetof(struct soft_half, tlb) + offsetof(struct tlb_entry, host)))
 
-static u32 tag_member(bool write)
+/* Offset of an entry's tag in struct soft_half. */
+static u32 tag_offset(bool write)
 {
-	return write ? offsetof(struct tlb_entry, tag_write) : offsetof(struct tlb_entry, tag_read);
+	return (u32)offsetof(struct soft_half, tlb) +
+	       (write ? (u32)offsetof(struct tlb_entry, tag_write) :
+			(u32)offsetof(struct tlb_entry, tag_read));
 }
 
 void emit_rorx(struct emit *e, u8 dst, u8 src, u8 count)
@@ -157,10 +156,10 @@ static u8 *emit_lookup(struct translation *t, u32 size, bool write)
 
 	emit_rorx(e, HOST_S2, HOST_S1, PAGE_SHIFT - 5);
 	emit_and32_imm(e, HOST_S2, (TLB_SIZE - 1) << 5);
-	emit_gs_op(e, 0x33, HOST_S1, HOST_S2, 1, tlb_disp(t, tag_member(write)));
+	emit_half_op(e, t->half, 0x33, HOST_S1, HOST_S2, 1, tag_offset(write));
 	emit_cmp64_imm(e, HOST_S1, (u32)PAGE_SIZE - size);
 	slow = emit_jcc_forward(e, COND_A);
-	emit_gs_op(e, 0x8b, HOST_S2, HOST_S2, 1, tlb_disp(t, offsetof(struct tlb_entry, host)));
+	emit_half_op(e, t->half, 0x8b, HOST_S2, HOST_S2, 1, HOST_OFFSET);
 	return slow;
 }
 
@@ -173,7 +172,7 @@ static u8 *emit_lookup_flags_live(struct translation *t, u32 size, bool write)
 	emit_pext_cpu(e, HOST_S2, HOST_S1, CPU_DISP(e, tlb_index_mask));
 	emit_store_cpu(e, CPU_DISP(e, spill[0]), RCX);
 	emit_lea(e, 64, HOST_S2, NO_REG, HOST_S2, 4, 0);
-	emit_gs_op(e, 0x8b, RCX, HOST_S2, 8, tlb_disp(t, tag_member(write)));
+	emit_half_op(e, t->half, 0x8b, RCX, HOST_S2, 8, tag_offset(write));
 	emit_not(e, RCX);
 	emit_lea(e, 64, HOST_S1, HOST_S1, RCX, 1, 1);
 	emit_lea(e, 64, RCX, HOST_S1, NO_REG, 1, (s32)size - 1);
@@ -181,7 +180,7 @@ static u8 *emit_lookup_flags_live(struct translation *t, u32 size, bool write)
 	emit_jrcxz(e, 5);
 	slow = emit_jmp_forward(e);
 	emit_load_cpu(e, RCX, CPU_DISP(e, spill[0]));
-	emit_gs_op(e, 0x8b, HOST_S2, HOST_S2, 8, tlb_disp(t, offsetof(struct tlb_entry, host)));
+	emit_half_op(e, t->half, 0x8b, HOST_S2, HOST_S2, 8, HOST_OFFSET);
 	return slow;
 }
 

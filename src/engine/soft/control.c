@@ -2,13 +2,13 @@
  * Control, debug and extended control registers, and what follows from them: the processor mode
  * (SDM vol. 3, 2.5, 9.8, 9.9 and 17.2).
  *
- * Every change ends in soft_update_mode(), which condenses privileged state into c->mode, the key of
- * translations. Changes that alter how linear addresses are translated flush the TLB.
+ * Every change ends in soft_update_mode(), which condenses privileged state into c->mode, the key
+ * of translations. Changes that alter how linear addresses are translated flush the TLB.
  */
 #include "engine/soft/system.h"
 #include "engine/soft/util.h"
 
-#define CR0_VALID \
+#define CR0_VALID                                                                                  \
 	(CR0_PE | CR0_MP | CR0_EM | CR0_TS | CR0_ET | CR0_NE | CR0_WP | CR0_AM | CR0_NW | CR0_CD | \
 	 CR0_PG)
 /* Bits whose change makes cached translations wrong. */
@@ -85,7 +85,8 @@ static void forget_cpuid(struct soft_cpu *c)
 		soft_interp(c)->cpuid[n].valid = false;
 }
 
-/* The four PDPTEs of PAE paging are checked when CR3 or the paging mode is loaded (SDM vol. 3, 4.4.1). */
+/* The four PDPTEs of PAE paging are checked when CR3 or the paging mode is loaded (SDM vol.
+ * 3, 4.4.1). */
 static int check_pdptes(struct soft_cpu *c, u64 cr0, u64 cr3, u64 cr4)
 {
 	u64 reserved = ~soft_interp(c)->phys_mask | 0x1e6, pdpte[4];

@@ -2,11 +2,12 @@
  * Data instructions: their memory operand is brought to a host address and soft_thunk() runs the
  * instruction natively on it.
  *
- * An operand that is written is pinned where possible, so that the instruction acts on guest RAM itself
- * and LOCK is atomic. Where it is not possible (page crossing, device memory, page with translated code)
- * the operand goes through a bounce buffer; permission to write is checked first, because once the thunk
- * has run its register results stand. A device still interrupts the instruction at the final store; the
- * registers are then put back, and the whole instruction is run again.
+ * An operand that is written is pinned where possible, so that the instruction acts on guest RAM
+ * itself and LOCK is atomic. Where it is not possible (page crossing, device memory, page with
+ * translated code) the operand goes through a bounce buffer; permission to write is checked first,
+ * because once the thunk has run its register results stand. A device still interrupts the
+ * instruction at the final store; the registers are then put back, and the whole instruction is run
+ * again.
  */
 #include "engine/soft/system.h"
 #include "engine/soft/util.h"
@@ -33,8 +34,8 @@ static int check_x87(struct soft_cpu *c, const struct insn *i)
 	u8 op = i->bytes[i->opcode_off];
 
 	if (op == 0x9b)
-		return (c->cr0 & (CR0_MP | CR0_TS)) == (CR0_MP | CR0_TS) ? soft_fault(c, VEC_NM) :
-									      SOFT_OK;
+		return (c->cr0 & (CR0_MP | CR0_TS)) == (CR0_MP | CR0_TS) ? soft_fault(c, VEC_NM)
+									 : SOFT_OK;
 	if ((op & 0xf8) == 0xd8)
 		return c->cr0 & (CR0_EM | CR0_TS) ? soft_fault(c, VEC_NM) : SOFT_OK;
 	if (c->cr0 & CR0_EM)
@@ -91,7 +92,8 @@ static void undo_apply(struct soft_cpu *c, const struct undo *u)
 	if (!u->fpu)
 		return;
 	soft_fpu_park(c);
-	/* Header included: which of x87 and SSE were in their initial state is part of the image. */
+	/* Header included: which of x87 and SSE were in their initial state is part of the image.
+	 */
 	soft_copy(c->fpu_area, soft_interp(c)->saved_fpu, XSAVE_LEGACY);
 }
 
@@ -141,7 +143,8 @@ static int exec_load(struct soft_cpu *c, const struct insn *i, gva_t lin)
 	return soft_thunk(c, i, buf);
 }
 
-/* CLFLUSH and its kin, the only legacy instructions with such an operand: a load check of one byte. */
+/* CLFLUSH and its kin, the only legacy instructions with such an operand: a load check of one byte.
+ */
 static int exec_line(struct soft_cpu *c, const struct insn *i)
 {
 	struct soft_xlat x;

@@ -307,9 +307,18 @@ void emit_store_imm(struct emit *e, struct host_mem m, s32 imm, u32 size)
 	emit_bytes(e, &imm, size == 2 ? 2 : 4);
 }
 
-void emit_gs_op(struct emit *e, u8 opcode, u8 reg, u8 index, u8 scale, s32 disp)
+/* The segment and displacement that reach offset @off of a privilege half's tables. */
+static s32 put_half(struct emit *e, u32 half, u32 off)
 {
-	emit_u8(e, PREFIX_GS);
+	emit_u8(e, half == HALF_USER ? PREFIX_GS : PREFIX_FS);
+	return half == HALF_USER ? (s32)(offsetof(struct soft_ctx, user) + off) :
+				   CPU_DISP(e, super) + (s32)off;
+}
+
+void emit_half_op(struct emit *e, u32 half, u8 opcode, u8 reg, u8 index, u8 scale, u32 off)
+{
+	s32 disp = put_half(e, half, off);
+
 	if (scale == 1) { /* as base: one byte less than a SIB */
 		put_rex(e, true, reg, NO_REG, index);
 		emit_u8(e, opcode);
@@ -319,24 +328,6 @@ void emit_gs_op(struct emit *e, u8 opcode, u8 reg, u8 index, u8 scale, s32 disp)
 		emit_u8(e, opcode);
 		put_mem(e, reg, NO_REG, index, scale, disp, false);
 	}
-}
-
-static void put_gs_branch(struct emit *e, u8 op, u8 index, u8 scale, s32 disp)
-{
-	emit_u8(e, PREFIX_GS);
-	put_rex(e, false, NO_REG, index, NO_REG);
-	emit_u8(e, 0xff);
-	put_mem(e, op, NO_REG, index, scale, disp, false);
-}
-
-void emit_gs_jmp(struct emit *e, u8 index, u8 scale, s32 disp)
-{
-	put_gs_branch(e, 4, index, scale, disp);
-}
-
-void emit_gs_call(struct emit *e, u8 index, u8 scale, s32 disp)
-{
-	put_gs_branch(e, 2, index, scale, disp);
 }
 
 void emit_push_host(struct emit *e, u8 reg)
@@ -727,13 +718,12 @@ bool emit_data(struct emit *e, const struct insn *i, struct host_mem m)
 
 void emit_indirect(struct emit *e, u32 half, bool call)
 {
-	s32 disp = (s32)(offsetof(struct soft_ctx, ibt) + half * sizeof(struct ibt_entry) * IBT_SIZE +
-			 offsetof(struct ibt_entry, code));
+	s32 disp;
 
 	emit_pext_cpu(e, HOST_S2, HOST_S1, CPU_DISP(e, ibt_mask));
 	emit_lea(e, 64, HOST_S2, HOST_S2, HOST_S2, 1, 0);
-	if (call)
-		emit_gs_call(e, HOST_S2, 8, disp);
-	else
-		emit_gs_jmp(e, HOST_S2, 8, disp);
+	disp = put_half(e, half, offsetof(struct soft_half, ibt) + offsetof(struct ibt_entry, code));
+	put_rex(e, false, NO_REG, HOST_S2, NO_REG);
+	emit_u8(e, 0xff);
+	put_mem(e, call ? 2 : 4, NO_REG, HOST_S2, 8, disp, false);
 }

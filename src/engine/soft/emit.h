@@ -82,10 +82,11 @@ void emit_load(struct emit *e, u8 dst, struct host_mem m, u32 size);
 void emit_store(struct emit *e, struct host_mem m, u8 src, u32 size);
 void emit_store_imm(struct emit *e, struct host_mem m, s32 imm, u32 size);
 
-/* gs-relative forms with an index register: gs:[index * 8 + disp] (scale 8) or gs:[index + disp]. */
-void emit_gs_op(struct emit *e, u8 opcode, u8 reg, u8 index, u8 scale, s32 disp);
-void emit_gs_jmp(struct emit *e, u8 index, u8 scale, s32 disp);
-void emit_gs_call(struct emit *e, u8 index, u8 scale, s32 disp);
+/*
+ * @opcode between @reg and offset @off of the tables (struct soft_half) of privilege half @half, plus
+ * @index * @scale. 64 bits.
+ */
+void emit_half_op(struct emit *e, u32 half, u8 opcode, u8 reg, u8 index, u8 scale, u32 off);
 
 /* The private stack. */
 void emit_push_host(struct emit *e, u8 reg);

@@ -1,13 +1,13 @@
 /*
  * Delivery of exceptions and interrupts through the IDT, in every mode (SDM vol. 3, chapter 6).
  *
- * One attempt (deliver_once) makes all checks and all stack writes first and changes registers last, so
- * that a fault on the way leaves the CPU at the interrupted instruction. The loop around it decides what
- * a fault during delivery becomes: the new exception, #DF or shutdown (SDM table 6-5). Faults met by INT
- * n belong to that instruction and are handed back to the caller instead.
+ * One attempt (deliver_once) makes all checks and all stack writes first and changes registers
+ * last, so that a fault on the way leaves the CPU at the interrupted instruction. The loop around
+ * it decides what a fault during delivery becomes: the new exception, #DF or shutdown (SDM table
+ * 6-5). Faults met by INT n belong to that instruction and are handed back to the caller instead.
  *
- * Stacks and tables in device memory: such reads give all ones and such writes vanish, because a delivery
- * cannot be suspended half-way. The number of such accesses is bounded by SOFT_FRAGMENTS.
+ * Stacks and tables in device memory: such reads give all ones and such writes vanish, because a
+ * delivery cannot be suspended half-way. The number of such accesses is bounded by SOFT_FRAGMENTS.
  */
 #include "engine/soft/system.h"
 #include "engine/soft/util.h"
@@ -35,7 +35,8 @@ static u32 event_ext(const struct event *ev)
 	return ev->kind != EVENT_SOFTWARE;
 }
 
-/* RF in the image: set for faults, so that an instruction breakpoint is not met twice (SDM 17.3.1.1). */
+/* RF in the image: set for faults, so that an instruction breakpoint is not met twice
+ * (SDM 17.3.1.1). */
 static u64 event_rflags(const struct soft_cpu *c, const struct event *ev)
 {
 	u64 flags = soft_rflags(c);
@@ -61,9 +62,10 @@ static int gate_read(struct soft_cpu *c, const struct event *ev, struct gate *g)
 {
 	bool wide = in_long_mode(c);
 	u32 size = wide ? 16 : 8, offset = ev->vector * size;
-	u32 valid = wide ? BIT(DESC_INTERRUPT_GATE) | BIT(DESC_TRAP_GATE) :
-			   BIT(DESC_TASK_GATE) | BIT(DESC_INTERRUPT_GATE16) | BIT(DESC_TRAP_GATE16) |
-				   BIT(DESC_INTERRUPT_GATE) | BIT(DESC_TRAP_GATE);
+	u32 valid = wide ? BIT(DESC_INTERRUPT_GATE) | BIT(DESC_TRAP_GATE)
+			 : BIT(DESC_TASK_GATE) | BIT(DESC_INTERRUPT_GATE16) |
+				    BIT(DESC_TRAP_GATE16) | BIT(DESC_INTERRUPT_GATE) |
+				    BIT(DESC_TRAP_GATE);
 	gva_t lin = c->idtr.base + offset;
 	int r;
 
@@ -347,8 +349,8 @@ static bool escalate(struct soft_cpu *c, struct event *ev)
 	if (was_exception && makes_double_fault(ev->vector, vector))
 		*ev = (struct event){.vector = VEC_DF, .has_error = true};
 	else
-		*ev = (struct event){.vector = vector, .has_error = c->exc.has_error,
-				     .error = c->exc.error};
+		*ev = (struct event){
+			.vector = vector, .has_error = c->exc.has_error, .error = c->exc.error};
 	ev->kind = EVENT_FAULT;
 	ev->rip = c->rip;
 	return true;
@@ -383,9 +385,11 @@ int event_deliver(struct soft_cpu *c, u8 vector, enum event_kind kind, u64 rip)
 
 int soft_deliver_exception(struct soft_cpu *c)
 {
-	struct event ev = {.vector = c->exc.vector, .kind = EVENT_FAULT,
+	struct event ev = {.vector = c->exc.vector,
+			   .kind = EVENT_FAULT,
 			   .has_error = c->exc.has_error && in_protected_mode(c),
-			   .error = c->exc.error, .rip = c->rip};
+			   .error = c->exc.error,
+			   .rip = c->rip};
 
 	if (ev.vector == VEC_PF)
 		c->cr2 = c->exc.cr2;

@@ -1,9 +1,9 @@
 /*
- * Far control transfers: JMP, CALL, RET and IRET between segments and privilege levels (SDM vol. 2 under
- * the instructions, vol. 3, 5.8).
+ * Far control transfers: JMP, CALL, RET and IRET between segments and privilege levels (SDM vol. 2
+ * under the instructions, vol. 3, 5.8).
  *
- * Checks come first, in the manual's order so that error codes are exact; then the stack is written;
- * registers change last. A transfer to a TSS or task gate leaves through task.c.
+ * Checks come first, in the manual's order so that error codes are exact; then the stack is
+ * written; registers change last. A transfer to a TSS or task gate leaves through task.c.
  */
 #include "engine/soft/system.h"
 #include "engine/soft/util.h"
@@ -120,9 +120,9 @@ static int far_real(struct soft_cpu *c, const struct insn *i, u16 sel, u64 offse
 static int far_direct(struct soft_cpu *c, const struct insn *i, struct target *t, bool call)
 {
 	u32 dpl = desc_dpl(&t->code);
-	bool permitted = desc_type(&t->code) & DESC_CONFORMING ?
-				 dpl <= c->cpl :
-				 dpl == c->cpl && (t->sel & 3u) <= c->cpl;
+	bool permitted = desc_type(&t->code) & DESC_CONFORMING
+				 ? dpl <= c->cpl
+				 : dpl == c->cpl && (t->sel & 3u) <= c->cpl;
 	struct stack st;
 	int r;
 
@@ -225,7 +225,8 @@ static int call_inner(struct soft_cpu *c, const struct descriptor *gate, struct 
 }
 
 /* The code segment behind a call gate; finds the privilege level there. */
-static int gate_target(struct soft_cpu *c, const struct descriptor *gate, struct target *t, bool call)
+static int gate_target(struct soft_cpu *c, const struct descriptor *gate, struct target *t,
+		       bool call)
 {
 	bool conforming;
 	u32 dpl;
@@ -564,7 +565,8 @@ static bool iret_read_frame(struct soft_cpu *c, struct stack *st, u64 frame[5], 
 	return true;
 }
 
-/* RIP CS RFLAGS, and from 64-bit mode or to an outer level RSP SS (@from, @to: indices into frame). */
+/* RIP CS RFLAGS, and from 64-bit mode or to an outer level RSP SS (@from, @to: indices into frame).
+ */
 static int iret_pop(struct soft_cpu *c, struct stack *st, u32 size, u64 frame[5], u32 from, u32 to)
 {
 	int r = SOFT_OK;

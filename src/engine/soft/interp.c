@@ -1,14 +1,15 @@
 /*
  * The interpreter: one instruction at a time, in every processor mode.
  *
- * It is the engine's oracle, the fallback for what the translator does not do, and the way privileged
- * instructions run. soft_interpret() fetches, finds the decoded form (a direct-mapped cache by address,
- * verified against the bytes just fetched, so that it needs no invalidation), dispatches by class and
- * then settles what happens between instructions: RF, interrupt shadow, single step and breakpoints.
+ * It is the engine's oracle, the fallback for what the translator does not do, and the way
+ * privileged instructions run. soft_interpret() fetches, finds the decoded form (a direct-mapped
+ * cache by address, verified against the bytes just fetched, so that it needs no invalidation),
+ * dispatches by class and then settles what happens between instructions: RF, interrupt shadow,
+ * single step and breakpoints.
  *
- * An instruction that needs a device returns SOFT_EXIT unfinished and is run again from its start once
- * the access is completed; completed accesses are replayed from c->frag[]. So nothing here may change
- * registers before the last access.
+ * An instruction that needs a device returns SOFT_EXIT unfinished and is run again from its start
+ * once the access is completed; completed accesses are replayed from c->frag[]. So nothing here may
+ * change registers before the last access.
  *
  * This folder is compiled without vector instructions; libc and Zydis are called with vector state
  * parked only.

@@ -1,8 +1,8 @@
 /*
  * Port I/O: IN, OUT, INS, OUTS and the permission check (SDM vol. 1, 19.5).
  *
- * Each access goes to the machine through soft_device_read/write, which replay what is already done when
- * an instruction is run again. The string forms exit once per element.
+ * Each access goes to the machine through soft_device_read/write, which replay what is already done
+ * when an instruction is run again. The string forms exit once per element.
  */
 #include "engine/soft/system.h"
 

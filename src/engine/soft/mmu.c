@@ -153,10 +153,9 @@ static int translate(struct soft_cpu *c, gva_t gva, u32 access, struct soft_xlat
 
 /* ---- instruction fetch ---- */
 
-static void fetch_enter(struct soft_ctx *ctx, u32 half, gva_t gva, const struct soft_xlat *x,
-			u8 shift)
+static void fetch_enter(struct soft_half *h, gva_t gva, const struct soft_xlat *x, u8 shift)
 {
-	struct soft_fetch_entry *f = &ctx->fetch[half][fetch_index(gva)];
+	struct soft_fetch_entry *f = &h->fetch[fetch_index(gva)];
 	u32 upper = address_half(gva);
 
 	f->tag = gva & PAGE_MASK;
@@ -165,19 +164,21 @@ static void fetch_enter(struct soft_ctx *ctx, u32 half, gva_t gva, const struct 
 	f->page = x->page;
 	f->rom = x->rom;
 	if (shift == 30)
-		ctx->exec_huge[upper] |= huge_bit(gva);
+		h->exec_huge[upper] |= huge_bit(gva);
 	else if (shift > PAGE_SHIFT)
-		ctx->exec_large[upper] |= exec_large_bit(gva);
+		h->exec_large[upper] |= exec_large_bit(gva);
 	if (shift == 22)
-		ctx->exec_large[upper] |= exec_large_bit(gva ^ BIT(21));
+		h->exec_large[upper] |= exec_large_bit(gva ^ BIT(21));
 	if (x->global)
-		ctx->has_global[upper] = true;
+		h->has_global[upper] = true;
+	else
+		h->local_code = true;
 }
 
 static int translate_fetch(struct soft_cpu *c, gva_t gva, u32 access, struct soft_xlat *x)
 {
-	u32 half = tlb_half(access);
-	const struct soft_fetch_entry *f = &c->ctx->fetch[half][fetch_index(gva)];
+	struct soft_half *h = soft_half(c, tlb_half(access));
+	const struct soft_fetch_entry *f = &h->fetch[fetch_index(gva)];
 	u8 shift;
 	int status;
 
@@ -190,7 +191,7 @@ static int translate_fetch(struct soft_cpu *c, gva_t gva, u32 access, struct sof
 	}
 	status = translate(c, gva, access, x, &shift);
 	if (status == SOFT_OK && x->host)
-		fetch_enter(c->ctx, half, is_long_mode(c) ? gva : (u32)gva, x, shift);
+		fetch_enter(h, is_long_mode(c) ? gva : (u32)gva, x, shift);
 	return status;
 }
 
@@ -242,46 +243,52 @@ static bool page_is_watched(const struct soft_cpu *c, u64 page)
 	       (PAGE_HAS_CODE | PAGE_LOG_DIRTY);
 }
 
-static void note_entry(struct soft_ctx *ctx, u32 half, u32 i, gva_t gva, bool global, u8 shift)
+static void note_entry(struct soft_half *h, u32 i, gva_t gva, bool global, u8 shift)
 {
 	u32 upper = address_half(gva);
 
-	if (ctx->tlb[half][i].tag_read == TLB_EMPTY(i)) {
-		u32 n = ctx->tlb_logged[half];
+	if (h->tlb[i].tag_read == TLB_EMPTY(i)) {
+		u32 n = h->tlb_logged;
 
 		if (n < CTX_LOG)
-			ctx->tlb_log[half][n] = (u16)i;
-		__atomic_store_n(&ctx->tlb_logged[half], MIN(n, (u32)CTX_LOG) + 1,
+			h->tlb_log[n] = (u16)i;
+		__atomic_store_n(&h->tlb_logged, MIN(n, (u32)CTX_LOG) + 1,
 				 __ATOMIC_RELEASE);
 	}
+	if (!global) {
+		if (h->local_logged < CTX_LOG)
+			h->local_log[h->local_logged] = (u16)i;
+		h->local_logged = MIN(h->local_logged, (u32)CTX_LOG) + 1;
+	}
 	if (shift == 30)
-		ctx->huge[upper] |= huge_bit(gva);
+		h->huge[upper] |= huge_bit(gva);
 	else if (shift > PAGE_SHIFT)
-		bitmap_set(ctx->large[upper], large_bit(gva));
+		bitmap_set(h->large[upper], large_bit(gva));
 	if (shift == 22)
-		bitmap_set(ctx->large[upper], large_bit(gva ^ BIT(21)));
+		bitmap_set(h->large[upper], large_bit(gva ^ BIT(21)));
 	if (global)
-		ctx->has_global[upper] = true;
+		h->has_global[upper] = true;
 }
 
 /* Enter a RAM page. True when it is there for the kind of @access. */
 static bool tlb_enter(struct soft_cpu *c, gva_t gva, u32 access, const struct soft_xlat *x,
 		      u8 shift)
 {
-	struct soft_ctx *ctx = c->ctx;
-	u32 half = tlb_half(access), i = tlb_index(gva);
-	struct tlb_entry *e = &ctx->tlb[half][i];
+	struct soft_half *h = soft_half(c, tlb_half(access));
+	u32 i = tlb_index(gva);
+	struct tlb_entry *e = &h->tlb[i];
 	const gva_t tag = gva & PAGE_MASK;
 
-	note_entry(ctx, half, i, gva, x->global, shift);
+	note_entry(h, i, gva, x->global, shift);
 	tlb_set_tag(&e->tag_write, TLB_EMPTY(i));
 	__atomic_store_n(&e->host, (u64)x->host & PAGE_MASK, __ATOMIC_RELEASE);
 	e->shift = shift;
+	e->local = !x->global;
 	tlb_set_tag(&e->tag_read, tag);
 	c->counters[COUNT_TLB_FILLS]++;
 	if (!x->writable)
 		return !(access & ACC_WRITE);
-	bitmap_set(ctx->write_pages, write_page_bit(x->page));
+	bitmap_set(h->write_pages, write_page_bit(x->page));
 	tlb_set_tag(&e->tag_write, tag);
 	__atomic_thread_fence(__ATOMIC_SEQ_CST);
 	if (!page_is_watched(c, x->page))
@@ -310,9 +317,9 @@ int soft_tlb_fill(struct soft_cpu *c, gva_t gva, u32 access, bool *filled)
 }
 
 /* Host address of [gva, gva+len) when the TLB holds it for @access, else NULL. */
-static inline u8 *tlb_probe(const struct soft_cpu *c, gva_t gva, u32 len, u32 access)
+static inline u8 *tlb_probe(struct soft_cpu *c, gva_t gva, u32 len, u32 access)
 {
-	const struct tlb_entry *e = &c->ctx->tlb[tlb_half(access)][tlb_index(gva)];
+	const struct tlb_entry *e = &soft_half(c, tlb_half(access))->tlb[tlb_index(gva)];
 	u64 offset = gva ^ (access & ACC_WRITE ? e->tag_write : e->tag_read);
 
 	return offset <= PAGE_SIZE - len ? (u8 *)e->host + offset : NULL;

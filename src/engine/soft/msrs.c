@@ -1,6 +1,6 @@
 /*
- * RDMSR and WRMSR. Registers that are control or segment state are handled here, those of the machine's
- * devices end run() with an exit, all others live in the table of cpu/msr.c.
+ * RDMSR and WRMSR. Registers that are control or segment state are handled here, those of the
+ * machine's devices end run() with an exit, all others live in the table of cpu/msr.c.
  */
 #include "cpu/msr.h"
 
@@ -85,9 +85,7 @@ static int write_table(struct soft_cpu *c, u32 index, u64 value)
 	struct msr_env env = environment(c);
 
 	switch (msr_write(&env, index, value)) {
-	case MSR_OK:
-		c->tsc_offset += (u64)env.tsc_delta;
-		return SOFT_OK;
+	case MSR_OK: c->tsc_offset += (u64)env.tsc_delta; return SOFT_OK;
 	case MSR_MACHINE: return ask_machine(c, EXIT_WRMSR, index, value);
 	default: return fault_gp(c, 0);
 	}

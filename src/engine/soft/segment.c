@@ -1,12 +1,12 @@
 /*
  * Descriptors and segment registers (SDM vol. 3, chapters 3 and 5).
  *
- * A load is done in two steps: "prepare" makes every check, sets the accessed bit and fills in a struct
- * cpu_segment; assigning that to c->seg[] cannot fail. So instructions that load several registers can
- * prepare all of them before they change any.
+ * A load is done in two steps: "prepare" makes every check, sets the accessed bit and fills in a
+ * struct cpu_segment; assigning that to c->seg[] cannot fail. So instructions that load several
+ * registers can prepare all of them before they change any.
  *
- * Descriptor tables are read with supervisor rights whatever the CPL. The accessed and busy bits are set
- * by an atomic OR in guest memory, as processors do with a locked access.
+ * Descriptor tables are read with supervisor rights whatever the CPL. The accessed and busy bits
+ * are set by an atomic OR in guest memory, as processors do with a locked access.
  */
 #include "engine/soft/system.h"
 #include "engine/soft/util.h"
@@ -104,7 +104,8 @@ void seg_make_real(struct soft_cpu *c, u32 seg, u16 sel, struct cpu_segment *s)
 		s->dpl = 3;
 		s->db = s->l = s->g = 0;
 	} else {
-		/* Real mode keeps limit and attributes: code relies on segments larger than 64 KiB. */
+		/* Real mode keeps limit and attributes: code relies on segments larger than 64 KiB.
+		 */
 		s->dpl = 0;
 		if (old->unusable) {
 			s->limit = 0xffff;
@@ -209,8 +210,8 @@ void seg_drop_privileged(struct soft_cpu *c)
 
 	for (u32 n = 0; n < ARRAY_SIZE(data_segs); n++) {
 		struct cpu_segment *s = &c->seg[data_segs[n]];
-		bool conforming = (s->type & (DESC_CODE | DESC_CONFORMING)) ==
-				  (DESC_CODE | DESC_CONFORMING);
+		bool conforming =
+			(s->type & (DESC_CODE | DESC_CONFORMING)) == (DESC_CODE | DESC_CONFORMING);
 
 		if (!s->unusable && !conforming && s->dpl < c->cpl)
 			seg_make_null(0, s);

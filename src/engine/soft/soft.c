@@ -345,7 +345,7 @@ static int find_block(struct soft_cpu *c, u32 variant, struct block **out)
 	if (status == SOFT_OK && !variant) {
 		soft_ibt_insert(c, half, c->mode, c->rip, (*out)->code);
 		if ((*out)->page[1] != BLOCK_NO_PAGE)
-			soft_ibt_note_page(c, c->rip + PAGE_SIZE);
+			soft_ibt_note_page(c, half, c->rip + PAGE_SIZE);
 	}
 	pthread_mutex_unlock(&c->vm->lock);
 	return status;
@@ -483,14 +483,14 @@ static int enter(struct soft_cpu *c, u64 code, u64 index2)
 }
 
 /* The translated code for rip by the indirect-branch table; 0 when it is not there. */
-static u64 probe_table(const struct soft_cpu *c)
+static u64 probe_table(struct soft_cpu *c)
 {
-	u32 half = c->mode & MODE_USER ? HALF_USER : HALF_SUPER;
-	const struct ibt_entry *entry = &c->ctx->ibt[half][IBT_INDEX(c->rip)];
+	const struct soft_half *h = soft_half(c, c->mode & MODE_USER ? HALF_USER : HALF_SUPER);
+	const struct ibt_entry *entry = &h->ibt[IBT_INDEX(c->rip)];
 
-	return c->ctx->ibt_mode[half] == c->mode && entry->gva == c->rip && entry->code != c->ibt_miss ?
-		       entry->code :
-		       0;
+	if (h->ibt_mode != c->mode || entry->gva != c->rip || entry->code == c->ibt_miss)
+		return 0;
+	return entry->code;
 }
 
 /* Run translated code from rip on; SOFT_OK when it came back for the next block. */

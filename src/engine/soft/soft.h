@@ -55,7 +55,8 @@ enum {
 struct tlb_entry {
 	u64 tag_read, tag_write;
 	u64 host; /* hva of the page's first byte */
-	u64 shift; /* log2 of the size of the page that it is a part of */
+	u8 shift;   /* log2 of the size of the page that it is a part of */
+	bool local; /* not global */
 };
 #define TLB_EMPTY(i) ((u64)((i) ^ (TLB_SIZE / 2)) << PAGE_SHIFT)
 
@@ -83,26 +84,38 @@ struct soft_fetch_entry {
 	bool rom;
 };
 
-struct soft_ctx {
-	struct tlb_entry tlb[HALVES][TLB_SIZE];
-	struct ibt_entry ibt[HALVES][IBT_SIZE];
+/*
+ * What is known of the address space at one privilege level. The user half belongs to a context and is
+ * reached through gs; the supervisor half belongs to the vCPU and is reached through fs: kernels map
+ * themselves globally, so that it survives MOV CR3 but for what is not global.
+ */
+struct soft_half {
+	struct tlb_entry tlb[TLB_SIZE];
+	struct ibt_entry ibt[IBT_SIZE];
 	/* Touched indices since the last flush, so that a flush costs what was used; full: flush all. */
-	u32 tlb_logged[HALVES], ibt_logged[HALVES];
-	u16 tlb_log[HALVES][CTX_LOG], ibt_log[HALVES][CTX_LOG];
-	u32 ibt_mode[HALVES];   /* mode key of the blocks in ibt[] */
-	u64 exec_pages[64];     /* hashed set of virtual pages with entries in ibt[] */
-	u64 cr3;                /* bits 63:12 and PCID of the owner; ~0 when free */
-	u64 last_used;
-	bool ready;             /* the tables have been initialised */
+	u32 tlb_logged, ibt_logged;
+	u16 tlb_log[CTX_LOG], ibt_log[CTX_LOG];
+	u32 ibt_mode;       /* mode key of the blocks in ibt[] */
+	u64 exec_pages[64]; /* hashed set of virtual pages with entries in ibt[] */
 
 	/* Private to mmu.c and tlb.c. */
-	struct soft_fetch_entry fetch[HALVES][FETCH_SIZE];
-	u64 write_pages[32];    /* hashed set of RAM pages that have had a write tag */
+	u32 local_logged;   /* TLB entries of pages that are not global, logged likewise */
+	u16 local_log[CTX_LOG];
+	bool local_code;    /* fetch[] or ibt[] depend on pages that are not global */
+	struct soft_fetch_entry fetch[FETCH_SIZE];
+	u64 write_pages[32]; /* hashed set of RAM pages that have had a write tag */
 	/* Regions with entries from pages of 2 or 4 MiB (gva bits 30:21) and 1 GiB (35:30), and those that
 	 * instructions were fetched from (26:21, 35:30), for the lower and upper half of the addresses. */
 	u64 large[2][16], huge[2];
 	u64 exec_large[2], exec_huge[2];
-	bool has_global[2];     /* global entries in the lower, upper half */
+	bool has_global[2]; /* global entries in the lower, upper half */
+};
+
+struct soft_ctx {
+	struct soft_half user;
+	u64 cr3;       /* bits 63:12 and PCID of the owner; ~0 when free */
+	u64 last_used;
+	bool ready;    /* the tables have been initialised */
 };
 
 /* ---- guest CPU ---- */
@@ -227,6 +240,7 @@ struct soft_cpu {
 	void *alt_stack; /* for signal handlers */
 	struct thunk_slot *thunks;
 	u64 counters[32]; /* enum soft_counter */
+	_Alignas(64) struct soft_half super;
 	_Alignas(64) u8 fpu_area[CPU_XSAVE_MAX]; /* parked vector state, standard format */
 };
 
@@ -267,6 +281,12 @@ struct soft_vm {
 	u32 cpus;
 	u64 xsave_mask;         /* XCR0 bits the host saves and restores */
 };
+
+/* The tables that privilege half @half uses now. */
+static inline struct soft_half *soft_half(struct soft_cpu *c, u32 half)
+{
+	return half == HALF_USER ? &c->ctx->user : &c->super;
+}
 
 /* ---- rflags ---- */
 
@@ -427,7 +447,7 @@ int soft_thunk_init(struct soft_cpu *c, struct err *e);
 /* Enter @gva -> @code (an indirect entry) for blocks of mode @mode into the current context. */
 void soft_ibt_insert(struct soft_cpu *c, u32 half, u32 mode, gva_t gva, u64 code);
 /* Translated code depends on the mapping of this page too: flushing it flushes the table. */
-void soft_ibt_note_page(struct soft_cpu *c, gva_t gva);
+void soft_ibt_note_page(struct soft_cpu *c, u32 half, gva_t gva);
 /* Empty all tables of all vCPUs. */
 void soft_ibt_flush_all(struct soft_vm *vm);
 

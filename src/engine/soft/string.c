@@ -1,14 +1,16 @@
 /*
  * String instructions: MOVS CMPS STOS LODS SCAS with and without REP.
  *
- * Work goes in chunks of elements that lie within one page on each side, in RAM: there the host's own
- * REP MOVS and REP STOS do the job with the same element size and direction, which makes overlapping
- * operands exact without looking at them. Everything else (an element across a page boundary, device
- * memory, breakpoints) goes one element at a time through the checked accessors. Registers are advanced
- * after each chunk, so that a fault or a device exit finds the instruction part-way, as architected.
+ * Work goes in chunks of elements that lie within one page on each side, in RAM: there the host's
+ * own REP MOVS and REP STOS do the job with the same element size and direction, which makes
+ * overlapping operands exact without looking at them. Everything else (an element across a page
+ * boundary, device memory, breakpoints) goes one element at a time through the checked accessors.
+ * Registers are advanced after each chunk, so that a fault or a device exit finds the instruction
+ * part-way, as architected.
  *
- * Between chunks the exit request is polled; a long copy then stops with rip still on the instruction.
- * A page with translated code takes its bytes through soft_write() in one piece per chunk.
+ * Between chunks the exit request is polled; a long copy then stops with rip still on the
+ * instruction. A page with translated code takes its bytes through soft_write() in one piece per
+ * chunk.
  */
 #include "engine/soft/system.h"
 #include "engine/soft/util.h"
@@ -112,10 +114,18 @@ static u64 compare_flags(u64 a, u64 b, u32 size)
 	u64 flags;
 
 	switch (size) {
-	case 1: __asm__("cmpb %b2, %b1; pushfq; popq %0" : "=r"(flags) : "q"(a), "q"(b) : "cc"); break;
-	case 2: __asm__("cmpw %w2, %w1; pushfq; popq %0" : "=r"(flags) : "r"(a), "r"(b) : "cc"); break;
-	case 4: __asm__("cmpl %k2, %k1; pushfq; popq %0" : "=r"(flags) : "r"(a), "r"(b) : "cc"); break;
-	default: __asm__("cmpq %2, %1; pushfq; popq %0" : "=r"(flags) : "r"(a), "r"(b) : "cc"); break;
+	case 1:
+		__asm__("cmpb %b2, %b1; pushfq; popq %0" : "=r"(flags) : "q"(a), "q"(b) : "cc");
+		break;
+	case 2:
+		__asm__("cmpw %w2, %w1; pushfq; popq %0" : "=r"(flags) : "r"(a), "r"(b) : "cc");
+		break;
+	case 4:
+		__asm__("cmpl %k2, %k1; pushfq; popq %0" : "=r"(flags) : "r"(a), "r"(b) : "cc");
+		break;
+	default:
+		__asm__("cmpq %2, %1; pushfq; popq %0" : "=r"(flags) : "r"(a), "r"(b) : "cc");
+		break;
 	}
 	return flags & RFLAGS_ARITH;
 }
@@ -135,7 +145,8 @@ static void compare_result(struct soft_cpu *c, struct string *s, u64 a, u64 b)
 /* ---- one element, every case ---- */
 
 /* A source that may be a device is read only once the destination is known to take the value. */
-static int read_source(struct soft_cpu *c, const struct string *s, gva_t source, gva_t dest, u64 *value)
+static int read_source(struct soft_cpu *c, const struct string *s, gva_t source, gva_t dest,
+		       u64 *value)
 {
 	struct soft_xlat x;
 	bool device;
@@ -160,7 +171,8 @@ static int element(struct soft_cpu *c, struct string *s)
 	if (s->uses_source)
 		r = seg_linear(c, s->seg, gpr_get(c, RSI, s->asize), s->size, false, &source);
 	if (r == SOFT_OK && s->uses_dest)
-		r = seg_linear(c, SEG_ES, gpr_get(c, RDI, s->asize), s->size, s->writes_dest, &dest);
+		r = seg_linear(c, SEG_ES, gpr_get(c, RDI, s->asize), s->size, s->writes_dest,
+			       &dest);
 	if (r == SOFT_OK && s->uses_source)
 		r = read_source(c, s, source, dest, &value);
 	if (r == SOFT_OK && s->writes_dest)
@@ -179,8 +191,8 @@ static int element(struct soft_cpu *c, struct string *s)
 /* ---- chunks ---- */
 
 /* Elements from register @reg on that stay within one page, the segment and the address size. */
-static u64 chunk_limit(const struct soft_cpu *c, const struct string *s, u32 reg, u32 seg, bool write,
-		       gva_t *lin)
+static u64 chunk_limit(const struct soft_cpu *c, const struct string *s, u32 reg, u32 seg,
+		       bool write, gva_t *lin)
 {
 	u64 off = gpr_get(c, reg, s->asize), in_page, room, span;
 
@@ -206,13 +218,13 @@ static int page_pointer(struct soft_cpu *c, gva_t lin, u32 kind, u8 **page)
 {
 	u32 half = c->cpl == 3 ? HALF_USER : HALF_SUPER;
 	u64 n = (lin >> PAGE_SHIFT) % TLB_SIZE;
-	const struct tlb_entry *e = &c->ctx->tlb[half][n];
+	const struct tlb_entry *e = &soft_half(c, half)->tlb[n];
 	bool filled = true;
 	int r = SOFT_OK;
 
 	if ((kind == ACC_WRITE ? e->tag_write : e->tag_read) != (lin & PAGE_MASK))
 		r = soft_tlb_fill(c, lin, soft_acc(c, kind), &filled);
-	e = &c->ctx->tlb[half][n];
+	e = &soft_half(c, half)->tlb[n];
 	*page = r == SOFT_OK && filled ? (u8 *)e->host : NULL;
 	return r;
 }
@@ -341,7 +353,8 @@ static u64 chunk_compare(struct soft_cpu *c, struct string *s, const u8 *left, c
 	return n;
 }
 
-static int chunk_run(struct soft_cpu *c, struct string *s, const u8 *from, gva_t dest, u64 *elements)
+static int chunk_run(struct soft_cpu *c, struct string *s, const u8 *from, gva_t dest,
+		     u64 *elements)
 {
 	u8 *page;
 	int r;
@@ -361,7 +374,8 @@ static int chunk_run(struct soft_cpu *c, struct string *s, const u8 *from, gva_t
 	return SOFT_OK;
 }
 
-/* As many elements as one chunk holds. *elements: how many were done, 0 when none can be done so. */
+/* As many elements as one chunk holds. *elements: how many were done, 0 when none can be done so.
+ */
 static int chunk(struct soft_cpu *c, struct string *s, u64 count, u64 *elements)
 {
 	gva_t source = 0, dest = 0;

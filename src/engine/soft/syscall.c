@@ -1,10 +1,11 @@
 /*
  * SYSCALL, SYSRET, SYSENTER, SYSEXIT, SWAPGS and the FS/GS base instructions.
  *
- * These load fixed flat segments instead of descriptors (SDM vol. 2, APM vol. 3, under each). Where the
- * vendors differ the CPU model's vendor decides: on AMD SYSCALL also works outside 64-bit mode and
- * SYSENTER does not exist in long mode. SYSRET checks RCX before it leaves ring 0, as Intel does: the
- * fault then hits the kernel with its own stack, and no software relies on the other order.
+ * These load fixed flat segments instead of descriptors (SDM vol. 2, APM vol. 3, under each). Where
+ * the vendors differ the CPU model's vendor decides: on AMD SYSCALL also works outside 64-bit mode
+ * and SYSENTER does not exist in long mode. SYSRET checks RCX before it leaves ring 0, as Intel
+ * does: the fault then hits the kernel with its own stack, and no software relies on the other
+ * order.
  */
 #include "engine/soft/system.h"
 #include "engine/soft/util.h"
@@ -14,8 +15,8 @@ static void set_flat(struct cpu_segment *s, u32 sel, u32 dpl, bool code, bool is
 	s->selector = (u16)sel;
 	s->limit = 0xffffffff;
 	s->base = 0;
-	s->type = code ? DESC_CODE | DESC_CODE_READ | DESC_ACCESSED :
-			 DESC_DATA_WRITE | DESC_ACCESSED;
+	s->type =
+		code ? DESC_CODE | DESC_CODE_READ | DESC_ACCESSED : DESC_DATA_WRITE | DESC_ACCESSED;
 	s->s = 1;
 	s->dpl = (u8)dpl;
 	s->present = 1;
@@ -82,7 +83,8 @@ int op_sysret(struct soft_cpu *c, const struct insn *i)
 		return fault_gp(c, 0);
 	soft_interp(c)->next_rip = to_64bit ? c->r[RCX] : (u32)c->r[RCX];
 	if (in_long_mode(c))
-		soft_set_rflags(c, c->r[R11] & 0x3c7fd7); /* RF and VM cleared: SDM vol. 2, SYSRET */
+		soft_set_rflags(c,
+				c->r[R11] & 0x3c7fd7); /* RF and VM cleared: SDM vol. 2, SYSRET */
 	else
 		c->iflag = 1;
 	enter_level(c, to_64bit ? base + 16 : base, base + 8, 3, to_64bit);

@@ -1,6 +1,6 @@
 /*
- * The instructions of class INSN_SYSTEM by mnemonic, and those of them that are too small for a file of
- * their own: CPUID, time stamps, flags, HLT, cache control, hypercalls.
+ * The instructions of class INSN_SYSTEM by mnemonic, and those of them that are too small for a
+ * file of their own: CPUID, time stamps, flags, HLT, cache control, hypercalls.
  *
  * What has no row raises #UD; that covers extensions which the CPU model hides.
  */
@@ -271,7 +271,8 @@ static int op_pop(struct soft_cpu *c, const struct insn *i)
 
 /* ---- dispatch ---- */
 
-static int (*const handlers[ZYDIS_MNEMONIC_MAX_VALUE + 1])(struct soft_cpu *, const struct insn *) = {
+static int (*const handlers[ZYDIS_MNEMONIC_MAX_VALUE + 1])(struct soft_cpu *,
+							   const struct insn *) = {
 	[ZYDIS_MNEMONIC_CPUID] = op_cpuid,
 	[ZYDIS_MNEMONIC_RDTSC] = op_rdtsc,
 	[ZYDIS_MNEMONIC_RDTSCP] = op_rdtscp,
@@ -434,13 +435,13 @@ static u64 allowed_cr4(const struct cpuid_model *m)
 		u32 leaf;
 		u8 reg, bit;
 	} row[] = {
-		{CR4_TSD, 1, CPUID_EDX, 4},       {CR4_DE, 1, CPUID_EDX, 2},
-		{CR4_PSE, 1, CPUID_EDX, 3},       {CR4_PAE, 1, CPUID_EDX, 6},
-		{CR4_MCE, 1, CPUID_EDX, 7},       {CR4_PGE, 1, CPUID_EDX, 13},
-		{CR4_OSFXSR, 1, CPUID_EDX, 24},   {CR4_OSXMMEXCPT, 1, CPUID_EDX, 25},
-		{CR4_PCIDE, 1, CPUID_ECX, 17},    {CR4_OSXSAVE, 1, CPUID_ECX, 26},
-		{CR4_FSGSBASE, 7, CPUID_EBX, 0},  {CR4_SMEP, 7, CPUID_EBX, 7},
-		{CR4_SMAP, 7, CPUID_EBX, 20},     {CR4_UMIP, 7, CPUID_ECX, 2},
+		{CR4_TSD, 1, CPUID_EDX, 4},      {CR4_DE, 1, CPUID_EDX, 2},
+		{CR4_PSE, 1, CPUID_EDX, 3},      {CR4_PAE, 1, CPUID_EDX, 6},
+		{CR4_MCE, 1, CPUID_EDX, 7},      {CR4_PGE, 1, CPUID_EDX, 13},
+		{CR4_OSFXSR, 1, CPUID_EDX, 24},  {CR4_OSXMMEXCPT, 1, CPUID_EDX, 25},
+		{CR4_PCIDE, 1, CPUID_ECX, 17},   {CR4_OSXSAVE, 1, CPUID_ECX, 26},
+		{CR4_FSGSBASE, 7, CPUID_EBX, 0}, {CR4_SMEP, 7, CPUID_EBX, 7},
+		{CR4_SMAP, 7, CPUID_EBX, 20},    {CR4_UMIP, 7, CPUID_ECX, 2},
 	};
 	u64 bits = CR4_PCE;
 

@@ -1,14 +1,15 @@
 /*
  * What the files of the interpreter and of the privileged state share.
  *
- * An instruction handler takes the CPU and the decoded instruction and returns an enum soft_status. It
- * may set interp->next_rip (preset to the following instruction) and changes guest registers only once
- * nothing can fail any more: after SOFT_FAULT and SOFT_EXIT the instruction has not happened. Memory may
- * have been written before a failure only where running the instruction again writes the same.
+ * An instruction handler takes the CPU and the decoded instruction and returns an enum soft_status.
+ * It may set interp->next_rip (preset to the following instruction) and changes guest registers
+ * only once nothing can fail any more: after SOFT_FAULT and SOFT_EXIT the instruction has not
+ * happened. Memory may have been written before a failure only where running the instruction again
+ * writes the same.
  *
- * Addresses. "Linear" means segment base added, and outside 64-bit mode truncated to 32 bits. Checks of
- * limits, types, canonical form, alignment (#AC) and data breakpoints are made by seg_linear(); what
- * follows works on linear addresses.
+ * Addresses. "Linear" means segment base added, and outside 64-bit mode truncated to 32 bits.
+ * Checks of limits, types, canonical form, alignment (#AC) and data breakpoints are made by
+ * seg_linear(); what follows works on linear addresses.
  */
 #pragma once
 
@@ -33,7 +34,8 @@ enum {
 #define DR7_FIXED BIT(10)
 #define DR7_ANY   0xfful /* L0 G0 .. L3 G3 */
 
-/* A decoded instruction and the bytes it was decoded from; bytes beyond its length are masked out. */
+/* A decoded instruction and the bytes it was decoded from; bytes beyond its length are masked out.
+ */
 struct interp_slot {
 	u64 key[2], mask[2];
 	struct insn insn;
@@ -47,23 +49,24 @@ struct cpuid_slot {
 
 /* Private state of the interpreter; soft_cpu.interp points to it. */
 struct interp {
-	u64 next_rip;       /* where execution goes when the instruction completes */
-	bool no_step;       /* it completes without a single-step trap */
-	bool keep_rf;       /* it has loaded RFLAGS.RF */
-	bool task_trap;     /* a task with the T flag was entered: #DB before its next instruction */
-	u32 debug_hits;     /* data and I/O breakpoints (DR6.B0-B3) that it has met */
-	u32 held_hits;      /* the same, held back by MOV SS until the next instruction is through */
-	enum exit_type waiting; /* c->exit of this type is being completed for the instruction at rip */
+	u64 next_rip;   /* where execution goes when the instruction completes */
+	bool no_step;   /* it completes without a single-step trap */
+	bool keep_rf;   /* it has loaded RFLAGS.RF */
+	bool task_trap; /* a task with the T flag was entered: #DB before its next instruction */
+	u32 debug_hits; /* data and I/O breakpoints (DR6.B0-B3) that it has met */
+	u32 held_hits;  /* the same, held back by MOV SS until the next instruction is through */
+	enum exit_type
+		waiting; /* c->exit of this type is being completed for the instruction at rip */
 	u64 waiting_rip;
 
 	/* Properties of the CPU model, looked up once. */
-	bool is_amd;        /* SYSCALL and SYSENTER follow the APM instead of the SDM */
+	bool is_amd; /* SYSCALL and SYSENTER follow the APM instead of the SDM */
 	bool has_hypervisor;
 	bool has_rdtscp, has_rdpid, has_invpcid, has_smap, has_xsaveopt, has_xgetbv1;
-	u64 cr4_mask;       /* bits the guest may set */
+	u64 cr4_mask; /* bits the guest may set */
 	u64 efer_mask;
-	u64 phys_mask;      /* bits of a physical address */
-	u32 mxcsr_mask;     /* of the host */
+	u64 phys_mask;                        /* bits of a physical address */
+	u32 mxcsr_mask;                       /* of the host */
 	u32 xsave_offset[64], xsave_size[64]; /* standard format, by component; 0 when absent */
 
 	struct cpuid_slot cpuid[CPUID_SLOTS]; /* emptied when CR4 or XCR0 changes */
@@ -184,7 +187,8 @@ int seg_linear(struct soft_cpu *c, u32 seg, u64 off, u32 size, bool write, gva_t
 /* Linear address without any check (INVLPG, and ranges checked otherwise). */
 gva_t seg_linear_unchecked(const struct soft_cpu *c, u32 seg, u64 off);
 
-/* Bytes from @off upwards that an access may cover; 0 when not even the first. Outside 64-bit mode. */
+/* Bytes from @off upwards that an access may cover; 0 when not even the first. Outside 64-bit mode.
+ */
 u64 seg_span(const struct soft_cpu *c, u32 seg, u32 off, bool write);
 
 /* Linear address of the memory operand of @i, checked for @size bytes. */
@@ -196,7 +200,8 @@ int guest_write(struct soft_cpu *c, gva_t lin, const void *buf, u32 len);
 /* Zero-extended value of 1, 2, 4 or 8 bytes. */
 int guest_read_value(struct soft_cpu *c, gva_t lin, u32 size, u64 *value);
 
-/* Raise the fault that a write of @len bytes would raise, without writing. @device: part is not RAM. */
+/* Raise the fault that a write of @len bytes would raise, without writing. @device: part is not
+ * RAM. */
 int guest_probe_write(struct soft_cpu *c, gva_t lin, u32 len, bool *device);
 
 /* System structures (descriptor tables, TSS): supervisor access whatever the CPL. */
@@ -206,8 +211,8 @@ int sys_read_value(struct soft_cpu *c, gva_t lin, u32 size, u64 *value);
 /* Atomically set bits in one byte. */
 int sys_set_bits(struct soft_cpu *c, gva_t lin, u8 bits);
 
-/* Host address of @len readable RAM bytes within one page, or NULL (device, page crossing, not mapped:
- * nothing is raised). */
+/* Host address of @len readable RAM bytes within one page, or NULL (device, page crossing, not
+ * mapped: nothing is raised). */
 u8 *guest_read_pointer(struct soft_cpu *c, gva_t lin, u32 len);
 
 /* Value of a register or memory operand in ModRM.rm, and the way back. */
@@ -219,9 +224,9 @@ int operand_write(struct soft_cpu *c, const struct insn *i, u32 reg_size, u32 me
 struct stack {
 	const struct cpu_segment *ss; /* NULL: 64-bit, no segmentation */
 	u64 sp;
-	u64 mask;    /* bits of rsp in use */
-	u32 access;  /* ACC_USER or 0 */
-	u32 error;   /* error code of #SS */
+	u64 mask;   /* bits of rsp in use */
+	u32 access; /* ACC_USER or 0 */
+	u32 error;  /* error code of #SS */
 };
 
 /* The current stack. */
@@ -322,8 +327,8 @@ static inline bool selector_is_null(u16 sel)
 }
 
 /*
- * Read the descriptor that @sel names. Outside its table: fault @vector with the selector and @ext as
- * error code. @sel is not null.
+ * Read the descriptor that @sel names. Outside its table: fault @vector with the selector and @ext
+ * as error code. @sel is not null.
  */
 int desc_read(struct soft_cpu *c, u16 sel, u8 vector, u32 ext, struct descriptor *d);
 /* desc_read() without the fault: false when it lies outside its table; *status as for reads. */
@@ -340,7 +345,8 @@ void seg_make_real(struct soft_cpu *c, u32 seg, u16 sel, struct cpu_segment *s);
 
 /* Load a data or stack segment register with all checks (MOV, POP, LDS ...). */
 int seg_load(struct soft_cpu *c, u32 seg, u16 sel);
-/* The same into *s, with @cpl, faults naming @vector for type errors (#GP, or #TS in task switches). */
+/* The same into *s, with @cpl, faults naming @vector for type errors (#GP, or #TS in task
+ * switches). */
 int seg_prepare(struct soft_cpu *c, u32 seg, u16 sel, u32 cpl, u8 vector, u32 ext,
 		struct cpu_segment *s);
 /* SS for an inner or outer stack: RPL and DPL must equal @cpl; #TS or #GP by @vector. */
@@ -370,7 +376,8 @@ int op_arpl(struct soft_cpu *c, const struct insn *i);
 
 /* ---- far.c ---- */
 
-/* Stack pointer and selector for privilege level @cpl out of the TSS (32- or 16-bit, not long mode). */
+/* Stack pointer and selector for privilege level @cpl out of the TSS (32- or 16-bit, not long
+ * mode). */
 int tss_read_stack(struct soft_cpu *c, u32 cpl, u32 ext, u16 *ss, u32 *esp);
 /* 64-bit TSS: quadword at @offset. */
 int tss_read_quad(struct soft_cpu *c, u32 offset, u32 ext, u64 *value);
@@ -385,9 +392,9 @@ int op_iret(struct soft_cpu *c, const struct insn *i);
 enum task_switch { TASK_JMP, TASK_CALL, TASK_IRET, TASK_GATE };
 
 /*
- * Hardware task switch to the TSS @sel. @next_rip is the address saved in the old task. With @has_error
- * the error code is pushed on the new stack. On return the CPU runs the new task. SOFT_FAULT after the
- * commit point is delivered in the new task's context.
+ * Hardware task switch to the TSS @sel. @next_rip is the address saved in the old task. With
+ * @has_error the error code is pushed on the new stack. On return the CPU runs the new task.
+ * SOFT_FAULT after the commit point is delivered in the new task's context.
  */
 int task_switch(struct soft_cpu *c, u16 sel, enum task_switch how, u64 next_rip, u32 ext,
 		bool has_error, u32 error);
@@ -402,8 +409,9 @@ enum event_kind {
 };
 
 /*
- * Deliver @vector with the return address @rip; faults on the way are delivered in turn, up to #DF and
- * shutdown. EVENT_SOFTWARE: such faults are returned as SOFT_FAULT, since they belong to the instruction.
+ * Deliver @vector with the return address @rip; faults on the way are delivered in turn, up to #DF
+ * and shutdown. EVENT_SOFTWARE: such faults are returned as SOFT_FAULT, since they belong to the
+ * instruction.
  */
 int event_deliver(struct soft_cpu *c, u8 vector, enum event_kind kind, u64 rip);
 
@@ -459,7 +467,8 @@ u8 insn_rep_prefix(const struct insn *i);
 /* The segment override among the prefixes, or @seg. */
 u32 insn_override(const struct insn *i, u32 seg);
 int exec_string(struct soft_cpu *c, const struct insn *i);
-/* One repetition of a string instruction is done: count, and stay on it while the count is not zero. */
+/* One repetition of a string instruction is done: count, and stay on it while the count is not
+ * zero. */
 void string_step(struct soft_cpu *c, const struct insn *i, bool more);
 
 /* ---- branch.c ---- */

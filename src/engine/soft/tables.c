@@ -172,8 +172,8 @@ int op_smsw(struct soft_cpu *c, const struct insn *i)
 }
 
 /*
- * The descriptor named by the operand of LAR, LSL, VERR or VERW, if there is one that CPL and RPL may
- * see. SOFT_OK and *found says which.
+ * The descriptor named by the operand of LAR, LSL, VERR or VERW, if there is one that CPL and RPL
+ * may see. SOFT_OK and *found says which.
  */
 static int find_visible(struct soft_cpu *c, const struct insn *i, struct descriptor *d, bool *found)
 {
@@ -199,8 +199,10 @@ static void set_zf(struct soft_cpu *c, bool on)
 	c->flags = on ? c->flags | RFLAGS_ZF : c->flags & ~RFLAGS_ZF;
 }
 
-/* System descriptor types, as bit masks, that LAR and LSL accept (SDM vol. 2, tables 3-53 and 3-58). */
-static bool type_is_listed(const struct soft_cpu *c, const struct descriptor *d, u32 legacy, u32 lng)
+/* System descriptor types, as bit masks, that LAR and LSL accept (SDM vol. 2, tables 3-53 and
+ * 3-58). */
+static bool type_is_listed(const struct soft_cpu *c, const struct descriptor *d, u32 legacy,
+			   u32 lng)
 {
 	return desc_is_segment(d) || ((in_long_mode(c) ? lng : legacy) >> desc_type(d) & 1);
 }

@@ -1,12 +1,12 @@
 /*
  * Hardware task switches with 32- and 16-bit TSSs (SDM vol. 3, chapter 7).
  *
- * Up to the commit point (all reads of the new TSS, all writes to memory) a fault belongs to the old
- * task. From then on the new task's registers are in place, and what its selectors do wrong is reported
- * there: the segment registers hold the selectors meanwhile, marked unusable.
+ * Up to the commit point (all reads of the new TSS, all writes to memory) a fault belongs to the
+ * old task. From then on the new task's registers are in place, and what its selectors do wrong is
+ * reported there: the segment registers hold the selectors meanwhile, marked unusable.
  *
- * The debug trap of a TSS with the T flag is not delivered here but before the next instruction, so that
- * a chain of such tasks cannot nest deliveries.
+ * The debug trap of a TSS with the T flag is not delivered here but before the next instruction, so
+ * that a chain of such tasks cannot nest deliveries.
  */
 #include "engine/soft/system.h"
 #include "engine/soft/util.h"
@@ -39,8 +39,8 @@ static bool tss_is_32bit(const struct cpu_segment *s)
 }
 
 /* Find and check the descriptor of the new TSS. */
-static int find_tss(struct soft_cpu *c, u16 sel, enum task_switch how, u32 ext, struct descriptor *d,
-		    struct cpu_segment *tr)
+static int find_tss(struct soft_cpu *c, u16 sel, enum task_switch how, u32 ext,
+		    struct descriptor *d, struct cpu_segment *tr)
 {
 	u8 vector = how == TASK_IRET ? VEC_TS : VEC_GP;
 	u32 error = (sel & 0xfffc) | ext, wanted = how == TASK_IRET ? TSS_BUSY_BIT : 0;
@@ -52,7 +52,8 @@ static int find_tss(struct soft_cpu *c, u16 sel, enum task_switch how, u32 ext, 
 	if (r != SOFT_OK)
 		return r;
 	/* Types 1, 3, 9 and 11 are TSSs; bit 1 says busy. */
-	if (desc_is_segment(d) || (desc_type(d) & 5) != 1 || (desc_type(d) & TSS_BUSY_BIT) != wanted)
+	if (desc_is_segment(d) || (desc_type(d) & 5) != 1 ||
+	    (desc_type(d) & TSS_BUSY_BIT) != wanted)
 		return soft_fault_code(c, vector, error);
 	if (!desc_is_present(d))
 		return soft_fault_code(c, VEC_NP, error);

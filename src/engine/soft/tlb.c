@@ -17,6 +17,9 @@
  * The indirect-branch table depends on where the pages it leads into were mapped. Those are in the
  * hashed set exec_pages; a flush of one of them removes the entries that lead into it.
  *
+ * The supervisor half is one per vCPU, not per context: what is not global in it is dropped on every
+ * MOV CR3, so that it always belongs to the current address space.
+ *
  * Threads: a context is changed by its vCPU's thread only, except that soft_drop_write_tags() may
  * empty write tags of any (see mmu.c for how it and filling exclude each other), and that
  * soft_ibt_flush_all() runs while the other vCPUs are kept out of translated code.
@@ -44,24 +47,24 @@ enum {
 
 /* ---- emptying ---- */
 
-static void tlb_reset(struct soft_ctx *ctx, u32 half)
+static void tlb_reset(struct soft_half *h)
 {
-	if (ctx->tlb_logged[half] > CTX_LOG)
+	if (h->tlb_logged > CTX_LOG)
 		for (u32 i = 0; i < TLB_SIZE; i++)
-			tlb_entry_clear(ctx, half, i);
+			tlb_entry_clear(h, i);
 	else
-		for (u32 n = 0; n < ctx->tlb_logged[half]; n++)
-			tlb_entry_clear(ctx, half, ctx->tlb_log[half][n]);
-	__atomic_store_n(&ctx->tlb_logged[half], 0, __ATOMIC_RELEASE);
+		for (u32 n = 0; n < h->tlb_logged; n++)
+			tlb_entry_clear(h, h->tlb_log[n]);
+	__atomic_store_n(&h->tlb_logged, 0, __ATOMIC_RELEASE);
+	h->local_logged = 0;
 }
 
-static void fetch_reset(struct soft_ctx *ctx)
+static void fetch_reset(struct soft_half *h)
 {
-	for (u32 half = 0; half < HALVES; half++)
-		for (u32 i = 0; i < FETCH_SIZE; i++)
-			ctx->fetch[half][i].tag = ~0ul;
+	for (u32 i = 0; i < FETCH_SIZE; i++)
+		h->fetch[i].tag = ~0ul;
 	for (u32 i = 0; i < 2; i++)
-		ctx->exec_large[i] = ctx->exec_huge[i] = 0;
+		h->exec_large[i] = h->exec_huge[i] = 0;
 }
 
 static void ibt_clear(struct soft_cpu *c, struct ibt_entry *e)
@@ -70,48 +73,71 @@ static void ibt_clear(struct soft_cpu *c, struct ibt_entry *e)
 	e->code = c->ibt_miss;
 }
 
-static void ibt_reset_half(struct soft_cpu *c, struct soft_ctx *ctx, u32 half)
+static void ibt_reset(struct soft_cpu *c, struct soft_half *h)
 {
-	if (ctx->ibt_logged[half] > CTX_LOG)
+	if (h->ibt_logged > CTX_LOG)
 		for (u32 i = 0; i < IBT_SIZE; i++)
-			ibt_clear(c, &ctx->ibt[half][i]);
+			ibt_clear(c, &h->ibt[i]);
 	else
-		for (u32 n = 0; n < ctx->ibt_logged[half]; n++)
-			ibt_clear(c, &ctx->ibt[half][ctx->ibt_log[half][n]]);
-	ctx->ibt_logged[half] = 0;
+		for (u32 n = 0; n < h->ibt_logged; n++)
+			ibt_clear(c, &h->ibt[h->ibt_log[n]]);
+	h->ibt_logged = 0;
+	soft_fill64(h->exec_pages, 0, ARRAY_SIZE(h->exec_pages));
 }
 
-static void ibt_reset(struct soft_cpu *c, struct soft_ctx *ctx)
+static void half_reset(struct soft_cpu *c, struct soft_half *h)
 {
-	for (u32 half = 0; half < HALVES; half++)
-		ibt_reset_half(c, ctx, half);
-	soft_fill64(ctx->exec_pages, 0, ARRAY_SIZE(ctx->exec_pages));
-}
-
-static void ctx_reset(struct soft_cpu *c, struct soft_ctx *ctx)
-{
-	for (u32 half = 0; half < HALVES; half++)
-		tlb_reset(ctx, half);
-	fetch_reset(ctx);
-	ibt_reset(c, ctx);
-	soft_fill64(ctx->write_pages, 0, ARRAY_SIZE(ctx->write_pages));
-	soft_fill64(ctx->large, 0, sizeof(ctx->large) / sizeof(u64));
+	tlb_reset(h);
+	fetch_reset(h);
+	ibt_reset(c, h);
+	h->local_code = false;
+	soft_fill64(h->write_pages, 0, ARRAY_SIZE(h->write_pages));
+	soft_fill64(h->large, 0, sizeof(h->large) / sizeof(u64));
 	for (u32 i = 0; i < 2; i++) {
-		ctx->huge[i] = 0;
-		ctx->has_global[i] = false;
+		h->huge[i] = 0;
+		h->has_global[i] = false;
 	}
 	c->counters[COUNT_CONTEXT_FLUSHES]++;
 }
 
-/* Zeroed memory is not an empty context: tag 0 is page 0. */
+/* Zeroed memory is not an empty table: tag 0 is page 0. */
+static void half_prepare(struct soft_cpu *c, struct soft_half *h)
+{
+	h->tlb_logged = h->ibt_logged = LOG_FULL;
+	half_reset(c, h);
+}
+
 static void ctx_prepare(struct soft_cpu *c, struct soft_ctx *ctx)
 {
 	if (ctx->ready)
 		return;
-	for (u32 half = 0; half < HALVES; half++)
-		ctx->tlb_logged[half] = ctx->ibt_logged[half] = LOG_FULL;
-	ctx_reset(c, ctx);
+	half_prepare(c, &ctx->user);
 	ctx->ready = true;
+}
+
+static void drop_if_local(struct soft_half *h, u32 i)
+{
+	if (h->tlb[i].local)
+		tlb_entry_clear(h, i);
+}
+
+/* The supervisor half loses what is not global: the address space changes. */
+static void drop_local(struct soft_cpu *c)
+{
+	struct soft_half *h = &c->super;
+
+	if (h->local_logged > CTX_LOG)
+		for (u32 i = 0; i < TLB_SIZE; i++)
+			drop_if_local(h, i);
+	else
+		for (u32 n = 0; n < h->local_logged; n++)
+			drop_if_local(h, h->local_log[n]);
+	h->local_logged = 0;
+	if (h->local_code) {
+		fetch_reset(h);
+		ibt_reset(c, h);
+		h->local_code = false;
+	}
 }
 
 /* ---- contexts ---- */
@@ -146,7 +172,7 @@ static struct soft_ctx *ctx_take(struct soft_cpu *c)
 		if (ctx_is_free(&c->contexts[i]) || c->contexts[i].last_used < best->last_used)
 			best = &c->contexts[i];
 	if (best->ready && !ctx_is_free(best))
-		ctx_reset(c, best);
+		half_reset(c, &best->user);
 	ctx_prepare(c, best);
 	return best;
 }
@@ -162,7 +188,8 @@ void soft_load_cr3(struct soft_cpu *c, u64 cr3, bool flush)
 	if (!ctx)
 		ctx = ctx_take(c);
 	else if (flush || !(c->cr4 & CR4_PCIDE))
-		ctx_reset(c, ctx);
+		half_reset(c, &ctx->user);
+	drop_local(c);
 	ctx->cr3 = (c->cr3 & ~CR3_PCID) | pcid;
 	ctx->last_used = ++c->counters[COUNT_CONTEXT_SWITCHES];
 	soft_ctx_use(c, ctx);
@@ -193,6 +220,7 @@ int soft_contexts_init(struct soft_cpu *c)
 	c->has_wrgsbase = getauxval(AT_HWCAP2) & HWCAP2_FSGSBASE;
 	for (u32 i = 0; i < SOFT_CONTEXTS; i++)
 		c->contexts[i].cr3 = CTX_FREE;
+	half_prepare(c, &c->super);
 	soft_load_cr3(c, c->cr3, true);
 	return 0;
 }
@@ -213,88 +241,83 @@ void soft_tlb_flush_all(struct soft_cpu *c)
 
 		if (ctx_is_free(ctx))
 			continue;
-		ctx_reset(c, ctx);
+		half_reset(c, &ctx->user);
 		if (ctx != c->ctx)
 			ctx->cr3 = CTX_FREE;
 	}
+	half_reset(c, &c->super);
 }
 
 void soft_tlb_flush_context(struct soft_cpu *c)
 {
-	ctx_reset(c, c->ctx);
+	half_reset(c, &c->ctx->user);
+	drop_local(c);
 }
 
-static void drop_if_large(struct soft_ctx *ctx, u32 half, u32 i, gva_t gva)
+static void drop_if_large(struct soft_half *h, u32 i, gva_t gva)
 {
-	const struct tlb_entry *e = &ctx->tlb[half][i];
+	const struct tlb_entry *e = &h->tlb[i];
 
-	if (e->tag_read != TLB_EMPTY(i) && e->shift > PAGE_SHIFT &&
-	    !((e->tag_read ^ gva) >> e->shift))
-		tlb_entry_clear(ctx, half, i);
+	if (e->tag_read != TLB_EMPTY(i) && e->shift > PAGE_SHIFT && !((e->tag_read ^ gva) >> e->shift))
+		tlb_entry_clear(h, i);
 }
 
 /* Drop all entries that come from a large page around @gva. */
-static void flush_large(struct soft_ctx *ctx, gva_t gva)
+static void flush_large(struct soft_half *h, gva_t gva)
 {
-	for (u32 half = 0; half < HALVES; half++) {
-		if (ctx->tlb_logged[half] > CTX_LOG)
-			for (u32 i = 0; i < TLB_SIZE; i++)
-				drop_if_large(ctx, half, i, gva);
-		else
-			for (u32 n = 0; n < ctx->tlb_logged[half]; n++)
-				drop_if_large(ctx, half, ctx->tlb_log[half][n], gva);
-	}
+	if (h->tlb_logged > CTX_LOG)
+		for (u32 i = 0; i < TLB_SIZE; i++)
+			drop_if_large(h, i, gva);
+	else
+		for (u32 n = 0; n < h->tlb_logged; n++)
+			drop_if_large(h, h->tlb_log[n], gva);
 }
 
-static bool has_large(const struct soft_ctx *ctx, gva_t gva)
+static bool has_large(const struct soft_half *h, gva_t gva)
 {
-	u32 half = address_half(gva);
+	u32 upper = address_half(gva);
 
-	return bitmap_test(ctx->large[half], large_bit(gva)) || ctx->huge[half] & huge_bit(gva);
+	return bitmap_test(h->large[upper], large_bit(gva)) || h->huge[upper] & huge_bit(gva);
 }
 
-static bool has_executed_large(const struct soft_ctx *ctx, gva_t gva)
+static bool has_executed_large(const struct soft_half *h, gva_t gva)
 {
-	u32 half = address_half(gva);
+	u32 upper = address_half(gva);
 
-	return ctx->exec_large[half] & exec_large_bit(gva) || ctx->exec_huge[half] & huge_bit(gva);
+	return h->exec_large[upper] & exec_large_bit(gva) || h->exec_huge[upper] & huge_bit(gva);
 }
 
 /* Remove indirect-branch entries in the page of @gva, from offset @from on. */
-static void ibt_drop_page(struct soft_cpu *c, struct soft_ctx *ctx, gva_t gva, u32 from)
+static void ibt_drop_page(struct soft_cpu *c, struct soft_half *h, gva_t gva, u32 from)
 {
 	u32 first = IBT_INDEX((gva & PAGE_MASK) + from), last = IBT_INDEX(gva | ~PAGE_MASK);
 
-	for (u32 half = 0; half < HALVES; half++)
-		for (u32 i = first; i <= last; i++) {
-			struct ibt_entry *e = &ctx->ibt[half][i];
+	for (u32 i = first; i <= last; i++) {
+		struct ibt_entry *e = &h->ibt[i];
 
-			if (!((e->gva ^ gva) & PAGE_MASK) && e->code != c->ibt_miss)
-				ibt_clear(c, e);
-		}
+		if (!((e->gva ^ gva) & PAGE_MASK) && e->code != c->ibt_miss)
+			ibt_clear(c, e);
+	}
 }
 
-static void ctx_flush_page(struct soft_cpu *c, struct soft_ctx *ctx, gva_t gva)
+static void half_flush_page(struct soft_cpu *c, struct soft_half *h, gva_t gva)
 {
+	struct soft_fetch_entry *f = &h->fetch[fetch_index(gva)];
 	u32 i = tlb_index(gva);
 
-	for (u32 half = 0; half < HALVES; half++) {
-		struct soft_fetch_entry *f = &ctx->fetch[half][fetch_index(gva)];
-
-		if (ctx->tlb[half][i].tag_read == (gva & PAGE_MASK))
-			tlb_entry_clear(ctx, half, i);
-		if (f->tag == (gva & PAGE_MASK))
-			f->tag = ~0ul;
-	}
-	if (has_large(ctx, gva))
-		flush_large(ctx, gva);
-	if (has_executed_large(ctx, gva)) {
-		fetch_reset(ctx);
-		ibt_reset(c, ctx);
-	} else if (bitmap_test(ctx->exec_pages, exec_page_bit(gva))) {
-		ibt_drop_page(c, ctx, gva, 0);
+	if (h->tlb[i].tag_read == (gva & PAGE_MASK))
+		tlb_entry_clear(h, i);
+	if (f->tag == (gva & PAGE_MASK))
+		f->tag = ~0ul;
+	if (has_large(h, gva))
+		flush_large(h, gva);
+	if (has_executed_large(h, gva)) {
+		fetch_reset(h);
+		ibt_reset(c, h);
+	} else if (bitmap_test(h->exec_pages, exec_page_bit(gva))) {
+		ibt_drop_page(c, h, gva, 0);
 		/* A block may straddle into this page with its last instruction. */
-		ibt_drop_page(c, ctx, gva - PAGE_SIZE, PAGE_SIZE - IBT_STRADDLE);
+		ibt_drop_page(c, h, gva - PAGE_SIZE, PAGE_SIZE - IBT_STRADDLE);
 	}
 }
 
@@ -304,14 +327,15 @@ static void flush_page_globally(struct soft_cpu *c, gva_t gva)
 	for (u32 i = 0; i < SOFT_CONTEXTS; i++) {
 		struct soft_ctx *ctx = &c->contexts[i];
 
-		if (ctx != c->ctx && !ctx_is_free(ctx) && ctx->has_global[address_half(gva)])
-			ctx_flush_page(c, ctx, gva);
+		if (ctx != c->ctx && !ctx_is_free(ctx) && ctx->user.has_global[address_half(gva)])
+			half_flush_page(c, &ctx->user, gva);
 	}
 }
 
 void soft_tlb_flush_page(struct soft_cpu *c, gva_t gva)
 {
-	ctx_flush_page(c, c->ctx, gva);
+	half_flush_page(c, &c->ctx->user, gva);
+	half_flush_page(c, &c->super, gva);
 	flush_page_globally(c, gva);
 }
 
@@ -322,11 +346,15 @@ void soft_invpcid(struct soft_cpu *c, u64 type, u64 pcid, gva_t gva)
 	switch (type) {
 	case 0: /* individual address */
 		if (ctx)
-			ctx_flush_page(c, ctx, gva);
+			half_flush_page(c, &ctx->user, gva);
+		if (ctx == c->ctx)
+			half_flush_page(c, &c->super, gva);
 		break;
 	case 1: /* single context */
 		if (ctx)
-			ctx_reset(c, ctx);
+			half_reset(c, &ctx->user);
+		if (ctx == c->ctx)
+			drop_local(c);
 		break;
 	default: /* all contexts; with (2) or without (3) global translations */
 		soft_tlb_flush_all(c);
@@ -336,26 +364,26 @@ void soft_invpcid(struct soft_cpu *c, u64 type, u64 pcid, gva_t gva)
 
 /* ---- write tags ---- */
 
-static void drop_write_tag(struct soft_ctx *ctx, u32 half, u32 i, u64 host)
+static void drop_write_tag(struct soft_half *h, u32 i, u64 host)
 {
-	struct tlb_entry *e = &ctx->tlb[half][i];
+	struct tlb_entry *e = &h->tlb[i];
 
 	if (__atomic_load_n(&e->host, __ATOMIC_RELAXED) == host)
 		tlb_set_tag(&e->tag_write, TLB_EMPTY(i));
 }
 
-static void ctx_drop_write_tags(struct soft_ctx *ctx, u64 host)
+static void half_drop_write_tags(struct soft_half *h, u64 page, u64 host)
 {
-	for (u32 half = 0; half < HALVES; half++) {
-		u32 logged = __atomic_load_n(&ctx->tlb_logged[half], __ATOMIC_ACQUIRE);
+	u32 logged = __atomic_load_n(&h->tlb_logged, __ATOMIC_ACQUIRE);
 
-		if (logged > CTX_LOG)
-			for (u32 i = 0; i < TLB_SIZE; i++)
-				drop_write_tag(ctx, half, i, host);
-		else
-			for (u32 n = 0; n < logged; n++)
-				drop_write_tag(ctx, half, ctx->tlb_log[half][n], host);
-	}
+	if (!bitmap_test(h->write_pages, write_page_bit(page)))
+		return;
+	if (logged > CTX_LOG)
+		for (u32 i = 0; i < TLB_SIZE; i++)
+			drop_write_tag(h, i, host);
+	else
+		for (u32 n = 0; n < logged; n++)
+			drop_write_tag(h, h->tlb_log[n], host);
 }
 
 void soft_drop_write_tags(struct soft_vm *vm, u64 page, u8 *host)
@@ -363,50 +391,55 @@ void soft_drop_write_tags(struct soft_vm *vm, u64 page, u8 *host)
 	/* After the flags that forbid new tags were set and before the tags are looked at. */
 	__atomic_thread_fence(__ATOMIC_SEQ_CST);
 	for (u32 n = 0; n < vm->cpus; n++) {
-		if (!vm->cpu[n])
-			continue;
-		for (u32 i = 0; i < SOFT_CONTEXTS; i++) {
-			struct soft_ctx *ctx = &vm->cpu[n]->contexts[i];
+		struct soft_cpu *c = vm->cpu[n];
 
-			if (!ctx_is_free(ctx) &&
-			    bitmap_test(ctx->write_pages, write_page_bit(page)))
-				ctx_drop_write_tags(ctx, (u64)host);
-		}
+		if (!c)
+			continue;
+		half_drop_write_tags(&c->super, page, (u64)host);
+		for (u32 i = 0; i < SOFT_CONTEXTS; i++)
+			if (!ctx_is_free(&c->contexts[i]))
+				half_drop_write_tags(&c->contexts[i].user, page, (u64)host);
 	}
 }
 
 /* ---- the indirect-branch table ---- */
 
-void soft_ibt_note_page(struct soft_cpu *c, gva_t gva)
+void soft_ibt_note_page(struct soft_cpu *c, u32 half, gva_t gva)
 {
-	bitmap_set(c->ctx->exec_pages, exec_page_bit(gva));
+	bitmap_set(soft_half(c, half)->exec_pages, exec_page_bit(gva));
 }
 
 void soft_ibt_insert(struct soft_cpu *c, u32 half, u32 mode, gva_t gva, u64 code)
 {
-	struct soft_ctx *ctx = c->ctx;
+	struct soft_half *h = soft_half(c, half);
 	u32 i = IBT_INDEX(gva);
-	struct ibt_entry *e = &ctx->ibt[half][i];
+	struct ibt_entry *e = &h->ibt[i];
 
-	if (ctx->ibt_mode[half] != mode) {
-		ibt_reset_half(c, ctx, half);
-		ctx->ibt_mode[half] = mode;
+	if (h->ibt_mode != mode) {
+		ibt_reset(c, h);
+		h->ibt_mode = mode;
 	}
 	if (e->code == c->ibt_miss) {
-		if (ctx->ibt_logged[half] < CTX_LOG)
-			ctx->ibt_log[half][ctx->ibt_logged[half]++] = (u16)i;
+		if (h->ibt_logged < CTX_LOG)
+			h->ibt_log[h->ibt_logged++] = (u16)i;
 		else
-			ctx->ibt_logged[half] = LOG_FULL;
+			h->ibt_logged = LOG_FULL;
 	}
 	e->gva = gva;
 	e->code = code;
-	soft_ibt_note_page(c, gva);
+	soft_ibt_note_page(c, half, gva);
 }
 
 void soft_ibt_flush_all(struct soft_vm *vm)
 {
-	for (u32 n = 0; n < vm->cpus; n++)
-		for (u32 i = 0; vm->cpu[n] && i < SOFT_CONTEXTS; i++)
-			if (vm->cpu[n]->contexts[i].ready)
-				ibt_reset(vm->cpu[n], &vm->cpu[n]->contexts[i]);
+	for (u32 n = 0; n < vm->cpus; n++) {
+		struct soft_cpu *c = vm->cpu[n];
+
+		if (!c)
+			continue;
+		ibt_reset(c, &c->super);
+		for (u32 i = 0; i < SOFT_CONTEXTS; i++)
+			if (c->contexts[i].ready)
+				ibt_reset(c, &c->contexts[i].user);
+	}
 }

@@ -35,24 +35,24 @@ static inline void tlb_set_tag(u64 *tag, u64 value)
 	__atomic_store_n(tag, value, __ATOMIC_RELEASE);
 }
 
-static inline void tlb_entry_clear(struct soft_ctx *ctx, u32 half, u32 i)
+static inline void tlb_entry_clear(struct soft_half *h, u32 i)
 {
-	struct tlb_entry *e = &ctx->tlb[half][i];
+	struct tlb_entry *e = &h->tlb[i];
 
 	tlb_set_tag(&e->tag_write, TLB_EMPTY(i));
 	tlb_set_tag(&e->tag_read, TLB_EMPTY(i));
 }
 
-/* Position of RAM page @page in soft_ctx.write_pages. */
+/* Position of RAM page @page in soft_half.write_pages. */
 static inline u32 write_page_bit(u64 page)
 {
-	return page % (64 * ARRAY_SIZE(((struct soft_ctx *)0)->write_pages));
+	return page % (64 * ARRAY_SIZE(((struct soft_half *)0)->write_pages));
 }
 
 /* Positions in the sets of large regions. */
 static inline u32 large_bit(gva_t gva)
 {
-	return (gva >> 21) % (64 * ARRAY_SIZE(((struct soft_ctx *)0)->large[0]));
+	return (gva >> 21) % (64 * ARRAY_SIZE(((struct soft_half *)0)->large[0]));
 }
 
 static inline u64 exec_large_bit(gva_t gva)
@@ -65,13 +65,13 @@ static inline u64 huge_bit(gva_t gva)
 	return BIT((gva >> 30) % 64);
 }
 
-/* Position of a virtual page in soft_ctx.exec_pages: libraries lie far apart, so higher bits count.
+/* Position of a virtual page in soft_half.exec_pages: libraries lie far apart, so higher bits count.
  */
 static inline u32 exec_page_bit(gva_t gva)
 {
 	u64 vpn = gva >> PAGE_SHIFT;
 
-	return (vpn ^ vpn >> 12) % (64 * ARRAY_SIZE(((struct soft_ctx *)0)->exec_pages));
+	return (vpn ^ vpn >> 12) % (64 * ARRAY_SIZE(((struct soft_half *)0)->exec_pages));
 }
 
 static inline void bitmap_set(u64 *map, u32 bit)

@@ -326,12 +326,11 @@ static void emit_poll(struct translation *t)
 static void emit_entries(struct translation *t)
 {
 	struct emit *e = &t->hot, *cold = &t->cold;
-	s32 disp = (s32)(offsetof(struct soft_ctx, ibt) + t->half * sizeof(struct ibt_entry) * IBT_SIZE +
-			 offsetof(struct ibt_entry, gva));
+	const u32 off = offsetof(struct soft_half, ibt) + offsetof(struct ibt_entry, gva);
 	u8 *miss;
 
 	t->b->code = emit_here(e);
-	emit_gs_op(e, 0x8b, HOST_S2, HOST_S2, 8, disp);
+	emit_half_op(e, t->half, 0x8b, HOST_S2, HOST_S2, 8, off);
 	miss = emit_unless_same(e);
 	emit_patch(e, miss, emit_here(cold));
 	emit_mov(cold, RCX, HOST_S2);

@@ -1,14 +1,15 @@
 /*
- * Vector memory operands of which only some elements are accessed: EVEX masks, VMASKMOV, MASKMOVDQU,
- * gathers and scatters.
+ * Vector memory operands of which only some elements are accessed: EVEX masks, VMASKMOV,
+ * MASKMOVDQU, gathers and scatters.
  *
- * Elements that are masked off must not fault (SDM vol. 2, 2.7.7). As long as the whole operand lies in
- * one accessible page the instruction runs natively on it. Otherwise the elements that the mask selects
- * are moved one by one between guest memory and a bounce buffer, and the instruction runs on that.
+ * Elements that are masked off must not fault (SDM vol. 2, 2.7.7). As long as the whole operand
+ * lies in one accessible page the instruction runs natively on it. Otherwise the elements that the
+ * mask selects are moved one by one between guest memory and a bounce buffer, and the instruction
+ * runs on that.
  *
- * Gathers and scatters are carried out element by element on the parked register image; each completed
- * element clears its mask bit, so that a fault leaves the architected partial result behind (SDM vol. 2,
- * VGATHERDPS).
+ * Gathers and scatters are carried out element by element on the parked register image; each
+ * completed element clears its mask bit, so that a fault leaves the architected partial result
+ * behind (SDM vol. 2, VGATHERDPS).
  */
 #include "engine/soft/system.h"
 #include "engine/soft/util.h"
@@ -123,32 +124,42 @@ static u32 vsib_index(const struct insn *i)
 static bool is_compressed(const struct insn *i)
 {
 	switch (i->mnemonic) {
-	case ZYDIS_MNEMONIC_VCOMPRESSPS: case ZYDIS_MNEMONIC_VCOMPRESSPD:
-	case ZYDIS_MNEMONIC_VPCOMPRESSB: case ZYDIS_MNEMONIC_VPCOMPRESSW:
-	case ZYDIS_MNEMONIC_VPCOMPRESSD: case ZYDIS_MNEMONIC_VPCOMPRESSQ:
-	case ZYDIS_MNEMONIC_VEXPANDPS: case ZYDIS_MNEMONIC_VEXPANDPD:
-	case ZYDIS_MNEMONIC_VPEXPANDB: case ZYDIS_MNEMONIC_VPEXPANDW:
-	case ZYDIS_MNEMONIC_VPEXPANDD: case ZYDIS_MNEMONIC_VPEXPANDQ:
-		return true;
-	default:
-		return false;
+	case ZYDIS_MNEMONIC_VCOMPRESSPS:
+	case ZYDIS_MNEMONIC_VCOMPRESSPD:
+	case ZYDIS_MNEMONIC_VPCOMPRESSB:
+	case ZYDIS_MNEMONIC_VPCOMPRESSW:
+	case ZYDIS_MNEMONIC_VPCOMPRESSD:
+	case ZYDIS_MNEMONIC_VPCOMPRESSQ:
+	case ZYDIS_MNEMONIC_VEXPANDPS:
+	case ZYDIS_MNEMONIC_VEXPANDPD:
+	case ZYDIS_MNEMONIC_VPEXPANDB:
+	case ZYDIS_MNEMONIC_VPEXPANDW:
+	case ZYDIS_MNEMONIC_VPEXPANDD:
+	case ZYDIS_MNEMONIC_VPEXPANDQ: return true;
+	default: return false;
 	}
 }
 
 static bool is_broadcast(const struct insn *i)
 {
 	switch (i->mnemonic) {
-	case ZYDIS_MNEMONIC_VBROADCASTSS: case ZYDIS_MNEMONIC_VBROADCASTSD:
-	case ZYDIS_MNEMONIC_VBROADCASTF32X2: case ZYDIS_MNEMONIC_VBROADCASTF32X4:
-	case ZYDIS_MNEMONIC_VBROADCASTF32X8: case ZYDIS_MNEMONIC_VBROADCASTF64X2:
-	case ZYDIS_MNEMONIC_VBROADCASTF64X4: case ZYDIS_MNEMONIC_VBROADCASTI32X2:
-	case ZYDIS_MNEMONIC_VBROADCASTI32X4: case ZYDIS_MNEMONIC_VBROADCASTI32X8:
-	case ZYDIS_MNEMONIC_VBROADCASTI64X2: case ZYDIS_MNEMONIC_VBROADCASTI64X4:
-	case ZYDIS_MNEMONIC_VPBROADCASTB: case ZYDIS_MNEMONIC_VPBROADCASTW:
-	case ZYDIS_MNEMONIC_VPBROADCASTD: case ZYDIS_MNEMONIC_VPBROADCASTQ:
-		return true;
-	default:
-		return vex_byte(i, 3) & 0x10; /* EVEX.b: {1toN} */
+	case ZYDIS_MNEMONIC_VBROADCASTSS:
+	case ZYDIS_MNEMONIC_VBROADCASTSD:
+	case ZYDIS_MNEMONIC_VBROADCASTF32X2:
+	case ZYDIS_MNEMONIC_VBROADCASTF32X4:
+	case ZYDIS_MNEMONIC_VBROADCASTF32X8:
+	case ZYDIS_MNEMONIC_VBROADCASTF64X2:
+	case ZYDIS_MNEMONIC_VBROADCASTF64X4:
+	case ZYDIS_MNEMONIC_VBROADCASTI32X2:
+	case ZYDIS_MNEMONIC_VBROADCASTI32X4:
+	case ZYDIS_MNEMONIC_VBROADCASTI32X8:
+	case ZYDIS_MNEMONIC_VBROADCASTI64X2:
+	case ZYDIS_MNEMONIC_VBROADCASTI64X4:
+	case ZYDIS_MNEMONIC_VPBROADCASTB:
+	case ZYDIS_MNEMONIC_VPBROADCASTW:
+	case ZYDIS_MNEMONIC_VPBROADCASTD:
+	case ZYDIS_MNEMONIC_VPBROADCASTQ: return true;
+	default: return vex_byte(i, 3) & 0x10; /* EVEX.b: {1toN} */
 	}
 }
 
@@ -233,8 +244,8 @@ static int store_elements(struct soft_cpu *c, const struct insn *i, u64 active, 
 static int masked_by_elements(struct soft_cpu *c, const struct insn *i)
 {
 	u32 elements = i->mem_size / MAX(i->mem_elem, 1u);
-	u8 *buf = soft_interp(c)->bounce +
-		  (seg_linear_unchecked(c, i->seg, insn_offset(c, i)) & 63);
+	u8 *buf =
+		soft_interp(c)->bounce + (seg_linear_unchecked(c, i->seg, insn_offset(c, i)) & 63);
 	u64 active;
 	int r;
 
@@ -262,10 +273,9 @@ static void *masked_pointer(struct soft_cpu *c, const struct insn *i)
 	    (lin & ~PAGE_MASK) + i->mem_size > PAGE_SIZE)
 		return NULL;
 	if (i->mem_write)
-		return soft_pin_write(c, lin, i->mem_size, soft_acc(c, ACC_WRITE), &host) ==
-				       SOFT_OK ?
-			       host :
-			       NULL;
+		return soft_pin_write(c, lin, i->mem_size, soft_acc(c, ACC_WRITE), &host) == SOFT_OK
+			       ? host
+			       : NULL;
 	host = guest_read_pointer(c, lin, i->mem_size);
 	if (!host && soft_tlb_fill(c, lin, soft_acc(c, ACC_READ), &filled) == SOFT_OK && filled)
 		host = guest_read_pointer(c, lin, i->mem_size);
@@ -312,8 +322,8 @@ static int maskmov_store(struct soft_cpu *c, const struct insn *i, const u8 *dat
 			continue;
 		r = seg_linear(c, seg, (c->r[RDI] + n) & size_mask(i->addrsize), 1, true, &lin);
 		if (r == SOFT_OK)
-			r = probe ? guest_probe_write(c, lin, 1, &device) :
-				    guest_write(c, lin, &data[n], 1);
+			r = probe ? guest_probe_write(c, lin, 1, &device)
+				  : guest_write(c, lin, &data[n], 1);
 	}
 	return r;
 }
@@ -406,7 +416,8 @@ static void vsib_complete(struct soft_cpu *c, const struct vsib *v, u32 n)
 
 static int vsib_element(struct soft_cpu *c, const struct insn *i, const struct vsib *v, u32 n)
 {
-	u64 index = soft_load(image_vector(c, v->index, n * v->index_size), v->index_size), off, value;
+	u64 index = soft_load(image_vector(c, v->index, n * v->index_size), v->index_size), off,
+	    value;
 	u8 *data = image_vector(c, v->reg, n * v->data_size);
 	gva_t lin;
 	int r;

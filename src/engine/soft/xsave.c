@@ -1,13 +1,14 @@
 /*
  * XSAVE, XSAVEOPT, XRSTOR, FXSAVE and FXRSTOR, run natively (SDM vol. 1, chapter 13; 10.5).
  *
- * Saving goes straight to guest memory where the image lies in one writable page: a save never faults on
- * what the memory holds. Restoring always goes through a private copy, because the host's instruction
- * faults on reserved bits, and another processor could set them between our check and its execution.
+ * Saving goes straight to guest memory where the image lies in one writable page: a save never
+ * faults on what the memory holds. Restoring always goes through a private copy, because the host's
+ * instruction faults on reserved bits, and another processor could set them between our check and
+ * its execution.
  *
- * The image has the host's layout, which is the one the CPU model shows. Outside 64-bit mode registers
- * 8 to 15 (and 16 to 31) are neither saved nor restored; the host's instruction, which runs in 64-bit
- * mode, does both, so their bytes are put back.
+ * The image has the host's layout, which is the one the CPU model shows. Outside 64-bit mode
+ * registers 8 to 15 (and 16 to 31) are neither saved nor restored; the host's instruction, which
+ * runs in 64-bit mode, does both, so their bytes are put back.
  */
 #include "engine/soft/system.h"
 #include "engine/soft/util.h"
@@ -16,7 +17,7 @@
 
 enum {
 	FX_SIZE = 512,
-	FX_X87 = 160,         /* end of the x87 part */
+	FX_X87 = 160, /* end of the x87 part */
 	FX_XMM8 = 288,
 	FX_XMM_END = 416,
 	FX_MXCSR = 24,
@@ -159,7 +160,8 @@ int op_xsave(struct soft_cpu *c, const struct insn *i)
 }
 
 /* Would the host's XRSTOR of @components from @image fault? (SDM vol. 1, 13.8.1, standard form) */
-static bool image_is_valid(const struct soft_cpu *c, const u8 *image, u64 components, u32 mxcsr_mask)
+static bool image_is_valid(const struct soft_cpu *c, const u8 *image, u64 components,
+			   u32 mxcsr_mask)
 {
 	u64 present = soft_load(image + XSAVE_HEADER, 8);
 
@@ -189,8 +191,8 @@ static int read_image(struct soft_cpu *c, const struct insn *i, u64 components, 
 		return SOFT_OK;
 	r = insn_linear(c, i, extent, false, &lin);
 	return r == SOFT_OK ? guest_read(c, lin + XSAVE_EXTENDED, image + XSAVE_EXTENDED,
-					 extent - XSAVE_EXTENDED) :
-			      r;
+					 extent - XSAVE_EXTENDED)
+			    : r;
 }
 
 int op_xrstor(struct soft_cpu *c, const struct insn *i)
@@ -215,7 +217,8 @@ int op_xrstor(struct soft_cpu *c, const struct insn *i)
 
 /* ---- FXSAVE, FXRSTOR ---- */
 
-/* End of what is saved: 32-bit code has eight XMM registers, EFER.FFXSR leaves them out (APM vol. 2). */
+/* End of what is saved: 32-bit code has eight XMM registers, EFER.FFXSR leaves them out (APM vol.
+ * 2). */
 static u32 fx_extent(const struct soft_cpu *c)
 {
 	if (!soft_is_64bit(c))
