@@ -250,6 +250,7 @@ static int prepare(struct diff *d, regex_t *only)
 {
 	struct itimerval tick = {.it_interval.tv_sec = 1, .it_value.tv_sec = 1};
 	struct sigaction sa = {.sa_handler = on_tick, .sa_flags = SA_ONSTACK | SA_RESTART};
+	int r;
 
 	d->gen = allocate(sizeof(*d->gen));
 	d->t = allocate(sizeof(*d->t));
@@ -257,8 +258,13 @@ static int prepare(struct diff *d, regex_t *only)
 	d->other = allocate(sizeof(*d->other));
 	d->memory = allocate(MEMORY_BYTES);
 	d->guest = guest_create(&d->layout);
-	if (!d->guest || native_init(&d->layout) < 0)
+	if (!d->guest)
 		return 2;
+	r = native_init(&d->layout);
+	if (r < 0) {
+		fprintf(stderr, "diff: cannot run code natively: %s\n", strerror(-r));
+		return 2;
+	}
 	current = d;
 	native_on_crash(on_crash);
 	generator_init(d->gen, d->opt.seed, &d->layout);

@@ -11,6 +11,9 @@
  * sequence and back as the first thing afterwards, so nothing here may use thread-local storage in between
  * (no stack protector).
  *
+ * A sequence may overwrite itself and become anything, a system call for instance: those are refused by
+ * the kernel where they come from the code region.
+ *
  * Signal handlers have no argument: the state they share with native_run() is this file's static data.
  */
 #include "diff.h"
@@ -19,6 +22,7 @@
 #include <signal.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <ucontext.h>
 
 enum {
@@ -32,7 +36,7 @@ enum {
 
 #define FLAGS_LOADED (RFLAGS_ARITH | RFLAGS_DF | RFLAGS_IF | RFLAGS_ONE)
 
-static const int signals[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP};
+static const int signals[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGSYS};
 
 enum phase { PHASE_IDLE, PHASE_LAUNCH, PHASE_RUN };
 
@@ -141,10 +145,20 @@ static void pass_on(int sig, siginfo_t *info, void *context)
 	signal(sig, SIG_DFL);
 }
 
+/* The sequence may have set AC, which makes misaligned accesses fault, and NT. */
+static void clear_flags(void)
+{
+	__asm__ volatile("pushfq\n\tandq %0, (%%rsp)\n\tpopfq"
+			 :
+			 : "i"((s32)~(RFLAGS_AC | RFLAGS_NT))
+			 : "memory", "cc");
+}
+
 static void on_signal(int sig, siginfo_t *info, void *context)
 {
 	u64 fs_base = read_fs_base();
 
+	clear_flags();
 	switch (native.phase) {
 	case PHASE_RUN:
 		write_fs_base(native.fs_base);
@@ -188,6 +202,15 @@ static int take_signals(void)
 	return 0;
 }
 
+static int refuse_system_calls(void)
+{
+	const u64 end = CODE_BASE + CODE_PAGES * PAGE_SIZE;
+
+	return prctl(PR_SET_SYSCALL_USER_DISPATCH, PR_SYS_DISPATCH_ON, end, BIT(47) - end, 0) < 0 ?
+		       -errno :
+		       0;
+}
+
 int native_init(const struct layout *layout)
 {
 	int r = map_regions();
@@ -196,6 +219,8 @@ int native_init(const struct layout *layout)
 	native.fs_base = read_fs_base();
 	if (r == 0)
 		r = take_signals();
+	if (r == 0)
+		r = refuse_system_calls();
 	/* Compatibility mode uses them; 64-bit code does not care. */
 	__asm__ volatile("mov %0, %%ds\n\tmov %0, %%es" : : "r"(USER_DS));
 	return r;
