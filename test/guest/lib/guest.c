@@ -116,6 +116,8 @@ static void reset_tables(void)
 
 void environment_reset(void)
 {
+	static const u32 mxcsr = 0x1f80;
+
 	cli();
 	trap_hook = NULL;
 	write_dr7(0x400);
@@ -126,6 +128,7 @@ void environment_reset(void)
 	page_reset();
 	reset_tables();
 	__asm__ volatile("lldt %w0" : : "r"(0));
+	__asm__ volatile("fninit; ldmxcsr %0" : : "m"(mxcsr));
 	write_cr8(0);
 }
 
