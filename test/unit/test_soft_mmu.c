@@ -19,6 +19,7 @@
 enum { PML4 = 0x1000, PDPT = 0x2000, PD = 0x3000, PT = 0x4000, OTHER_PML4 = 0x5000 };
 #define PAGE   0x40000000ul
 #define LARGE  0x40200000ul
+#define ALIAS  0x40400000ul /* hashes to the entries of PAGE */
 #define DATA   0x20000ul
 #define DEVICE 0xfec00000ul
 #define ROM    0xfff00000ul
@@ -29,6 +30,7 @@ struct fixture {
 	struct cpuid_model cpuid;
 	struct soft_vm vm;
 	struct soft_cpu c;
+	u32 access; /* ACC_USER: read8() and its like act in user mode */
 	u32 stores; /* calls of soft_code_stored() */
 	u64 stored_page;
 	u32 stored_offset, stored_len;
@@ -103,6 +105,7 @@ static int setup(void **state)
 	put(f, PDPT + 8, PD | ALL);
 	put(f, PD, PT | ALL);
 	put(f, PD + 8, 0 | ALL | PTE_PS);
+	put(f, PD + 16, PT | ALL);
 	for (u32 n = 0; n < 16; n++)
 		map_page(f, n, (DATA + n * PAGE_SIZE) | ALL);
 	assert_int_equal(soft_contexts_init(c), 0);
@@ -123,7 +126,7 @@ static int teardown(void **state)
 
 static struct tlb_entry *entry(struct fixture *f, gva_t gva)
 {
-	return &soft_half(&f->c, HALF_SUPER)->tlb[tlb_index(gva)];
+	return &soft_half(&f->c, tlb_half(f->access))->tlb[tlb_index(gva)];
 }
 
 static bool can_read(struct fixture *f, gva_t gva)
@@ -140,13 +143,13 @@ static u64 read8(struct fixture *f, gva_t gva)
 {
 	u64 value;
 
-	assert_int_equal(soft_read(&f->c, gva, &value, 8, ACC_READ), SOFT_OK);
+	assert_int_equal(soft_read(&f->c, gva, &value, 8, ACC_READ | f->access), SOFT_OK);
 	return value;
 }
 
 static void write8(struct fixture *f, gva_t gva, u64 value)
 {
-	assert_int_equal(soft_write(&f->c, gva, &value, 8, ACC_WRITE), SOFT_OK);
+	assert_int_equal(soft_write(&f->c, gva, &value, 8, ACC_WRITE | f->access), SOFT_OK);
 }
 
 static void assert_fault(struct fixture *f, int status, u64 cr2, u32 error)
@@ -459,24 +462,31 @@ static void many_entries_overflow_the_log(void **state)
 {
 	struct fixture *f = *state;
 
-	for (u32 n = 0; n < 512; n++)
-		read8(f, LARGE + n * PAGE_SIZE);
-	assert_true(soft_half(&f->c, HALF_SUPER)->tlb_logged > CTX_LOG);
-	soft_tlb_flush_context(&f->c);
-	for (u32 n = 0; n < 512; n++)
-		assert_false(can_read(f, LARGE + n * PAGE_SIZE));
-	assert_int_equal(soft_half(&f->c, HALF_SUPER)->tlb_logged, 0);
-	read8(f, LARGE);
-	assert_int_equal(soft_half(&f->c, HALF_SUPER)->tlb_logged, 1);
+	for (u32 half = 0; half < HALVES; half++) {
+		f->access = half == HALF_USER ? ACC_USER : 0;
+		for (u32 n = 0; n < 512; n++)
+			read8(f, LARGE + n * PAGE_SIZE);
+		assert_true(soft_half(&f->c, half)->tlb_logged > CTX_LOG);
+		soft_tlb_flush_context(&f->c);
+		for (u32 n = 0; n < 512; n++)
+			assert_false(can_read(f, LARGE + n * PAGE_SIZE));
+		soft_tlb_flush_all(&f->c);
+		assert_int_equal(soft_half(&f->c, half)->tlb_logged, 0);
+		read8(f, LARGE);
+		assert_int_equal(soft_half(&f->c, half)->tlb_logged, 1);
+	}
 }
 
 static void mov_cr3_without_pcids_flushes(void **state)
 {
 	struct fixture *f = *state;
 
-	read8(f, PAGE);
-	soft_load_cr3(&f->c, PML4, true);
-	assert_false(can_read(f, PAGE));
+	for (u32 half = 0; half < HALVES; half++) {
+		f->access = half == HALF_USER ? ACC_USER : 0;
+		read8(f, PAGE);
+		soft_load_cr3(&f->c, PML4, true);
+		assert_false(can_read(f, PAGE));
+	}
 }
 
 static void pcids_keep_their_entries(void **state)
@@ -484,6 +494,7 @@ static void pcids_keep_their_entries(void **state)
 	struct fixture *f = *state;
 	struct soft_cpu *c = &f->c;
 
+	f->access = ACC_USER;
 	c->cr4 |= CR4_PCIDE;
 	soft_load_cr3(c, PML4 | 1, true);
 	read8(f, PAGE);
@@ -509,6 +520,7 @@ static void more_pcids_than_contexts(void **state)
 	struct fixture *f = *state;
 	struct soft_cpu *c = &f->c;
 
+	f->access = ACC_USER;
 	c->cr4 |= CR4_PCIDE;
 	for (u32 pcid = 1; pcid <= 2 * SOFT_CONTEXTS; pcid++) {
 		soft_load_cr3(c, PML4 | pcid, false);
@@ -531,6 +543,7 @@ static void invlpg_drops_global_entries_everywhere(void **state)
 	struct fixture *f = *state;
 	struct soft_cpu *c = &f->c;
 
+	f->access = ACC_USER;
 	c->cr4 |= CR4_PCIDE;
 	map_page(f, 0, DATA | ALL | PTE_G);
 	soft_load_cr3(c, PML4 | 1, true);
@@ -546,6 +559,7 @@ static void drops_reach_other_contexts(void **state)
 	struct fixture *f = *state;
 	struct soft_cpu *c = &f->c;
 
+	f->access = ACC_USER;
 	c->cr4 |= CR4_PCIDE;
 	soft_load_cr3(c, PML4 | 1, true);
 	write8(f, PAGE, 1);
@@ -553,6 +567,55 @@ static void drops_reach_other_contexts(void **state)
 	soft_drop_write_tags(&f->vm, DATA / PAGE_SIZE, ram(f, DATA));
 	soft_load_cr3(c, PML4 | 1, false);
 	assert_true(can_read(f, PAGE) && !can_write(f, PAGE));
+}
+
+static void supervisor_half_keeps_global_pages(void **state)
+{
+	struct fixture *f = *state;
+	struct soft_cpu *c = &f->c;
+
+	c->cr4 |= CR4_PCIDE;
+	map_page(f, 1, (DATA + PAGE_SIZE) | ALL | PTE_G);
+	soft_load_cr3(c, PML4 | 1, true);
+	read8(f, PAGE);
+	read8(f, PAGE + PAGE_SIZE);
+	soft_load_cr3(c, OTHER_PML4 | 2 | CR3_NOFLUSH, false);
+	assert_false(can_read(f, PAGE));
+	assert_true(can_read(f, PAGE + PAGE_SIZE));
+	soft_tlb_flush_page(c, PAGE + PAGE_SIZE);
+	assert_false(can_read(f, PAGE + PAGE_SIZE));
+	/* The other context's pages are not those of the current one. */
+	read8(f, PAGE);
+	soft_invpcid(c, 1, 1, 0);
+	assert_true(can_read(f, PAGE));
+	soft_invpcid(c, 0, 2, PAGE);
+	assert_false(can_read(f, PAGE));
+	/* An entry that was local and became global stays. */
+	map_page(f, 1, (DATA + PAGE_SIZE) | ALL);
+	read8(f, ALIAS + PAGE_SIZE);
+	map_page(f, 1, (DATA + PAGE_SIZE) | ALL | PTE_G);
+	read8(f, PAGE + PAGE_SIZE);
+	soft_load_cr3(c, PML4 | 1 | CR3_NOFLUSH, false);
+	assert_true(can_read(f, PAGE + PAGE_SIZE));
+	soft_load_cr3(c, PML4 | 1, true);
+	assert_true(can_read(f, PAGE + PAGE_SIZE));
+	soft_tlb_flush_all(c);
+	assert_false(can_read(f, PAGE + PAGE_SIZE));
+}
+
+static void many_local_pages_are_dropped(void **state)
+{
+	struct fixture *f = *state;
+
+	map_page(f, 1, (DATA + PAGE_SIZE) | ALL | PTE_G);
+	read8(f, PAGE + PAGE_SIZE);
+	for (u32 n = 0; n < 512; n++)
+		read8(f, LARGE + n * PAGE_SIZE);
+	assert_true(soft_half(&f->c, HALF_SUPER)->local_logged > CTX_LOG);
+	soft_load_cr3(&f->c, PML4, true);
+	for (u32 n = 0; n < 512; n++)
+		assert_false(can_read(f, LARGE + n * PAGE_SIZE));
+	assert_true(can_read(f, PAGE + PAGE_SIZE));
 }
 
 static u64 ibt_code(struct fixture *f, gva_t gva)
@@ -587,9 +650,26 @@ static void indirect_branches_follow_flushes(void **state)
 	for (u32 n = 0; n < IBT_SIZE; n++)
 		soft_ibt_insert(c, HALF_SUPER, 6, PAGE + n * 4, n + 1);
 	assert_int_equal(ibt_code(f, PAGE + 0x3ffc), IBT_SIZE);
-	soft_tlb_flush_context(c);
+	soft_tlb_flush_all(c);
 	for (u32 n = 0; n < IBT_SIZE; n++)
 		assert_int_equal(ibt_code(f, PAGE + n * 4), 0);
+}
+
+static void local_code_goes_with_its_address_space(void **state)
+{
+	struct fixture *f = *state;
+	struct soft_cpu *c = &f->c;
+	struct soft_xlat x;
+
+	map_page(f, 1, (DATA + PAGE_SIZE) | ALL | PTE_G);
+	soft_translate(c, PAGE + PAGE_SIZE, ACC_FETCH, &x);
+	soft_ibt_insert(c, HALF_SUPER, 2, PAGE + PAGE_SIZE, 100);
+	soft_load_cr3(c, PML4, true);
+	assert_int_equal(ibt_code(f, PAGE + PAGE_SIZE), 100);
+	soft_translate(c, PAGE, ACC_FETCH, &x);
+	soft_ibt_insert(c, HALF_SUPER, 2, PAGE, 200);
+	soft_load_cr3(c, PML4, true);
+	assert_int_equal(ibt_code(f, PAGE), 0);
 }
 
 static void without_paging(void **state)
@@ -655,7 +735,10 @@ int main(void)
 		TEST(more_pcids_than_contexts),
 		TEST(invlpg_drops_global_entries_everywhere),
 		TEST(drops_reach_other_contexts),
+		TEST(supervisor_half_keeps_global_pages),
+		TEST(many_local_pages_are_dropped),
 		TEST(indirect_branches_follow_flushes),
+		TEST(local_code_goes_with_its_address_space),
 		TEST(without_paging),
 		TEST(page_tables_outside_ram),
 	};
