@@ -1,10 +1,10 @@
 #include "machine/boot.h"
 
+#include "host/memory.h"
 #include "machine/layout.h"
 #include "machine/load.h"
 
 #include <errno.h>
-#include <stdlib.h>
 #include <string.h>
 
 /* Uncompressed kernels with debugging information are large, but not this large. */
@@ -129,7 +129,8 @@ int boot_load(const struct boot *b, const struct boot_env *env, struct cpu_state
 		.cmdline = b->cmdline,
 		.state = s,
 	};
-	u8 *image = malloc(b->kernel.size);
+	/* Huge pages: half of the time would go into page faults otherwise. */
+	u8 *image = host_memory_alloc(b->kernel.size);
 	int r;
 
 	if (!image)
@@ -143,6 +144,6 @@ int boot_load(const struct boot *b, const struct boot_env *env, struct cpu_state
 	}
 	if (r)
 		err_prefix(e, "kernel");
-	free(image);
+	host_memory_free(image, b->kernel.size);
 	return r;
 }

@@ -10,12 +10,12 @@
  *
  * Reference: Linux, Documentation/x86/boot.rst.
  */
+#include "host/memory.h"
 #include "machine/decompress.h"
 #include "machine/layout.h"
 #include "machine/load.h"
 
 #include <errno.h>
-#include <stdlib.h>
 #include <string.h>
 
 /* The setup header, at SETUP_HEADER in the image and in boot_params. */
@@ -155,7 +155,7 @@ static int load_payload(struct load *l, const struct bzimage *bz, u64 *entry, st
 	size = format == PAYLOAD_ELF ? len : read_u32(payload + len - 4);
 	if (format == PAYLOAD_UNKNOWN || size < SECTOR || size > PAYLOAD_MAX)
 		return 0;
-	vmlinux = malloc(size);
+	vmlinux = host_memory_alloc(size);
 	if (!vmlinux)
 		return err_set(e, -ENOMEM, "no memory to decompress the kernel (%lu MiB)", size / MIB);
 	r = payload_decompress(format, payload, len, vmlinux, size);
@@ -171,7 +171,7 @@ static int load_payload(struct load *l, const struct bzimage *bz, u64 *entry, st
 		*entry = elf.entry;
 		r = 1;
 	}
-	free(vmlinux);
+	host_memory_free(vmlinux, size);
 	return r;
 }
 
