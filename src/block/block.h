@@ -1,12 +1,12 @@
 /*
  * Block back ends: where a disk's sectors live.
  *
- * A front end fills in a struct block_request and submits it. What can be done at once, from the page
- * cache, completes inside submit(); the rest completes later on the loop's thread. A batch of
+ * A front end fills in a struct block_request and submits it. What can be done at once, from the
+ * page cache, completes inside submit(); the rest completes later on the loop's thread. A batch of
  * submissions ends with commit(), which hands them to the host in one go.
  *
- * Threads: submit, commit and drain are called under the machine lock. The done() and batch_done() hooks
- * run with the machine lock held: on the loop's thread, or inside drain().
+ * Threads: submit, commit and drain are called under the machine lock. The done() and batch_done()
+ * hooks run with the machine lock held: on the loop's thread, or inside drain().
  */
 #pragma once
 
@@ -29,8 +29,8 @@ enum block_op {
 
 struct block_request {
 	enum block_op op;
-	u64 offset; /* multiple of BLOCK_SECTOR */
-	u64 len;    /* multiple of BLOCK_SECTOR; offset + len <= size */
+	u64 offset;        /* multiple of BLOCK_SECTOR */
+	u64 len;           /* multiple of BLOCK_SECTOR; offset + len <= size */
 	struct iovec *iov; /* READ, WRITE: @len bytes in total; consumed by the back end */
 	u32 iov_count;
 	/* Called once for each request whose submission returned -EINPROGRESS. */
@@ -46,7 +46,8 @@ struct block;
 struct block_ops {
 	const char *name;
 
-	/* Start @r. -EINPROGRESS: done() will follow. Anything else is the result; done() is not called. */
+	/* Start @r. -EINPROGRESS: done() will follow. Anything else is the result; done() is not
+	 * called. */
 	int (*submit)(struct block *b, struct block_request *r);
 
 	/* All requests submitted so far may start. */
@@ -82,8 +83,8 @@ struct block_spec {
 };
 
 /*
- * Parse "path=FILE[,format=raw|qcow2][,readonly=on|off][,snapshot=on|off]". A comma in a file name is
- * written twice. Returns 0, or -EINVAL with @e saying which part is wrong.
+ * Parse "path=FILE[,format=raw|qcow2][,readonly=on|off][,snapshot=on|off]". A comma in a file name
+ * is written twice. Returns 0, or -EINVAL with @e saying which part is wrong.
  */
 int block_spec_parse(const char *text, struct block_spec *spec, struct err *e);
 

@@ -1,12 +1,12 @@
 /*
  * Theory of operation
  *
- * Waking another thread costs about 50 us on a small virtual host, a read from the page cache 1 us. So
- * reads are first tried with RWF_NOWAIT, and writes, which only copy into the page cache, are done on the
- * spot while the host takes them quickly (4 KiB in 2 to 5 us). When one takes longer than WRITE_SLOW_NS,
- * because the host throttles writers or just ran something else, writes go through the queue for a while
- * and the guest keeps running. That while doubles with each further slow write and halves with each quick
- * one.
+ * Waking another thread costs about 50 us on a small virtual host, a read from the page cache 1 us.
+ * So reads are first tried with RWF_NOWAIT, and writes, which only copy into the page cache, are
+ * done on the spot while the host takes them quickly (4 KiB in 2 to 5 us). When one takes longer
+ * than WRITE_SLOW_NS, because the host throttles writers or just ran something else, writes go
+ * through the queue for a while and the guest keeps running. That while doubles with each further
+ * slow write and halves with each quick one.
  */
 #include "block/image.h"
 
@@ -84,8 +84,8 @@ void image_write_timed(struct image_pace *pace, u64 start_ns)
 bool image_can_punch(int fd, u64 size)
 {
 	/* Beyond the end there is nothing to lose, and KEEP_SIZE leaves the length alone. */
-	return !fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)align_up(size, PAGE_SIZE),
-			  PAGE_SIZE);
+	return !fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+			  (off_t)align_up(size, PAGE_SIZE), PAGE_SIZE);
 }
 
 static int write_zeros(int fd, u64 offset, u64 len)
@@ -110,7 +110,8 @@ int image_zero(int fd, bool punch, u64 offset, u64 len)
 	if (!punch)
 		return write_zeros(fd, offset, len);
 	do
-		ret = fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)offset, (off_t)len);
+		ret = fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)offset,
+				(off_t)len);
 	while (ret && errno == EINTR);
 	return ret ? -errno : 0;
 }

@@ -1,5 +1,6 @@
 /*
- * Whole requests carried out on the calling thread against a file: what raw images and overlays share.
+ * Whole requests carried out on the calling thread against a file: what raw images and overlays
+ * share.
  */
 #pragma once
 
@@ -12,7 +13,8 @@ struct image_pace {
 	u64 pause_ns;      /* how long for the last time */
 };
 
-/* Read or write all of @iov (consumed) at @offset, and again until done. 0 or -errno; end of file is -EIO. */
+/* Read or write all of @iov (consumed) at @offset, and again until done. 0 or -errno; end of file
+ * is -EIO. */
 int image_transfer(int fd, bool write, struct iovec *iov, u32 count, u64 offset, u64 len);
 
 /*

@@ -12,7 +12,8 @@ void block_no_batch(void *opaque)
 	(void)opaque;
 }
 
-/* Copy up to the next single comma, undoubling commas; returns what follows, or NULL when it does not fit. */
+/* Copy up to the next single comma, undoubling commas; returns what follows, or NULL when it does
+ * not fit. */
 static const char *next_part(const char *text, char *out, size_t size)
 {
 	size_t n = 0;
@@ -117,9 +118,10 @@ static int lock_file(int fd, bool write, struct err *e)
 	if (!fcntl(fd, F_OFD_SETLK, &lock))
 		return 0;
 	if (errno == EAGAIN || errno == EACCES)
-		return err_set(e, -EBUSY, "is in use by another virtual machine%s",
-			       write ? "; readonly=on or snapshot=on can share an image that no one writes"
-				     : ", which writes to it");
+		return err_set(
+			e, -EBUSY, "is in use by another virtual machine%s",
+			write ? "; readonly=on or snapshot=on can share an image that no one writes"
+			      : ", which writes to it");
 	if (errno == EINVAL || errno == ENOLCK || errno == EOPNOTSUPP)
 		return 0; /* a file system without locks */
 	return err_set(e, -errno, "cannot be locked: %s", strerror(errno));
@@ -131,14 +133,16 @@ static int check_format(int fd, enum block_format format, struct err *e)
 	u8 magic[sizeof(qcow2_magic)];
 
 	if (format == BLOCK_FORMAT_QCOW2)
-		return err_set(e, -ENOTSUP, "qcow2 images cannot be opened yet; convert it with "
-					    "\"qemu-img convert -O raw\"");
+		return err_set(e, -ENOTSUP,
+			       "qcow2 images cannot be opened yet; convert it with "
+			       "\"qemu-img convert -O raw\"");
 	if (format == BLOCK_FORMAT_RAW)
 		return 0;
 	if (pread(fd, magic, sizeof(magic), 0) == sizeof(magic) &&
 	    !memcmp(magic, qcow2_magic, sizeof(magic)))
-		return err_set(e, -ENOTSUP, "looks like a qcow2 image: convert it with \"qemu-img convert "
-					    "-O raw\", or say format=raw if it is not one");
+		return err_set(e, -ENOTSUP,
+			       "looks like a qcow2 image: convert it with \"qemu-img convert "
+			       "-O raw\", or say format=raw if it is not one");
 	return 0;
 }
 
@@ -154,7 +158,8 @@ static int open_file(const struct block_spec *spec, bool write, struct err *e)
 	if (fd >= 0)
 		return fd;
 	if (write && (errno == EACCES || errno == EROFS || errno == EPERM))
-		return err_set(e, -errno, "cannot be written to (%s); readonly=on or snapshot=on may help",
+		return err_set(e, -errno,
+			       "cannot be written to (%s); readonly=on or snapshot=on may help",
 			       strerror(errno));
 	return err_set(e, -errno, "%s", strerror(errno));
 }

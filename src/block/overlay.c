@@ -1,19 +1,19 @@
 /*
  * Theory of operation
  *
- * snapshot=on: the image is the base and is never written. Writes go to a sparse temporary file that has
- * no name, at the same offsets, and vanish with it. A bitmap says for each 512-byte sector where its
- * current contents are. Because the bitmap is as fine as the smallest write, a write never has to copy
- * from the base first, and there are no partly covered units.
+ * snapshot=on: the image is the base and is never written. Writes go to a sparse temporary file
+ * that has no name, at the same offsets, and vanish with it. A bitmap says for each 512-byte sector
+ * where its current contents are. Because the bitmap is as fine as the smallest write, a write
+ * never has to copy from the base first, and there are no partly covered units.
  *
- * Requests may run on several pool threads at once. A sector's bit is set after its data is in the file
- * and is never cleared, so a reader that sees the bit clear reads the base, which never changes: that is
- * the state before the write, as it may see while the write is in flight.
+ * Requests may run on several pool threads at once. A sector's bit is set after its data is in the
+ * file and is never cleared, so a reader that sees the bit clear reads the base, which never
+ * changes: that is the state before the write, as it may see while the write is in flight.
  */
+#include "base/iov.h"
 #include "block/async.h"
 #include "block/backend.h"
 #include "block/image.h"
-#include "base/iov.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -82,8 +82,8 @@ static s64 read_run(struct overlay *o, const struct block_request *r, int flags)
 
 /*
  * Runs start on sector boundaries, and a short read may end inside a sector; then the rest of the
- * sector is read from the same place again, because its bit is looked up by the sector it lies in. A
- * write to that sector between the two reads may tear it, as on a disk.
+ * sector is read from the same place again, because its bit is looked up by the sector it lies in.
+ * A write to that sector between the two reads may tear it, as on a disk.
  */
 static int read_runs(struct overlay *o, struct block_request *r, int flags)
 {
@@ -236,7 +236,8 @@ static int open_unnamed(struct err *e)
 		return err_set(e, -ENAMETOOLONG, "snapshot: TMPDIR is too long");
 	fd = mkostemp(path, O_CLOEXEC);
 	if (fd < 0)
-		return err_set(e, -errno, "snapshot: no temporary file in %s: %s", dir, strerror(errno));
+		return err_set(e, -errno, "snapshot: no temporary file in %s: %s", dir,
+			       strerror(errno));
 	unlink(path);
 	return fd;
 }
@@ -275,8 +276,7 @@ int overlay_create(int fd, u64 size, struct loop *loop, pthread_mutex_t *lock, s
 	o->file = -1;
 	o->block = (struct block){
 		.ops = &overlay_ops, .size = size, .discards = true, .batch_done = block_no_batch};
-	target = (struct async_target){
-		.block = &o->block, .fd = -1, .execute = overlay_execute};
+	target = (struct async_target){.block = &o->block, .fd = -1, .execute = overlay_execute};
 	ret = overlay_open_storage(o, e);
 	if (!ret)
 		ret = pool_create(&target, loop, lock, &o->async, e);

@@ -1,10 +1,10 @@
 /*
  * Theory of operation
  *
- * A few threads take requests from a list and carry them out with ordinary system calls. They touch the
- * request and its buffers only, never the machine: finished requests go to a second list, and the
- * eventfd wakes the loop when that list was empty. The pool's own mutex protects both lists and is the
- * innermost lock.
+ * A few threads take requests from a list and carry them out with ordinary system calls. They touch
+ * the request and its buffers only, never the machine: finished requests go to a second list, and
+ * the eventfd wakes the loop when that list was empty. The pool's own mutex protects both lists and
+ * is the innermost lock.
  */
 #include "block/async.h"
 
@@ -154,8 +154,8 @@ static const struct async_ops pool_ops = {
 	.destroy = pool_destroy,
 };
 
-int pool_create(const struct async_target *t, struct loop *loop, pthread_mutex_t *lock, struct async **a,
-		struct err *e)
+int pool_create(const struct async_target *t, struct loop *loop, pthread_mutex_t *lock,
+		struct async **a, struct err *e)
 {
 	struct pool *p = calloc(1, sizeof(*p));
 	int ret;

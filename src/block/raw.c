@@ -1,11 +1,11 @@
 /*
- * Raw images: the file's bytes are the disk's bytes. Requests the page cache can serve complete on the
- * spot (image.c); the rest goes to io_uring, or to a thread pool where the host forbids it.
+ * Raw images: the file's bytes are the disk's bytes. Requests the page cache can serve complete on
+ * the spot (image.c); the rest goes to io_uring, or to a thread pool where the host forbids it.
  */
+#include "base/iov.h"
 #include "block/async.h"
 #include "block/backend.h"
 #include "block/image.h"
-#include "base/iov.h"
 
 #include "base/log.h"
 
@@ -30,8 +30,8 @@ static int raw_execute(struct block *b, struct block_request *r)
 	switch (r->op) {
 	case BLOCK_READ:
 	case BLOCK_WRITE:
-		return image_transfer(raw->fd, r->op == BLOCK_WRITE, r->iov, r->iov_count, r->offset,
-				      r->len);
+		return image_transfer(raw->fd, r->op == BLOCK_WRITE, r->iov, r->iov_count,
+				      r->offset, r->len);
 	case BLOCK_FLUSH: return fdatasync(raw->fd) ? -errno : 0;
 	case BLOCK_DISCARD:
 	case BLOCK_ZERO: return image_zero(raw->fd, raw->punch, r->offset, r->len);

@@ -1,13 +1,13 @@
 /*
  * Theory of operation
  *
- * One ring per image. Entries prepared since the last commit() are handed over with one system call, so
- * a doorbell that starts thirty requests enters the kernel once. The front end's queue bounds what is
- * in flight to RING_ENTRIES or less; should it be more, a full submission queue is flushed early.
- * The kernel may complete a transfer partly; the remainder is queued again.
+ * One ring per image. Entries prepared since the last commit() are handed over with one system
+ * call, so a doorbell that starts thirty requests enters the kernel once. The front end's queue
+ * bounds what is in flight to RING_ENTRIES or less; should it be more, a full submission queue is
+ * flushed early. The kernel may complete a transfer partly; the remainder is queued again.
  */
-#include "block/async.h"
 #include "base/iov.h"
+#include "block/async.h"
 #include "block/zeros.h"
 
 #include <errno.h>

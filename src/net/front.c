@@ -1,6 +1,7 @@
 #include "net/backend.h"
 
-static bool lose_frame(void *opaque, const struct iovec *iov, u32 count, const struct net_offload *o)
+static bool lose_frame(void *opaque, const struct iovec *iov, u32 count,
+		       const struct net_offload *o)
 {
 	(void)opaque;
 	(void)iov;

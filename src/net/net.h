@@ -1,10 +1,10 @@
 /*
  * Network back ends: where the guest's Ethernet frames go to and come from.
  *
- * Threads: all back-end functions and all front-end hooks run under the machine lock: send, send_done and
- * kick on the caller's thread, the hooks on that thread or on the loop's, where the back end takes the
- * lock itself. A hook may be called from inside send() and send_done() (an answer the back end makes up
- * at once), but no hook calls send().
+ * Threads: all back-end functions and all front-end hooks run under the machine lock: send,
+ * send_done and kick on the caller's thread, the hooks on that thread or on the loop's, where the
+ * back end takes the lock itself. A hook may be called from inside send() and send_done() (an
+ * answer the back end makes up at once), but no hook calls send().
  */
 #pragma once
 
@@ -29,7 +29,8 @@ enum {
 	NET_CAN_TSO6 = 1 << 2,
 };
 
-/* What a frame still needs, or what is already known of it. Layout as in the kernel's vnet header. */
+/* What a frame still needs, or what is already known of it. Layout as in the kernel's vnet header.
+ */
 struct net_offload {
 	u8 flags;    /* NET_NEEDS_CSUM, NET_DATA_VALID */
 	u8 gso_type; /* NET_GSO_* */
@@ -50,7 +51,8 @@ enum {
 
 struct net_front {
 	/* A frame for the guest. False: no room now; offer it again after kick(). */
-	bool (*receive)(void *opaque, const struct iovec *iov, u32 count, const struct net_offload *o);
+	bool (*receive)(void *opaque, const struct iovec *iov, u32 count,
+			const struct net_offload *o);
 	/* The batch of frames is over: interrupt the guest if it wants that. */
 	void (*flush)(void *opaque);
 	void *opaque;
@@ -61,7 +63,8 @@ struct net_backend;
 struct net_backend_ops {
 	const char *name;
 
-	/* Send one frame of @len bytes (NET_HEADER to NET_FRAME_MAX) in @iov (consumed). It may be lost. */
+	/* Send one frame of @len bytes (NET_HEADER to NET_FRAME_MAX) in @iov (consumed). It may be
+	 * lost. */
 	void (*send)(struct net_backend *n, struct iovec *iov, u32 count, u32 len,
 		     const struct net_offload *o);
 
@@ -82,8 +85,8 @@ struct net_backend_ops {
 struct net_backend {
 	const struct net_backend_ops *ops;
 	struct net_front front; /* set by the front end before the guest runs */
-	u32 can;   /* NET_CAN_* */
-	u16 mtu;   /* best packet size for the guest to use; 0: the usual 1500 */
+	u32 can;                /* NET_CAN_* */
+	u16 mtu;                /* best packet size for the guest to use; 0: the usual 1500 */
 };
 
 enum net_kind { NET_NONE, NET_USER, NET_TAP };
@@ -117,7 +120,7 @@ int net_open(const struct net_spec *spec, struct loop *loop, pthread_mutex_t *lo
 	     struct net_backend **n, struct err *e);
 
 /*
- * Finish the Internet checksum @o asks for in the frame at @frame: the field holds the sum of the pseudo
- * header. False when it does not lie inside the frame.
+ * Finish the Internet checksum @o asks for in the frame at @frame: the field holds the sum of the
+ * pseudo header. False when it does not lie inside the frame.
  */
 bool net_checksum(u8 *frame, u32 len, const struct net_offload *o);

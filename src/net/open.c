@@ -8,7 +8,8 @@
 
 enum { PART_MAX = 128 };
 
-/* Copy up to the next @stop; returns what follows it, or NULL when there is no @stop or no space. */
+/* Copy up to the next @stop; returns what follows it, or NULL when there is no @stop or no space.
+ */
 static const char *take_until(const char *text, char stop, char *out, size_t size)
 {
 	const char *end = strchr(text, stop);
@@ -48,10 +49,12 @@ static int parse_forward(const char *text, struct net_spec *spec, struct err *e)
 	p = p ? take_until(p, ':', gaddr, sizeof(gaddr)) : NULL;
 	if (!p)
 		return err_set(e, -EINVAL,
-			       "hostfwd=%s is not of the form tcp:[ADDRESS]:PORT-[ADDRESS]:PORT", text);
+			       "hostfwd=%s is not of the form tcp:[ADDRESS]:PORT-[ADDRESS]:PORT",
+			       text);
 	f.udp = !strcmp(proto, "udp");
 	if (!f.udp && strcmp(proto, "tcp"))
-		return err_set(e, -EINVAL, "hostfwd=%s: \"%s\" is neither tcp nor udp", text, proto);
+		return err_set(e, -EINVAL, "hostfwd=%s: \"%s\" is neither tcp nor udp", text,
+			       proto);
 	if (!parse_address(haddr, &f.host) || !parse_address(gaddr, &f.guest))
 		return err_set(e, -EINVAL, "hostfwd=%s: not an IPv4 address", text);
 	if (!parse_port(hport, &f.host_port) || !parse_port(p, &f.guest_port))

@@ -1,12 +1,13 @@
 /*
  * Theory of operation
  *
- * --net tap: a network interface of the host, one frame per read() and write(), each with the kernel's
- * vnet header in front, so that checksums and TCP segmentation are left to the host's stack and cost the
- * guest nothing. Needs an interface made for this user beforehand, or CAP_NET_ADMIN.
+ * --net tap: a network interface of the host, one frame per read() and write(), each with the
+ * kernel's vnet header in front, so that checksums and TCP segmentation are left to the host's
+ * stack and cost the guest nothing. Needs an interface made for this user beforehand, or
+ * CAP_NET_ADMIN.
  *
- * When the guest has no room the descriptor is taken out of the loop until kick(); the kernel then keeps
- * or drops frames by the interface's queue length.
+ * When the guest has no room the descriptor is taken out of the loop until kick(); the kernel then
+ * keeps or drops frames by the interface's queue length.
  */
 #include "net/backend.h"
 
@@ -147,9 +148,10 @@ static int open_interface(const char ifname[IFNAMSIZ], struct err *e)
 		return err_set(e, -errno, "/dev/net/tun: %s", strerror(errno));
 	memcpy(req.ifr_name, ifname, sizeof(req.ifr_name));
 	if (ioctl(fd, TUNSETIFF, &req) || ioctl(fd, TUNSETVNETHDRSZ, &header)) {
-		int ret = err_set(e, -errno, "tap %s: %s%s", ifname, strerror(errno),
-				  errno == EPERM ? "; make it first: ip tuntap add NAME mode tap user $USER"
-						 : "");
+		int ret = err_set(
+			e, -errno, "tap %s: %s%s", ifname, strerror(errno),
+			errno == EPERM ? "; make it first: ip tuntap add NAME mode tap user $USER"
+				       : "");
 
 		close(fd);
 		return ret;
@@ -177,8 +179,7 @@ int tap_create(const struct net_spec *spec, struct loop *loop, pthread_mutex_t *
 	};
 	t->loop = loop;
 	t->lock = lock;
-	t->watch = (struct loop_fd){
-		.fd = fd, .events = LOOP_READ, .ready = tap_ready, .opaque = t};
+	t->watch = (struct loop_fd){.fd = fd, .events = LOOP_READ, .ready = tap_ready, .opaque = t};
 	ret = loop_add(loop, &t->watch);
 	if (ret) {
 		close(fd);

@@ -1,23 +1,23 @@
 /*
  * Theory of operation
  *
- * --net user: libslirp plays a router with DHCP, DNS and NAT on top of ordinary sockets of the host, so
- * the guest has a network without privileges. The guest is 10.0.2.15, the router 10.0.2.2, the name server
- * 10.0.2.3.
+ * --net user: libslirp plays a router with DHCP, DNS and NAT on top of ordinary sockets of the
+ * host, so the guest has a network without privileges. The guest is 10.0.2.15, the router 10.0.2.2,
+ * the name server 10.0.2.3.
  *
- * libslirp wants to be asked before each sleep which descriptors and timeout it needs, and told after it
- * which are ready. The sockets sit in an epoll instance of our own, itself one descriptor of the VM's
- * loop. settle() asks libslirp and changes only what differs from last time; it ends every entry into
- * libslirp, so that the picture is right whenever the loop sleeps. The entries are: frames from the guest
- * (send), ready sockets, the timeout, and libslirp's own timers.
+ * libslirp wants to be asked before each sleep which descriptors and timeout it needs, and told
+ * after it which are ready. The sockets sit in an epoll instance of our own, itself one descriptor
+ * of the VM's loop. settle() asks libslirp and changes only what differs from last time; it ends
+ * every entry into libslirp, so that the picture is right whenever the loop sleeps. The entries
+ * are: frames from the guest (send), ready sockets, the timeout, and libslirp's own timers.
  *
- * After a batch from the guest the sockets are polled at once: an acknowledgement usually makes room for
- * data that waits in a socket, and waking the loop's thread to fetch it costs 50 us.
+ * After a batch from the guest the sockets are polled at once: an acknowledgement usually makes
+ * room for data that waits in a socket, and waking the loop's thread to fetch it costs 50 us.
  *
- * MTU: large packets are the cheapest speed-up, one frame instead of a dozen. libslirp has no window
- * scaling, so 64 KiB are in flight at most; with packets of a quarter of that, the receiver's rule of
- * acknowledging every second one keeps the pipe full. A download measured 190 MB/s with an MTU of 1500,
- * 580 with this one, 230 with 65520.
+ * MTU: large packets are the cheapest speed-up, one frame instead of a dozen. libslirp has no
+ * window scaling, so 64 KiB are in flight at most; with packets of a quarter of that, the
+ * receiver's rule of acknowledging every second one keeps the pipe full. A download measured 190
+ * MB/s with an MTU of 1500, 580 with this one, 230 with 65520.
  *
  * libslirp is not thread safe; everything here is under the machine lock.
  */
@@ -45,9 +45,9 @@ enum {
 
 /* A socket libslirp is interested in, indexed by descriptor. */
 struct watch {
-	u8 wanted; /* SLIRP_POLL_*, from the last settle() */
-	u8 armed;  /* what our epoll instance holds; 0: nothing */
-	u8 ready;  /* SLIRP_POLL_*, for slirp_pollfds_poll() */
+	u8 wanted;   /* SLIRP_POLL_*, from the last settle() */
+	u8 armed;    /* what our epoll instance holds; 0: nothing */
+	u8 ready;    /* SLIRP_POLL_*, for slirp_pollfds_poll() */
 	bool listed; /* in user.active[] */
 };
 
@@ -77,7 +77,8 @@ static struct user *to_user(struct net_backend *n)
 	return container_of(n, struct user, backend);
 }
 
-/* Sockets ------------------------------------------------------------------------------------------ */
+/* Sockets
+ * ------------------------------------------------------------------------------------------ */
 
 static bool watch_reserve(struct user *u, int fd)
 {
@@ -239,7 +240,8 @@ static void timeout_fired(void *opaque)
 	pthread_mutex_unlock(u->lock);
 }
 
-/* What libslirp calls ------------------------------------------------------------------------------ */
+/* What libslirp calls
+ * ------------------------------------------------------------------------------ */
 
 static ssize_t frame_for_guest(const void *buf, size_t len, void *opaque)
 {
@@ -327,7 +329,8 @@ static const SlirpCb slirp_callbacks = {
 	.notify = notify,
 };
 
-/* The back end ------------------------------------------------------------------------------------- */
+/* The back end
+ * ------------------------------------------------------------------------------------- */
 
 static void user_send(struct net_backend *n, struct iovec *iov, u32 count, u32 len,
 		      const struct net_offload *o)
@@ -401,7 +404,8 @@ static const struct net_backend_ops user_ops = {
 	.close = user_close,
 };
 
-/* Announcing IPv6 to a guest whose host has no route makes every connection try it in vain first. */
+/* Announcing IPv6 to a guest whose host has no route makes every connection try it in vain first.
+ */
 static bool host_has_ipv6(void)
 {
 	struct sockaddr_in6 to = {.sin6_family = AF_INET6, .sin6_port = htons(9)};
@@ -453,7 +457,8 @@ static int add_forwards(struct user *u, const struct net_spec *spec, struct err 
 		struct in_addr guest = f->guest.s_addr ? f->guest : ipv4("10.0.2.15");
 		char host[INET_ADDRSTRLEN];
 
-		if (!slirp_add_hostfwd(u->slirp, f->udp, f->host, f->host_port, guest, f->guest_port))
+		if (!slirp_add_hostfwd(u->slirp, f->udp, f->host, f->host_port, guest,
+				       f->guest_port))
 			continue;
 		inet_ntop(AF_INET, &f->host, host, sizeof(host));
 		return err_set(e, -errno, "cannot listen on %s port %u of %s: %s",

@@ -1,14 +1,16 @@
 /*
  * Theory of operation
  *
- * A request is a chain: a 16-byte header the device reads, data in one direction, and one status byte the
- * device writes, with any division into descriptors (5.2.6). What the back end can do at once is completed
- * within the doorbell; the rest is completed on the loop's thread, where one interrupt covers a batch.
+ * A request is a chain: a 16-byte header the device reads, data in one direction, and one status
+ * byte the device writes, with any division into descriptors (5.2.6). What the back end can do at
+ * once is completed within the doorbell; the rest is completed on the loop's thread, where one
+ * interrupt covers a batch.
  *
- * A request owns copies of its segment list, because the chain it came from is scratch. Requests live on
- * a free list; the queue size bounds their number.
+ * A request owns copies of its segment list, because the chain it came from is scratch. Requests
+ * live on a free list; the queue size bounds their number.
  *
- * Reset waits for requests in flight, since the guest may reuse their memory once the reset is done.
+ * Reset waits for requests in flight, since the guest may reuse their memory once the reset is
+ * done.
  */
 #include "device/virtio/blk.h"
 
@@ -67,11 +69,11 @@ struct blk_request {
 	struct blk_request *next; /* on the free list */
 	struct blk_header header;
 	u16 head;
-	u64 in_len;  /* bytes of the writable part, status included */
+	u64 in_len; /* bytes of the writable part, status included */
 	u8 *status;
 	gpa_t status_gpa;
 	u64 data_len;
-	u32 count;   /* data segments */
+	u32 count;                         /* data segments */
 	struct iovec data[VIRTQ_SEGS_MAX]; /* as the guest gave them */
 	struct iovec work[VIRTQ_SEGS_MAX]; /* consumed by the back end */
 	gpa_t gpa[VIRTQ_SEGS_MAX];
@@ -179,8 +181,7 @@ static void start_transfer(struct blk_request *r)
 {
 	bool write = r->header.type == VIRTIO_BLK_T_OUT;
 
-	if (!r->data_len || r->data_len > REQUEST_BYTES_MAX ||
-	    (write && r->blk->block->readonly))
+	if (!r->data_len || r->data_len > REQUEST_BYTES_MAX || (write && r->blk->block->readonly))
 		finish(r, VIRTIO_BLK_S_IOERR);
 	else
 		start(r, write ? BLOCK_WRITE : BLOCK_READ, r->header.sector, r->data_len);
@@ -277,7 +278,10 @@ static bool handle_chain(struct virtio_device *d, struct virtq_chain *c)
 	switch (r->header.type) {
 	case VIRTIO_BLK_T_IN:
 	case VIRTIO_BLK_T_OUT: start_transfer(r); break;
-	case VIRTIO_BLK_T_FLUSH: r->count = 0; start(r, BLOCK_FLUSH, 0, 0); break;
+	case VIRTIO_BLK_T_FLUSH:
+		r->count = 0;
+		start(r, BLOCK_FLUSH, 0, 0);
+		break;
 	case VIRTIO_BLK_T_GET_ID: get_id(r, c); break;
 	case VIRTIO_BLK_T_DISCARD:
 	case VIRTIO_BLK_T_WRITE_ZEROES: start_range(r, c); break;
@@ -323,12 +327,13 @@ static const struct field blk_fields[] = {VIRTIO_FIELDS(struct virtio_blk)};
 const struct device_ops virtio_blk_ops = {
 	.name = "virtio-blk",
 	.reset = virtio_reset,
-	.state = {
-		.field = blk_fields,
-		.count = ARRAY_SIZE(blk_fields),
-		.version = 1,
-		.loaded = virtio_loaded,
-	},
+	.state =
+		{
+			.field = blk_fields,
+			.count = ARRAY_SIZE(blk_fields),
+			.version = 1,
+			.loaded = virtio_loaded,
+		},
 };
 
 static u64 features(const struct block *block)

@@ -43,8 +43,8 @@ struct virtio_blk {
 extern const struct device_ops virtio_blk_ops;
 
 /*
- * @id is what the guest sees as the serial number, cut to 20 bytes. @block is borrowed and must outlive
- * the device. Returns 0 or -errno.
+ * @id is what the guest sees as the serial number, cut to 20 bytes. @block is borrowed and must
+ * outlive the device. Returns 0 or -errno.
  */
 int virtio_blk_init(struct virtio_blk *b, const struct virtio_env *env, struct pci_host *pci,
 		    struct block *block, const char *id, struct err *e);

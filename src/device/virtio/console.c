@@ -1,10 +1,10 @@
 /*
  * Theory of operation
  *
- * Output chains go to the character back end, whose write() never blocks. Input is kept in a small buffer
- * until the guest provides receive buffers; while that buffer is full, room() is 0 and the back end
- * stops reading from the host. room() and receive() come from the loop's thread and take the machine
- * lock.
+ * Output chains go to the character back end, whose write() never blocks. Input is kept in a small
+ * buffer until the guest provides receive buffers; while that buffer is full, room() is 0 and the
+ * back end stops reading from the host. room() and receive() come from the loop's thread and take
+ * the machine lock.
  */
 #include "device/virtio/console.h"
 
@@ -132,16 +132,17 @@ static const struct field console_fields[] = {
 const struct device_ops virtio_console_ops = {
 	.name = "virtio-console",
 	.reset = virtio_reset,
-	.state = {
-		.field = console_fields,
-		.count = ARRAY_SIZE(console_fields),
-		.version = 1,
-		.loaded = virtio_loaded,
-	},
+	.state =
+		{
+			.field = console_fields,
+			.count = ARRAY_SIZE(console_fields),
+			.version = 1,
+			.loaded = virtio_loaded,
+		},
 };
 
-int virtio_console_init(struct virtio_console *c, const struct virtio_env *env, struct pci_host *pci,
-			struct chardev *chardev, struct err *e)
+int virtio_console_init(struct virtio_console *c, const struct virtio_env *env,
+			struct pci_host *pci, struct chardev *chardev, struct err *e)
 {
 	static const u16 sizes[] = {QUEUE_SIZE, QUEUE_SIZE};
 

@@ -24,6 +24,6 @@ struct virtio_console {
 extern const struct device_ops virtio_console_ops;
 
 /* @chardev is borrowed and must outlive the device; its front end is set here. */
-int virtio_console_init(struct virtio_console *c, const struct virtio_env *env, struct pci_host *pci,
-			struct chardev *chardev, struct err *e);
+int virtio_console_init(struct virtio_console *c, const struct virtio_env *env,
+			struct pci_host *pci, struct chardev *chardev, struct err *e);
 void virtio_console_destroy(struct virtio_console *c);

@@ -1,14 +1,14 @@
 /*
  * Theory of operation
  *
- * Every frame has a 12-byte header in front (5.1.6) which says what is left to do: the transmit side
- * passes checksum and segmentation requests to back ends that can serve them (the features offered
- * follow from that), the receive side tells the driver what need not be checked.
+ * Every frame has a 12-byte header in front (5.1.6) which says what is left to do: the transmit
+ * side passes checksum and segmentation requests to back ends that can serve them (the features
+ * offered follow from that), the receive side tells the driver what need not be checked.
  *
- * Receive: a frame is copied into as many buffers as it takes (VIRTIO_NET_F_MRG_RXBUF) and published with
- * the rest of its batch by flush(). When the buffers run out midway, the frame is withdrawn: the used
- * entries were not published yet and the chains go back. The driver's notifications for the receive
- * queue are wanted only then.
+ * Receive: a frame is copied into as many buffers as it takes (VIRTIO_NET_F_MRG_RXBUF) and
+ * published with the rest of its batch by flush(). When the buffers run out midway, the frame is
+ * withdrawn: the used entries were not published yet and the chains go back. The driver's
+ * notifications for the receive queue are wanted only then.
  *
  * Transmit: all frames of a doorbell form one batch for the back end, and one interrupt.
  */
@@ -68,7 +68,8 @@ static struct virtio_net *to_net(struct virtio_device *d)
 	return container_of(d, struct virtio_net, virtio);
 }
 
-/* Transmit ----------------------------------------------------------------------------------------- */
+/* Transmit
+ * ----------------------------------------------------------------------------------------- */
 
 static bool segmentation_allowed(const struct virtio_device *d, u8 type)
 {
@@ -80,7 +81,8 @@ static bool segmentation_allowed(const struct virtio_device *d, u8 type)
 	}
 }
 
-/* Keep only what was negotiated and makes sense for a frame of @len bytes. False: drop the frame. */
+/* Keep only what was negotiated and makes sense for a frame of @len bytes. False: drop the frame.
+ */
 static bool check_offload(const struct virtio_device *d, struct net_offload *o, u64 len)
 {
 	if (!segmentation_allowed(d, o->gso_type))
@@ -114,7 +116,8 @@ static bool transmit(struct virtio_device *d, struct virtq_chain *c)
 	return true;
 }
 
-/* Receive ------------------------------------------------------------------------------------------ */
+/* Receive
+ * ------------------------------------------------------------------------------------------ */
 
 static bool in_mac_table(const struct virtio_net_filter *f, const u8 *mac)
 {
@@ -141,7 +144,8 @@ static bool is_wanted(const struct virtio_net *n, const u8 *to)
 }
 
 /* What the driver may hear about the frame: only what it negotiated (5.1.6.4.1). */
-static struct net_offload visible_offload(const struct virtio_device *d, const struct net_offload *o)
+static struct net_offload visible_offload(const struct virtio_device *d,
+					  const struct net_offload *o)
 {
 	static const struct net_offload nothing;
 
@@ -239,7 +243,8 @@ static u64 iov_length(const struct iovec *iov, u32 count)
 	return len;
 }
 
-static bool net_receive(void *opaque, const struct iovec *iov, u32 count, const struct net_offload *o)
+static bool net_receive(void *opaque, const struct iovec *iov, u32 count,
+			const struct net_offload *o)
 {
 	struct virtio_net *n = opaque;
 	struct virtio_device *d = &n->virtio;
@@ -270,19 +275,21 @@ static void net_flush(void *opaque)
 		virtio_publish(&n->virtio, QUEUE_RX);
 }
 
-/* Control ------------------------------------------------------------------------------------------ */
+/* Control
+ * ------------------------------------------------------------------------------------------ */
 
 static bool set_rx_mode(struct virtio_net *n, u8 command, const struct virtq_chain *c)
 {
 	struct virtio_net_filter *f = &n->filter;
 	bool *const mode[] = {
-		[CTRL_RX_PROMISC] = &f->promiscuous,   [CTRL_RX_ALLMULTI] = &f->all_multicast,
-		[CTRL_RX_ALLUNI] = &f->all_unicast,    [CTRL_RX_NOMULTI] = &f->no_multicast,
-		[CTRL_RX_NOUNI] = &f->no_unicast,      [CTRL_RX_NOBCAST] = &f->no_broadcast,
+		[CTRL_RX_PROMISC] = &f->promiscuous, [CTRL_RX_ALLMULTI] = &f->all_multicast,
+		[CTRL_RX_ALLUNI] = &f->all_unicast,  [CTRL_RX_NOMULTI] = &f->no_multicast,
+		[CTRL_RX_NOUNI] = &f->no_unicast,    [CTRL_RX_NOBCAST] = &f->no_broadcast,
 	};
 	u8 on;
 
-	if (command >= ARRAY_SIZE(mode) || !virtq_copy_out(c, sizeof(struct control_header), &on, 1))
+	if (command >= ARRAY_SIZE(mode) ||
+	    !virtq_copy_out(c, sizeof(struct control_header), &on, 1))
 		return false;
 	*mode[command] = on;
 	return true;
@@ -357,7 +364,8 @@ static bool control(struct virtio_device *d, struct virtq_chain *c)
 	return true;
 }
 
-/* The device --------------------------------------------------------------------------------------- */
+/* The device
+ * --------------------------------------------------------------------------------------- */
 
 static void receive_buffers_added(struct virtio_net *n)
 {
@@ -432,8 +440,10 @@ static const struct field net_fields[] = {
 	FIELD(FIELD_BOOL, struct virtio_net, filter.no_unicast),
 	FIELD(FIELD_BOOL, struct virtio_net, filter.no_broadcast),
 	FIELD_MAX(FIELD_U32, struct virtio_net, filter.macs, VIRTIO_NET_MACS),
-	{.name = "filter.mac", .offset = offsetof(struct virtio_net, filter.mac),
-	 .count = VIRTIO_NET_MACS * NET_MAC, .type = FIELD_BYTES},
+	{.name = "filter.mac",
+	 .offset = offsetof(struct virtio_net, filter.mac),
+	 .count = VIRTIO_NET_MACS * NET_MAC,
+	 .type = FIELD_BYTES},
 };
 
 /* After a restore the back end knows nothing yet of what was negotiated. */
@@ -450,12 +460,13 @@ static int net_loaded(void *dev, struct err *e)
 const struct device_ops virtio_net_ops = {
 	.name = "virtio-net",
 	.reset = virtio_reset,
-	.state = {
-		.field = net_fields,
-		.count = ARRAY_SIZE(net_fields),
-		.version = 1,
-		.loaded = net_loaded,
-	},
+	.state =
+		{
+			.field = net_fields,
+			.count = ARRAY_SIZE(net_fields),
+			.version = 1,
+			.loaded = net_loaded,
+		},
 };
 
 static u64 features(const struct net_backend *b)
@@ -491,7 +502,8 @@ int virtio_net_init(struct virtio_net *n, const struct virtio_env *env, struct p
 	n->virtio.host_features = features(backend);
 	n->virtio.config = &n->config;
 	n->virtio.config_len = sizeof(n->config);
-	backend->front = (struct net_front){.receive = net_receive, .flush = net_flush, .opaque = n};
+	backend->front =
+		(struct net_front){.receive = net_receive, .flush = net_flush, .opaque = n};
 	return virtio_init(&n->virtio, env, pci, sizes, ARRAY_SIZE(sizes), e);
 }
 

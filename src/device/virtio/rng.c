@@ -1,9 +1,9 @@
 /*
  * Theory of operation
  *
- * Each chain is filled from getrandom(). Generating numbers costs host time that the guest asks for at
- * will, so there is a budget per period; when it is spent, chains wait in the queue until a timer starts
- * the next period. The timer runs only while something was taken from the budget.
+ * Each chain is filled from getrandom(). Generating numbers costs host time that the guest asks for
+ * at will, so there is a budget per period; when it is spent, chains wait in the queue until a
+ * timer starts the next period. The timer runs only while something was taken from the budget.
  */
 #include "device/virtio/rng.h"
 
@@ -44,8 +44,8 @@ static bool fill_chain(struct virtio_device *d, struct virtq_chain *c)
 		virtq_unpop(&d->queue[0], 1);
 		return false;
 	}
-	/* The pool is initialised long before a monitor starts, so this neither blocks nor fails; up to
-	 * 256 bytes are never cut short, and a short answer is still an answer. */
+	/* The pool is initialised long before a monitor starts, so this neither blocks nor fails;
+	 * up to 256 bytes are never cut short, and a short answer is still an answer. */
 	got = getrandom(bytes, want, 0);
 	if (got <= 0)
 		got = 0;
@@ -85,12 +85,13 @@ static const struct field rng_fields[] = {VIRTIO_FIELDS(struct virtio_rng)};
 const struct device_ops virtio_rng_ops = {
 	.name = "virtio-rng",
 	.reset = virtio_reset,
-	.state = {
-		.field = rng_fields,
-		.count = ARRAY_SIZE(rng_fields),
-		.version = 1,
-		.loaded = virtio_loaded,
-	},
+	.state =
+		{
+			.field = rng_fields,
+			.count = ARRAY_SIZE(rng_fields),
+			.version = 1,
+			.loaded = virtio_loaded,
+		},
 };
 
 int virtio_rng_init(struct virtio_rng *r, const struct virtio_env *env, struct pci_host *pci,

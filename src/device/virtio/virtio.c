@@ -83,7 +83,8 @@ void virtio_reset(void *dev)
 	reset_core(d);
 }
 
-/* FEATURES_OK stays clear when the driver's choice cannot be served (virtio 1.1, 2.2.2 and 3.1.1). */
+/* FEATURES_OK stays clear when the driver's choice cannot be served (virtio 1.1, 2.2.2 and 3.1.1).
+ */
 static bool features_acceptable(const struct virtio_device *d)
 {
 	return !(d->features & ~d->host_features) && d->features & VIRTIO_F_VERSION_1;
@@ -97,7 +98,8 @@ void virtio_set_status(struct virtio_device *d, u8 status)
 		virtio_reset(d);
 		return;
 	}
-	if (status & VIRTIO_FEATURES_OK && !(d->status & VIRTIO_FEATURES_OK) && !features_acceptable(d))
+	if (status & VIRTIO_FEATURES_OK && !(d->status & VIRTIO_FEATURES_OK) &&
+	    !features_acceptable(d))
 		status &= (u8)~VIRTIO_FEATURES_OK;
 	if (!(status & VIRTIO_FEATURES_OK))
 		status &= (u8)~VIRTIO_DRIVER_OK;
@@ -224,7 +226,8 @@ void virtio_config_write(struct virtio_device *d, u32 off, const u8 *data, u32 l
 
 static bool queue_state_is_valid(const struct virtqueue *vq)
 {
-	return vq->size <= vq->size_max && !(vq->size & (vq->size - 1)) && (vq->size || !vq->enabled);
+	return vq->size <= vq->size_max && !(vq->size & (vq->size - 1)) &&
+	       (vq->size || !vq->enabled);
 }
 
 /* @dev is a device type's instance, whose first member is the struct virtio_device. */
@@ -239,8 +242,8 @@ int virtio_loaded(void *dev, struct err *e)
 		struct virtqueue *vq = &d->queue[q];
 
 		if (!queue_state_is_valid(vq))
-			return err_set(e, -EINVAL, "%s: saved queue %u has size %u", d->ops->name, q,
-				       vq->size);
+			return err_set(e, -EINVAL, "%s: saved queue %u has size %u", d->ops->name,
+				       q, vq->size);
 		if (vq->enabled && !virtq_enable(vq, virtio_has_feature(d, VIRTIO_F_EVENT_IDX),
 						 virtio_has_feature(d, VIRTIO_F_INDIRECT_DESC)))
 			return err_set(e, -EINVAL, "%s: saved queue %u: %s", d->ops->name, q,

@@ -1,14 +1,14 @@
 /*
- * The virtio device core (virtio 1.1, sections 2 and 3): status, feature negotiation, queues, and the
- * services every device shares. The PCI transport (virtio_pci.c) turns register accesses into the calls
- * below; a device type embeds struct virtio_device first and supplies struct virtio_ops.
+ * The virtio device core (virtio 1.1, sections 2 and 3): status, feature negotiation, queues, and
+ * the services every device shares. The PCI transport (virtio_pci.c) turns register accesses into
+ * the calls below; a device type embeds struct virtio_device first and supplies struct virtio_ops.
  *
- * A device that the guest drives wrongly calls virtio_fail(): DEVICE_NEEDS_RESET is set, the driver gets
- * a configuration interrupt, and all queues stand still until it resets the device.
+ * A device that the guest drives wrongly calls virtio_fail(): DEVICE_NEEDS_RESET is set, the driver
+ * gets a configuration interrupt, and all queues stand still until it resets the device.
  *
- * Threads: everything under the machine lock. A doorbell is handled on the vCPU's thread that rang it;
- * work beyond a fixed budget continues from a timer on the loop's thread, so that a guest which keeps
- * refilling its rings cannot hold the lock for ever.
+ * Threads: everything under the machine lock. A doorbell is handled on the vCPU's thread that rang
+ * it; work beyond a fixed budget continues from a timer on the loop's thread, so that a guest which
+ * keeps refilling its rings cannot hold the lock for ever.
  */
 #pragma once
 
@@ -65,8 +65,8 @@ struct virtio_ops {
 	/* The driver rang queue @q, which is usable: take what is there. */
 	void (*notify)(struct virtio_device *d, u32 q);
 
-	/* The driver stored @len bytes at @off of the configuration space; the bytes are checked to lie
-	 * inside it, and are not stored unless the device does so. */
+	/* The driver stored @len bytes at @off of the configuration space; the bytes are checked to
+	 * lie inside it, and are not stored unless the device does so. */
 	void (*config_write)(struct virtio_device *d, u32 off, const u8 *data, u32 len);
 
 	/* Features are negotiated and all queues set up: DRIVER_OK was written. */
@@ -80,7 +80,7 @@ struct virtio_ops {
 struct virtio_device {
 	const struct virtio_ops *ops;
 	struct virtio_env env;
-	u64 host_features; /* offered */
+	u64 host_features;  /* offered */
 	const void *config; /* device configuration space, as the driver reads it */
 	u32 config_len;
 	u32 queue_count;
@@ -97,33 +97,35 @@ struct virtio_device {
 	struct virtqueue queue[VIRTIO_QUEUES];
 
 	struct pci_function pci;
-	u8 access_cap; /* offset of the PCI access capability in configuration space */
+	u8 access_cap;              /* offset of the PCI access capability in configuration space */
 	struct loop_timer deferred; /* goes on with the queues in deferred_mask */
 	u32 deferred_mask;
 };
 
-/* The part of a device type's field table that the core owns; @struct_ embeds it as member virtio. */
-#define VIRTIO_FIELDS(struct_)                                                        \
-	FIELD(FIELD_U64, struct_, virtio.features),                                   \
-	FIELD(FIELD_U32, struct_, virtio.host_feature_select),                        \
-	FIELD(FIELD_U32, struct_, virtio.feature_select),                             \
-	FIELD(FIELD_U16, struct_, virtio.queue_select),                               \
-	FIELD(FIELD_U16, struct_, virtio.config_vector),                              \
-	FIELD(FIELD_U8, struct_, virtio.status),                                      \
-	FIELD(FIELD_U8, struct_, virtio.config_generation),                           \
-	FIELD_MAX(FIELD_U8, struct_, virtio.isr, VIRTIO_ISR_QUEUE | VIRTIO_ISR_CONFIG), \
-	FIELD_EACH(FIELD_U64, struct_, virtio.queue, desc_gpa),                       \
-	FIELD_EACH(FIELD_U64, struct_, virtio.queue, avail_gpa),                      \
-	FIELD_EACH(FIELD_U64, struct_, virtio.queue, used_gpa),                       \
-	FIELD_EACH_MAX(FIELD_U16, struct_, virtio.queue, size, VIRTQ_SIZE_MAX),       \
-	FIELD_EACH(FIELD_U16, struct_, virtio.queue, vector),                         \
-	FIELD_EACH(FIELD_U16, struct_, virtio.queue, last_avail),                     \
-	FIELD_EACH(FIELD_U16, struct_, virtio.queue, used_idx),                       \
-	FIELD_EACH(FIELD_BOOL, struct_, virtio.queue, enabled)
+/* The part of a device type's field table that the core owns; @struct_ embeds it as member virtio.
+ */
+#define VIRTIO_FIELDS(struct_)                                                                  \
+	FIELD(FIELD_U64, struct_, virtio.features),                                             \
+		FIELD(FIELD_U32, struct_, virtio.host_feature_select),                          \
+		FIELD(FIELD_U32, struct_, virtio.feature_select),                               \
+		FIELD(FIELD_U16, struct_, virtio.queue_select),                                 \
+		FIELD(FIELD_U16, struct_, virtio.config_vector),                                \
+		FIELD(FIELD_U8, struct_, virtio.status),                                        \
+		FIELD(FIELD_U8, struct_, virtio.config_generation),                             \
+		FIELD_MAX(FIELD_U8, struct_, virtio.isr, VIRTIO_ISR_QUEUE | VIRTIO_ISR_CONFIG), \
+		FIELD_EACH(FIELD_U64, struct_, virtio.queue, desc_gpa),                         \
+		FIELD_EACH(FIELD_U64, struct_, virtio.queue, avail_gpa),                        \
+		FIELD_EACH(FIELD_U64, struct_, virtio.queue, used_gpa),                         \
+		FIELD_EACH_MAX(FIELD_U16, struct_, virtio.queue, size, VIRTQ_SIZE_MAX),         \
+		FIELD_EACH(FIELD_U16, struct_, virtio.queue, vector),                           \
+		FIELD_EACH(FIELD_U16, struct_, virtio.queue, last_avail),                       \
+		FIELD_EACH(FIELD_U16, struct_, virtio.queue, used_idx),                         \
+		FIELD_EACH(FIELD_BOOL, struct_, virtio.queue, enabled)
 
 /*
- * Set up the core and plug the device into @pci: @d is zeroed by the caller except for ops, host_features
- * (device-type bits only; the ring features are added here), config and config_len. @queue_sizes has
+ * Set up the core and plug the device into @pci: @d is zeroed by the caller except for ops,
+ * host_features (device-type bits only; the ring features are added here), config and config_len.
+ * @queue_sizes has
  * @queue_count powers of two. Returns 0 or -errno.
  */
 int virtio_init(struct virtio_device *d, const struct virtio_env *env, struct pci_host *pci,
@@ -170,9 +172,9 @@ void virtio_publish(struct virtio_device *d, u32 q);
 void virtio_config_changed(struct virtio_device *d);
 
 /*
- * Hand the chains of queue @q to @handler until there is none, the handler returns false (it then has
- * given the chain back or the device has failed), or the budget is spent, in which case the rest
- * follows from the loop. Publishes and leaves notifications on.
+ * Hand the chains of queue @q to @handler until there is none, the handler returns false (it then
+ * has given the chain back or the device has failed), or the budget is spent, in which case the
+ * rest follows from the loop. Publishes and leaves notifications on.
  */
 void virtio_process(struct virtio_device *d, u32 q,
 		    bool (*handler)(struct virtio_device *d, struct virtq_chain *c));

@@ -1,17 +1,18 @@
 /*
  * Theory of operation
  *
- * Virtio over PCI, modern interface only (virtio 1.1, 4.1). One 16 KiB memory BAR holds four register
- * blocks, one page each, so that a hypervisor of the guest's own could map the doorbells alone:
+ * Virtio over PCI, modern interface only (virtio 1.1, 4.1). One 16 KiB memory BAR holds four
+ *register blocks, one page each, so that a hypervisor of the guest's own could map the doorbells
+ *alone:
  *
  *	0x0000 common configuration    0x1000 ISR
  *	0x2000 device configuration    0x3000 doorbells, 4 bytes per queue
  *
- * MSI-X lives in a BAR of its own: vector 0 up to the number of queues. Without MSI-X the function falls
- * back to INTx, level held until the driver reads the ISR (4.1.4.5).
+ * MSI-X lives in a BAR of its own: vector 0 up to the number of queues. Without MSI-X the function
+ *falls back to INTx, level held until the driver reads the ISR (4.1.4.5).
  *
- * Reads of the common block build its 56-byte image and copy from it, so any width and offset works.
- * Writes take effect only at exact field boundaries, as 4.1.3.1 demands of the driver.
+ * Reads of the common block build its 56-byte image and copy from it, so any width and offset
+ *works. Writes take effect only at exact field boundaries, as 4.1.3.1 demands of the driver.
  */
 #include "device/virtio/virtio.h"
 
@@ -170,21 +171,13 @@ static void common_write(struct virtio_device *d, u64 off, u64 value)
 	case offsetof(struct common_cfg, driver_feature_select):
 		d->feature_select = (u32)value;
 		break;
-	case offsetof(struct common_cfg, driver_feature):
-		virtio_set_features(d, (u32)value);
-		break;
+	case offsetof(struct common_cfg, driver_feature): virtio_set_features(d, (u32)value); break;
 	case offsetof(struct common_cfg, msix_config):
 		d->config_vector = valid_vector(d, value);
 		break;
-	case offsetof(struct common_cfg, device_status):
-		virtio_set_status(d, (u8)value);
-		break;
-	case offsetof(struct common_cfg, queue_select):
-		d->queue_select = (u16)value;
-		break;
-	default:
-		queue_write(d, off, value);
-		break;
+	case offsetof(struct common_cfg, device_status): virtio_set_status(d, (u8)value); break;
+	case offsetof(struct common_cfg, queue_select): d->queue_select = (u16)value; break;
+	default: queue_write(d, off, value); break;
 	}
 }
 
@@ -251,8 +244,8 @@ static bool access_window_is_valid(const struct capability *c)
 {
 	u32 len = c->length;
 
-	return c->bar == BAR_REGISTERS && (len == 1 || len == 2 || len == 4) && c->offset % len == 0 &&
-	       !range_exceeds(c->offset, len, BAR_SIZE);
+	return c->bar == BAR_REGISTERS && (len == 1 || len == 2 || len == 4) &&
+	       c->offset % len == 0 && !range_exceeds(c->offset, len, BAR_SIZE);
 }
 
 static bool touches_access_data(const struct pci_function *f, u32 off, u32 len)

@@ -1,16 +1,16 @@
 /*
  * Theory of operation
  *
- * Ring memory is mapped once, when the driver enables the queue: physmap regions do not change while
- * the machine runs. Loads and stores of shared words are single C11 atomics, so the compiler can
- * neither tear nor repeat them.
+ * Ring memory is mapped once, when the driver enables the queue: physmap regions do not change
+ * while the machine runs. Loads and stores of shared words are single C11 atomics, so the compiler
+ * can neither tear nor repeat them.
  *
  * Ordering (virtio 1.1, 2.6.13 and 2.6.14):
  *   - avail->idx is loaded with acquire before the entries it covers;
  *   - used entries are stored before used->idx, which is a release store;
  *   - between storing used->idx and loading used_event (or avail->flags), and between storing
- *     avail_event (or used->flags) and loading avail->idx, stands a full barrier: both sides store one
- *     word and then load the other's, and at least one must see the other's store.
+ *     avail_event (or used->flags) and loading avail->idx, stands a full barrier: both sides store
+ * one word and then load the other's, and at least one must see the other's store.
  */
 #include "device/virtio/virtqueue.h"
 
@@ -85,7 +85,8 @@ bool virtq_enable(struct virtqueue *vq, bool event_index, bool indirect)
 	return true;
 }
 
-/* Map [gpa, gpa+len) and append it to the chain; a range across RAM regions takes several segments. */
+/* Map [gpa, gpa+len) and append it to the chain; a range across RAM regions takes several segments.
+ */
 static int add_segments(struct virtqueue *vq, struct virtq_chain *c, const struct vring_desc *d)
 {
 	bool write = d->flags & VRING_DESC_WRITE;
@@ -125,7 +126,8 @@ static int add_descriptor(struct virtqueue *vq, struct virtq_chain *c, const str
 }
 
 /* 2.6.5.3: the table is one buffer; its descriptors link by index inside it. */
-static int walk_indirect(struct virtqueue *vq, struct virtq_chain *c, const struct vring_desc *table)
+static int walk_indirect(struct virtqueue *vq, struct virtq_chain *c,
+			 const struct vring_desc *table)
 {
 	u32 count = table->len / sizeof(struct vring_desc), i = 0;
 	struct vring_desc d;
@@ -213,8 +215,8 @@ void virtq_withdraw(struct virtqueue *vq, u16 count)
 	vq->last_avail -= count;
 }
 
-void virtq_mark_written(const struct virtqueue *vq, const gpa_t *gpa, const struct iovec *iov, u32 count,
-			u64 written)
+void virtq_mark_written(const struct virtqueue *vq, const gpa_t *gpa, const struct iovec *iov,
+			u32 count, u64 written)
 {
 	for (u32 i = 0; i < count && written; i++) {
 		u64 n = MIN(written, iov[i].iov_len);
@@ -287,7 +289,8 @@ bool virtq_notify_on(struct virtqueue *vq)
 	return virtq_pending(vq) != 0;
 }
 
-static u64 copy_segments(const struct iovec *iov, u32 count, u64 off, u8 *buf, u64 len, bool to_guest)
+static u64 copy_segments(const struct iovec *iov, u32 count, u64 off, u8 *buf, u64 len,
+			 bool to_guest)
 {
 	u64 done = 0;
 

@@ -1,13 +1,13 @@
 /*
  * Split virtqueues (virtio 1.1, 2.6), seen from the device.
  *
- * The guest owns every byte of the rings and may change them at any time. So each descriptor is copied
- * in once, checked, and only the copy is used; a chain has at most VIRTQ_CHAIN_MAX descriptors, which
- * also ends descriptor loops. Buffers are handed out as iovecs into guest RAM obtained from the
- * physmap, never as guest addresses.
+ * The guest owns every byte of the rings and may change them at any time. So each descriptor is
+ * copied in once, checked, and only the copy is used; a chain has at most VIRTQ_CHAIN_MAX
+ * descriptors, which also ends descriptor loops. Buffers are handed out as iovecs into guest RAM
+ * obtained from the physmap, never as guest addresses.
  *
- * Anything a conforming driver cannot produce marks the queue broken: virtq_pop() returns -EINVAL from
- * then on, and the device core sets DEVICE_NEEDS_RESET.
+ * Anything a conforming driver cannot produce marks the queue broken: virtq_pop() returns -EINVAL
+ * from then on, and the device core sets DEVICE_NEEDS_RESET.
  *
  * Threads: all calls under the machine lock. The guest's CPUs run meanwhile, hence the barriers.
  */
@@ -84,9 +84,9 @@ struct virtqueue {
 
 /* A buffer the driver made available: readable segments first, then writable ones. */
 struct virtq_chain {
-	u16 head;  /* identifies the chain in the used ring */
-	u32 out;   /* segments the device reads: iov[0 .. out) */
-	u32 in;    /* segments the device writes: iov[out .. out + in) */
+	u16 head;            /* identifies the chain in the used ring */
+	u32 out;             /* segments the device reads: iov[0 .. out) */
+	u32 in;              /* segments the device writes: iov[out .. out + in) */
 	u64 out_len, in_len; /* bytes in them */
 	struct iovec iov[VIRTQ_SEGS_MAX];
 	gpa_t gpa[VIRTQ_SEGS_MAX]; /* guest address of each segment */
@@ -96,8 +96,8 @@ struct virtq_chain {
 void virtq_reset(struct virtqueue *vq);
 
 /*
- * Map the rings at the addresses the driver set. False when they are misaligned or not in RAM (then the
- * queue is broken). @event_index and @indirect say what was negotiated.
+ * Map the rings at the addresses the driver set. False when they are misaligned or not in RAM (then
+ * the queue is broken). @event_index and @indirect say what was negotiated.
  */
 bool virtq_enable(struct virtqueue *vq, bool event_index, bool indirect);
 
@@ -111,17 +111,18 @@ void virtq_unpop(struct virtqueue *vq, u16 count);
 u16 virtq_pending(struct virtqueue *vq);
 
 /*
- * Return chain @c with @written bytes stored at the start of its writable part. The driver does not see
- * it before virtq_publish().
+ * Return chain @c with @written bytes stored at the start of its writable part. The driver does not
+ * see it before virtq_publish().
  */
 void virtq_push(struct virtqueue *vq, const struct virtq_chain *c, u64 written);
 
 /* The same in two steps, for requests that outlive their struct virtq_chain. */
-void virtq_mark_written(const struct virtqueue *vq, const gpa_t *gpa, const struct iovec *iov, u32 count,
-			u64 written);
+void virtq_mark_written(const struct virtqueue *vq, const gpa_t *gpa, const struct iovec *iov,
+			u32 count, u64 written);
 void virtq_push_head(struct virtqueue *vq, u16 head, u64 written);
 
-/* Take back the @count chains pushed last, which are not published yet, and make them available again. */
+/* Take back the @count chains pushed last, which are not published yet, and make them available
+ * again. */
 void virtq_withdraw(struct virtqueue *vq, u16 count);
 
 /* Make pushed chains visible. True when the driver wants an interrupt for them. */
@@ -133,6 +134,7 @@ void virtq_notify_off(struct virtqueue *vq);
 /* Ask for notifications again. True when chains arrived meanwhile, for which none will come. */
 bool virtq_notify_on(struct virtqueue *vq);
 
-/* Copy between @buf and a segment list from byte @off on; returns the bytes copied (may be short). */
+/* Copy between @buf and a segment list from byte @off on; returns the bytes copied (may be short).
+ */
 u64 virtq_copy_out(const struct virtq_chain *c, u64 off, void *buf, u64 len);
 u64 virtq_copy_in(const struct virtq_chain *c, u64 off, const void *buf, u64 len);
