@@ -11,8 +11,7 @@ all: $(BUILD)/build.ninja
 	@ninja -C $(BUILD) -j$(JOBS)
 
 $(BUILD)/build.ninja:
-	@command -v meson >/dev/null && command -v ninja >/dev/null || tools/deps build
-	@meson setup $(BUILD) || (tools/deps build && meson setup $(BUILD))
+	@meson setup $(BUILD) >/dev/null 2>&1 || (tools/deps build && meson setup $(BUILD))
 
 # A shell in a virtual machine: Debian's kernel and a small initramfs.
 run:
