@@ -198,6 +198,12 @@ void emit_store_cpu_imm8(struct emit *e, s32 disp, u8 value)
 	emit_u8(e, value);
 }
 
+void emit_store_cpu_imm32(struct emit *e, s32 disp, u32 value)
+{
+	put_cpu(e, false, 0xc7, 0, disp);
+	emit_u32(e, value);
+}
+
 void emit_cmp_cpu32_imm8(struct emit *e, s32 disp, u8 value)
 {
 	put_cpu(e, false, 0x83, 7, disp);

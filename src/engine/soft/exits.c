@@ -86,6 +86,16 @@ static u8 *emit_branch(struct emit *e, u32 branch)
 	return e->p - 4;
 }
 
+/*
+ * A branch to a non-canonical address faults at the branch (SDM vol. 2, JMP), but is found out only when
+ * its target is looked up: leave a note of where it is and how it moved the stack pointer.
+ */
+static void emit_note_branch(struct translation *t, struct emit *e, u32 off, u32 kind)
+{
+	if (t->bits == 64)
+		emit_store_cpu_imm32(e, CPU_DISP(e, branch_site), (off & SITE_OFFSET) | kind);
+}
+
 /* A branch to another page goes through the table. */
 static void emit_exit_across(struct translation *t, s64 off, u32 branch)
 {
@@ -93,12 +103,14 @@ static void emit_exit_across(struct translation *t, s64 off, u32 branch)
 	u8 *site;
 
 	if (branch == BRANCH_JMP || branch == BRANCH_CALL) {
+		emit_note_branch(t, e, 0, BRANCH_SITE_NONE);
 		emit_rip(t, e, off);
 		emit_indirect(e, t->half, branch == BRANCH_CALL);
 		return;
 	}
 	site = emit_branch(e, branch);
 	emit_patch(e, site, emit_here(&t->cold));
+	emit_note_branch(t, &t->cold, 0, BRANCH_SITE_NONE);
 	emit_rip(t, &t->cold, off);
 	emit_indirect(&t->cold, t->half, false);
 }
@@ -258,6 +270,7 @@ bool emit_call_indirect(struct translation *t, u32 k)
 	emit_push_return(t, k);
 	emit_push_host(e, HOST_S1);
 	emit_load_cpu(e, HOST_S1, CPU_DISP(e, spill[1]));
+	emit_note_branch(t, e, t->off[k], BRANCH_SITE_CALL);
 	emit_indirect(e, t->half, true);
 	emit_return_point(t, k);
 	return true;
@@ -267,6 +280,7 @@ bool emit_jmp_indirect(struct translation *t, u32 k)
 {
 	if (!emit_indirect_target(t, k))
 		return false;
+	emit_note_branch(t, &t->hot, t->off[k], BRANCH_SITE_JMP);
 	emit_indirect(&t->hot, t->half, false);
 	return true;
 }
@@ -278,8 +292,9 @@ bool emit_ret(struct translation *t, u32 k)
 	struct ea ea = stack_ea(t, 0);
 	struct host_mem m;
 
-	if (t->bits == 32 && i->opsize != 4)
+	if (t->bits == 32 ? i->opsize != 4 : i->has_imm)
 		return false;
+	emit_note_branch(t, &t->hot, t->off[k], BRANCH_SITE_RET);
 	m = emit_check(t, k, &ea, size, false);
 	emit_load(&t->hot, HOST_S1, m, size);
 	emit_adjust_sp(t, (s32)size + (i->has_imm ? (s32)(u16)i->imm : 0));

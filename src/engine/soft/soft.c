@@ -260,6 +260,17 @@ static int soft_vcpu_create(struct engine_vm *vm, u32 id, struct engine_vcpu **o
 	return r;
 }
 
+static int interpret(struct soft_cpu *c)
+{
+	int status;
+
+	c->frag_next = 0;
+	status = soft_interpret(c);
+	if (status != SOFT_EXIT)
+		c->frag_count = 0;
+	return status;
+}
+
 /* ---- finding and linking blocks ---- */
 
 void soft_flush_code(struct soft_cpu *c)
@@ -325,6 +336,25 @@ static int find_or_translate(struct soft_cpu *c, const struct soft_xlat *x, u32 
 }
 
 /*
+ * c->rip is not canonical. When an indirect branch led there, it is taken back, and the interpreter
+ * raises the fault at the branch.
+ */
+static int fault_at_branch(struct soft_cpu *c)
+{
+	u32 kind = c->branch_site & BRANCH_SITE_KIND;
+
+	if (kind == BRANCH_SITE_NONE || !soft_is_64bit(c))
+		return soft_fault_code(c, VEC_GP, 0);
+	if (kind == BRANCH_SITE_CALL)
+		c->r[RSP] += 8;
+	else if (kind == BRANCH_SITE_RET)
+		c->r[RSP] -= 8;
+	c->rip = c->code_va + (c->branch_site & SITE_OFFSET);
+	c->branch_site = BRANCH_SITE_NONE;
+	return interpret(c);
+}
+
+/*
  * The block at c->rip in c->mode, or its MODE_SINGLE variant. SOFT_OK with *out NULL: rip is not in RAM.
  */
 static int find_block(struct soft_cpu *c, u32 variant, struct block **out)
@@ -336,7 +366,7 @@ static int find_block(struct soft_cpu *c, u32 variant, struct block **out)
 	*out = NULL;
 	c->counters[COUNT_LOOKUPS]++;
 	if (!soft_canonical(c->rip))
-		return soft_fault_code(c, VEC_GP, 0);
+		return fault_at_branch(c);
 	status = soft_translate(c, c->rip, soft_acc(c, ACC_FETCH), &x);
 	if (status != SOFT_OK || !x.host)
 		return status;
@@ -451,17 +481,6 @@ u32 soft_step(struct soft_cpu *c, u64 unused, u32 site)
 }
 
 /* ---- the run loop ---- */
-
-static int interpret(struct soft_cpu *c)
-{
-	int status;
-
-	c->frag_next = 0;
-	status = soft_interpret(c);
-	if (status != SOFT_EXIT)
-		c->frag_count = 0;
-	return status;
-}
 
 /* Into translated code at @code; LEAVE_LOOKUP at once when the cache is about to be flushed. */
 static int enter(struct soft_cpu *c, u64 code, u64 index2)

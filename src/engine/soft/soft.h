@@ -191,6 +191,7 @@ struct soft_cpu {
 	u64 ibt_mask;
 	u64 ibt_miss;     /* code of empty indirect-branch entries */
 	u64 bit_mask64, bit_mask32; /* 63 and 31 */
+	u32 branch_site;  /* see translate.h */
 	u64 ras_rsp;      /* host rsp of translated code while a helper runs */
 	struct soft_ctx *ctx;
 	u64 fault_pc;     /* LEAVE_HOST_FAULT: host instruction, trap number, error code */

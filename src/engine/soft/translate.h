@@ -14,6 +14,15 @@
 #define SITE_GROUP      (1u << 29) /* a group's check: fill, or leave by the exit in cpu->link */
 #define SITE_TERMINAL   (1u << 28) /* ends its block: never resume behind it */
 
+/* cpu->branch_site: page offset of the last branch that went through the table, and what it did. */
+enum {
+	BRANCH_SITE_NONE = 0 << 16, /* direct, or not in 64-bit mode */
+	BRANCH_SITE_JMP = 1 << 16,
+	BRANCH_SITE_CALL = 2 << 16, /* pushed 8 bytes */
+	BRANCH_SITE_RET = 3 << 16,  /* popped 8 bytes */
+	BRANCH_SITE_KIND = 3 << 16,
+};
+
 /*
  * Translate the block at c->rip, whose first byte is at @x (from soft_translate() for fetching), in
  * @mode (c->mode, perhaps with MODE_SINGLE). Called with vm->lock held and vector state parked. Returns the block; NULL when memory for
