@@ -215,7 +215,7 @@ int run_options_parse(struct run_options *o, int argc, char **argv, struct err *
 		.ram_bytes = RAM_DEFAULT,
 		.vcpus = 1,
 		.console = "stdio",
-		.sandbox = SANDBOX_ENFORCE,
+		.sandbox = SANDBOX_DEFAULT,
 	};
 	optind = 0;
 	opterr = 0;

@@ -90,9 +90,9 @@ struct pc {
 	struct pvpanic pvpanic;
 	struct pci_host pci;
 	struct pci_windows pci_windows;
-	struct pc_disk *disk;
+	struct pc_disk disk[PC_DISKS_MAX];
 	u32 disks;
-	struct pc_nic *nic;
+	struct pc_nic nic[PC_NETS_MAX];
 	u32 nics;
 	struct chardev *hvc_chardev;
 	struct virtio_console hvc;
@@ -458,16 +458,12 @@ static void unbuild_disks(struct pc *pc)
 		pthread_mutex_unlock(&pc->lock);
 		d->block->ops->close(d->block);
 	}
-	free(pc->disk);
 }
 
 static int build_disks(struct pc *pc, struct err *e)
 {
 	int r = 0;
 
-	pc->disk = calloc(MAX(pc->config.disks, 1u), sizeof(*pc->disk));
-	if (!pc->disk)
-		return err_set(e, -ENOMEM, "out of memory");
 	for (u32 i = 0; i < pc->config.disks && !r; i++)
 		r = add_disk(pc, pc->config.disk[i], e);
 	if (r)
@@ -503,16 +499,12 @@ static void unbuild_nics(struct pc *pc)
 		n->backend->ops->close(n->backend);
 	}
 	pthread_mutex_unlock(&pc->lock);
-	free(pc->nic);
 }
 
 static int build_nics(struct pc *pc, struct err *e)
 {
 	int r = 0;
 
-	pc->nic = calloc(MAX(pc->config.nets, 1u), sizeof(*pc->nic));
-	if (!pc->nic)
-		return err_set(e, -ENOMEM, "out of memory");
 	for (u32 i = 0; i < pc->config.nets && !r; i++)
 		r = add_nic(pc, pc->config.net[i], e);
 	if (r)

@@ -70,7 +70,6 @@ static void defaults(void **state)
 	assert_string_equal(p.o.console, "stdio");
 	assert_int_equal(p.o.nets, 1);
 	assert_int_equal(p.o.net[0].kind, NET_USER);
-	assert_int_equal(p.o.sandbox, SANDBOX_ENFORCE);
 	run_options_free(&p.o);
 }
 
