@@ -162,7 +162,11 @@ static bool check_one(u64 *s, u32 bits, u32 *failures)
 	insn_decode(&i, p, sizeof(p), bits);
 	if (i.cls != INSN_DATA)
 		return false;
-	assert_true(decode(&a, p, sizeof(p), bits));
+	/* In 64-bit mode the copied bytes differ for F3 REX.B 90 only, which Zydis takes for PAUSE. */
+	assert_true(bits == 64 ? decode(&a, i.bytes, i.len, bits) : decode(&a, p, sizeof(p), bits));
+	if (bits != 64 && (a.z.mnemonic == ZYDIS_MNEMONIC_VZEROUPPER ||
+			   a.z.mnemonic == ZYDIS_MNEMONIC_VZEROALL))
+		return true; /* becomes several instructions */
 	choose_map(s, map);
 	if (i.has_mem) {
 		m.base = HOST_S2;
