@@ -26,7 +26,8 @@ const char run_options_help[] =
 	"                        a virtio disk; may be given several times\n"
 	"  --net user[,hostfwd=tcp:127.0.0.1:8080-:80][,restrict=on] | tap[,ifname=NAME] | none\n"
 	"                        a virtio network interface (default user)\n"
-	"  --console SPEC        serial port: stdio, pty, unix:PATH, file:PATH, none (default stdio)\n"
+	"  --console SPEC        serial port: stdio, pty, unix:PATH, file:PATH, none (default "
+	"stdio)\n"
 	"  --virtio-console SPEC a virtio console besides, with the same choices\n"
 	"  --no-reboot           end when the guest reboots\n"
 	"  --engine NAME         auto, or an engine listed by 'doppel check' (default auto)\n"
@@ -81,9 +82,21 @@ bool cli_parse_size(const char *text, u64 *bytes)
 	errno = 0;
 	n = strtoull(text, &end, 10);
 	switch (*end) {
-	case 'k': case 'K': unit = KIB; end++; break;
-	case 'm': case 'M': unit = MIB; end++; break;
-	case 'g': case 'G': unit = GIB; end++; break;
+	case 'k':
+	case 'K':
+		unit = KIB;
+		end++;
+		break;
+	case 'm':
+	case 'M':
+		unit = MIB;
+		end++;
+		break;
+	case 'g':
+	case 'G':
+		unit = GIB;
+		end++;
+		break;
 	default: break;
 	}
 	if (errno || *end || n > UINT64_MAX / unit)
@@ -154,8 +167,8 @@ static int set_engine(struct run_options *o, const char *arg, struct err *e)
 {
 	o->engine = arg;
 	if (strcmp(arg, "auto") && !engine_by_name(arg))
-		return err_set(e, -EINVAL, "--engine '%s': there is no such engine, see 'doppel check'",
-			       arg);
+		return err_set(e, -EINVAL,
+			       "--engine '%s': there is no such engine, see 'doppel check'", arg);
 	return 0;
 }
 
@@ -198,9 +211,11 @@ static int check_whole(struct run_options *o, struct err *e)
 {
 	if (!o->kernel)
 		return err_set(e, -EINVAL, "nothing to boot: give --kernel FILE");
-	if (o->virtio_console && !strcmp(o->console, "stdio") && !strcmp(o->virtio_console, "stdio"))
-		return err_set(e, -EINVAL, "only one console can be on stdio; give the serial port "
-					   "another one with --console");
+	if (o->virtio_console && !strcmp(o->console, "stdio") &&
+	    !strcmp(o->virtio_console, "stdio"))
+		return err_set(e, -EINVAL,
+			       "only one console can be on stdio; give the serial port "
+			       "another one with --console");
 	if (o->net_given)
 		return 0;
 	return add_net(o, "user", e);

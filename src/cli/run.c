@@ -1,8 +1,8 @@
 /*
  * doppel run: build a machine, run it until it ends, say how it ended.
  *
- * Signals that ask the process to end are read from a signalfd by the machine's loop, so they end the
- * machine in order: disks are flushed, the terminal is put back.
+ * Signals that ask the process to end are read from a signalfd by the machine's loop, so they end
+ * the machine in order: disks are flushed, the terminal is put back.
  */
 #include "base/log.h"
 #include "cli/cli.h"

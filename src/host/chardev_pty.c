@@ -1,8 +1,8 @@
 /*
  * The console on a pseudo-terminal that other programs (screen, minicom) open.
  *
- * We keep the slave side open ourselves: without any opener the master would report a hang-up all the
- * time, and would lose output written before someone attaches.
+ * We keep the slave side open ourselves: without any opener the master would report a hang-up all
+ * the time, and would lose output written before someone attaches.
  */
 #include "base/log.h"
 #include "host/chardev_stream.h"

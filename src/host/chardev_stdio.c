@@ -1,10 +1,10 @@
 /*
  * The console on standard input and output.
  *
- * Standard output usually shares its file description with the shell and with our own standard error, so
- * O_NONBLOCK must not be set on it: it would stay behind and confuse them. Terminals and pipes are
- * opened anew through /proc, which gives a description of our own; where that is not possible, writes
- * are preceded by poll() and kept short.
+ * Standard output usually shares its file description with the shell and with our own standard
+ * error, so O_NONBLOCK must not be set on it: it would stay behind and confuse them. Terminals and
+ * pipes are opened anew through /proc, which gives a description of our own; where that is not
+ * possible, writes are preceded by poll() and kept short.
  *
  * Ctrl-a starts a command to the monitor, as in QEMU, when standard input is a terminal.
  */
@@ -39,18 +39,13 @@ static bool escape_command(struct chardev_stdio *s, u8 *byte)
 {
 	switch (*byte) {
 	case CTRL_A:
-	case 'a':
-		*byte = CTRL_A;
-		return true;
-	case 'x':
-		s->escape(s->opaque, CHARDEV_ESCAPE_QUIT);
-		return false;
+	case 'a': *byte = CTRL_A; return true;
+	case 'x': s->escape(s->opaque, CHARDEV_ESCAPE_QUIT); return false;
 	case 'h':
 	case '?':
 		stream_write(&s->stream.chardev, (const u8 *)escape_help, sizeof(escape_help) - 1);
 		return false;
-	default:
-		return false;
+	default: return false;
 	}
 }
 

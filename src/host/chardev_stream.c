@@ -1,14 +1,15 @@
 /*
- * Output. A UART hands over one byte at a time, and a write() per byte would cost more than the guest
- * spends on its own driver. So bytes collect until a newline, until 2 ms have passed, or until a chunk is
- * full; after a quiet moment the first byte goes straight out, which keeps echo immediate.
+ * Output. A UART hands over one byte at a time, and a write() per byte would cost more than the
+ * guest spends on its own driver. So bytes collect until a newline, until 2 ms have passed, or
+ * until a chunk is full; after a quiet moment the first byte goes straight out, which keeps echo
+ * immediate.
  *
- * What the host does not take at once waits in a ring. When the ring is full the writer waits as long as
- * the reader makes progress, which throttles the guest to the speed of a slow pipe instead of losing
- * text; a reader that takes nothing for STALL_MS loses output until it reads again.
+ * What the host does not take at once waits in a ring. When the ring is full the writer waits as
+ * long as the reader makes progress, which throttles the guest to the speed of a slow pipe instead
+ * of losing text; a reader that takes nothing for STALL_MS loses output until it reads again.
  *
- * Input. The descriptor is watched only while the front end has room; stream_kick() resumes. Regular
- * files cannot be watched with epoll: they are read from a timer with no delay instead.
+ * Input. The descriptor is watched only while the front end has room; stream_kick() resumes.
+ * Regular files cannot be watched with epoll: they are read from a timer with no delay instead.
  */
 #include "host/chardev_stream.h"
 
@@ -34,8 +35,8 @@ enum {
 static const u64 COALESCE_NS = 2000000;
 
 static const int chardev_calls[] = {
-	SYS_read, SYS_write, SYS_sendto, SYS_poll, SYS_ppoll, SYS_ioctl, SYS_accept4, SYS_unlink,
-	SYS_unlinkat, SYS_close, SYS_shutdown, SYS_fcntl,
+	SYS_read,    SYS_write,  SYS_sendto,   SYS_poll,  SYS_ppoll,    SYS_ioctl,
+	SYS_accept4, SYS_unlink, SYS_unlinkat, SYS_close, SYS_shutdown, SYS_fcntl,
 };
 const struct sandbox_list chardev_sandbox = {"chardev", chardev_calls, ARRAY_SIZE(chardev_calls)};
 
@@ -114,7 +115,8 @@ static void make_room(struct chardev_stream *s)
 		return;
 	s->stalled = true;
 	if (!s->drop_told && !s->quiet)
-		log_warn("%s: nobody reads the output; the guest's console text is dropped", s->what);
+		log_warn("%s: nobody reads the output; the guest's console text is dropped",
+			 s->what);
 	s->drop_told = true;
 }
 
@@ -233,8 +235,7 @@ static void in_ready(void *opaque, u32 events)
 	struct chardev_stream *s = opaque;
 
 	(void)events;
-	if (!read_once(s) && s->in_polled &&
-	    !s->chardev.front.room(s->chardev.front.opaque)) {
+	if (!read_once(s) && s->in_polled && !s->chardev.front.room(s->chardev.front.opaque)) {
 		loop_modify(s->loop, &s->in, 0);
 		/* The front end may have made room, and kicked in vain, just before that. */
 		if (s->chardev.front.room(s->chardev.front.opaque))
@@ -317,7 +318,8 @@ int stream_set_input(struct chardev_stream *s, int fd)
 
 void stream_clear_input(struct chardev_stream *s)
 {
-	/* The lock keeps a concurrent stream_kick() from watching a descriptor about to be closed. */
+	/* The lock keeps a concurrent stream_kick() from watching a descriptor about to be closed.
+	 */
 	pthread_mutex_lock(&s->lock);
 	if (s->in_polled)
 		loop_remove(s->loop, &s->in);

@@ -1,9 +1,10 @@
 /*
- * What the character back ends over file descriptors share: flow-controlled input and buffered output
- * that never blocks. A back end embeds a struct chardev_stream first and opens the descriptors.
+ * What the character back ends over file descriptors share: flow-controlled input and buffered
+ * output that never blocks. A back end embeds a struct chardev_stream first and opens the
+ * descriptors.
  *
- * Locks: stream->lock guards the output buffer and the watch on the input; the front end is always called
- * without it.
+ * Locks: stream->lock guards the output buffer and the watch on the input; the front end is always
+ * called without it.
  */
 #pragma once
 
@@ -22,7 +23,7 @@ struct chardev_stream {
 	const char *what; /* for messages: "stdio", "pty" */
 
 	int in_fd;      /* -1: no input */
-	bool in_polled; /* the descriptor can be waited for; otherwise it is read when there is room */
+	bool in_polled; /* the descriptor can be waited for; else it is read when there is room */
 	struct loop_fd in;
 	struct loop_timer in_retry; /* input that cannot be polled goes on from here */
 
@@ -32,12 +33,12 @@ struct chardev_stream {
 	void (*in_ended)(struct chardev_stream *s);
 
 	pthread_mutex_t lock;
-	int out_fd;     /* -1: output is dropped */
-	bool out_socket; /* write with send() */
+	int out_fd;        /* -1: output is dropped */
+	bool out_socket;   /* write with send() */
 	bool out_blocking; /* the description is shared: poll first, write little */
-	bool stalled;   /* the host took nothing for a while: drop without waiting */
-	bool quiet;     /* dropping output is nothing to tell the user about */
-	bool drop_told; /* the user knows that output was dropped */
+	bool stalled;      /* the host took nothing for a while: drop without waiting */
+	bool quiet;        /* dropping output is nothing to tell the user about */
+	bool drop_told;    /* the user knows that output was dropped */
 	struct loop_fd out;
 	struct loop_timer flush_timer;
 	u64 last_write_ns;

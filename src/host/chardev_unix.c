@@ -1,7 +1,7 @@
 /*
  * The console on a Unix stream socket: we listen, one client at a time; output without a client is
- * dropped. The socket file goes with the VM. One that an earlier VM left behind is replaced; one that
- * somebody answers on is not.
+ * dropped. The socket file goes with the VM. One that an earlier VM left behind is replaced; one
+ * that somebody answers on is not.
  */
 #include "host/chardev_stream.h"
 
@@ -123,8 +123,9 @@ int chardev_open_unix(const char *path, struct loop *loop, struct chardev **c, s
 	int r;
 
 	if (!*path || strlen(path) >= sizeof(u->address.sun_path))
-		return err_set(e, -EINVAL, "console unix:%s: the path must have 1 to %zu characters",
-			       path, sizeof(u->address.sun_path) - 1);
+		return err_set(e, -EINVAL,
+			       "console unix:%s: the path must have 1 to %zu characters", path,
+			       sizeof(u->address.sun_path) - 1);
 	u = calloc(1, sizeof(*u));
 	if (!u)
 		return err_set(e, -ENOMEM, "console unix:%s: out of memory", path);

@@ -1,4 +1,5 @@
-/* Regular files that are read whole or in parts while a machine is built, and again when it is reset. */
+/* Regular files that are read whole or in parts while a machine is built, and again when it is
+ * reset. */
 #pragma once
 
 #include "base/err.h"

@@ -1,16 +1,17 @@
 /*
  * The event loop: one epoll instance, one timerfd for the earliest timer, one eventfd to stop.
  *
- * Timers sit in a binary heap ordered by deadline; each knows its slot, so cancelling is O(log n). The
- * timerfd is programmed for the earliest deadline and only brought forward, never back: a timer that
- * was cancelled or postponed costs one empty wake-up instead of a system call each time, which matters
- * because guests re-arm their tick far more often than it expires.
+ * Timers sit in a binary heap ordered by deadline; each knows its slot, so cancelling is O(log n).
+ * The timerfd is programmed for the earliest deadline and only brought forward, never back: a timer
+ * that was cancelled or postponed costs one empty wake-up instead of a system call each time, which
+ * matters because guests re-arm their tick far more often than it expires.
  *
- * Events are fetched in batches. A callback may remove (and free) a descriptor whose event sits later in
- * the same batch, so the batch lives in the loop and loop_remove() strikes entries out of it.
+ * Events are fetched in batches. A callback may remove (and free) a descriptor whose event sits
+ * later in the same batch, so the batch lives in the loop and loop_remove() strikes entries out of
+ * it.
  *
- * Lock: loop->lock guards the heap, the batch and the events field of watched descriptors. It is a leaf:
- * nothing else is taken while it is held, and no callback runs under it.
+ * Lock: loop->lock guards the heap, the batch and the events field of watched descriptors. It is a
+ * leaf: nothing else is taken while it is held, and no callback runs under it.
  */
 #include "host/loop.h"
 
@@ -46,8 +47,8 @@ struct loop {
 };
 
 static const int loop_calls[] = {
-	SYS_epoll_wait, SYS_epoll_pwait, SYS_epoll_ctl, SYS_timerfd_settime, SYS_read, SYS_write,
-	SYS_clock_gettime, SYS_futex, SYS_close,
+	SYS_epoll_wait, SYS_epoll_pwait,   SYS_epoll_ctl, SYS_timerfd_settime, SYS_read,
+	SYS_write,      SYS_clock_gettime, SYS_futex,     SYS_close,
 };
 const struct sandbox_list loop_sandbox = {"loop", loop_calls, ARRAY_SIZE(loop_calls)};
 
@@ -198,7 +199,8 @@ static u32 epoll_events(u32 events)
 	return (events & LOOP_READ ? (u32)EPOLLIN : 0) | (events & LOOP_WRITE ? (u32)EPOLLOUT : 0);
 }
 
-/* epoll reports hang-ups even when nothing is asked for, so a descriptor without interest is taken out. */
+/* epoll reports hang-ups even when nothing is asked for, so a descriptor without interest is taken
+ * out. */
 static int watch(struct loop *l, struct loop_fd *w, u32 events)
 {
 	struct epoll_event ev = {.events = epoll_events(events), .data.ptr = w};

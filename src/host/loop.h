@@ -1,10 +1,10 @@
 /*
  * The event loop of a VM: file descriptors and timers on one thread, over epoll.
  *
- * Callbacks run on the loop's thread. Adding and removing descriptors and arming timers is allowed from
- * any thread; all of it is serialised by the loop's own lock, which is never held across a callback.
- * Removing a descriptor or cancelling a timer from another thread does not wait for a callback already
- * running.
+ * Callbacks run on the loop's thread. Adding and removing descriptors and arming timers is allowed
+ * from any thread; all of it is serialised by the loop's own lock, which is never held across a
+ * callback. Removing a descriptor or cancelling a timer from another thread does not wait for a
+ * callback already running.
  */
 #pragma once
 

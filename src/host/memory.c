@@ -1,9 +1,10 @@
 /*
- * Guest RAM is private anonymous memory, reserved but not populated: a guest pays for what it touches.
+ * Guest RAM is private anonymous memory, reserved but not populated: a guest pays for what it
+ * touches.
  *
- * The kernel would overcommit cheerfully and kill the process later, in the middle of a guest's work.
- * So the size is compared with what the host has free now (MemAvailable, free swap) and with the limits
- * of the control groups we are in, and refused with a clear message instead.
+ * The kernel would overcommit cheerfully and kill the process later, in the middle of a guest's
+ * work. So the size is compared with what the host has free now (MemAvailable, free swap) and with
+ * the limits of the control groups we are in, and refused with a clear message instead.
  */
 #include "host/memory.h"
 
@@ -120,11 +121,12 @@ void *host_memory_alloc(u64 size)
 
 	if (!size || size > host_memory_available())
 		return NULL;
-	p = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1,
-		 0);
+	p = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
+		 -1, 0);
 	if (p == MAP_FAILED)
 		return NULL;
-	/* Both are advice: a host without them works, only slower or with guest RAM in its cores. */
+	/* Both are advice: a host without them works, only slower or with guest RAM in its cores.
+	 */
 	madvise(p, size, MADV_HUGEPAGE);
 	madvise(p, size, MADV_DONTDUMP);
 	return p;

@@ -1,13 +1,13 @@
 /*
  * seccomp filters built with libseccomp.
  *
- * The action is TRAP rather than KILL_PROCESS: the call is refused just the same, but the handler gets to
- * put the terminal back and say which call it was. An attacker who runs code in the process gains
- * nothing from the handler: every further forbidden call is refused as well.
+ * The action is TRAP rather than KILL_PROCESS: the call is refused just the same, but the handler
+ * gets to put the terminal back and say which call it was. An attacker who runs code in the process
+ * gains nothing from the handler: every further forbidden call is refused as well.
  *
  * mmap, mprotect, clone and openat need an argument check to be worth allowing: memory that is both
- * writable and executable is never needed (translated code is mapped twice), nor a new process, nor a
- * file opened for writing.
+ * writable and executable is never needed (translated code is mapped twice), nor a new process, nor
+ * a file opened for writing.
  */
 #include "host/sandbox.h"
 
@@ -20,11 +20,34 @@
 #include <sys/syscall.h>
 
 static const int base_calls[] = {
-	SYS_futex, SYS_brk, SYS_munmap, SYS_mremap, SYS_madvise, SYS_rt_sigreturn, SYS_rt_sigprocmask,
-	SYS_rt_sigaction, SYS_sigaltstack, SYS_restart_syscall, SYS_exit, SYS_exit_group, SYS_getpid,
-	SYS_gettid, SYS_tgkill, SYS_clock_gettime, SYS_clock_nanosleep, SYS_nanosleep,
-	SYS_sched_yield, SYS_set_robust_list, SYS_rseq, SYS_sched_getaffinity, SYS_write,
-	SYS_gettimeofday, SYS_time, SYS_membarrier, SYS_getrandom, SYS_close,
+	SYS_futex,
+	SYS_brk,
+	SYS_munmap,
+	SYS_mremap,
+	SYS_madvise,
+	SYS_rt_sigreturn,
+	SYS_rt_sigprocmask,
+	SYS_rt_sigaction,
+	SYS_sigaltstack,
+	SYS_restart_syscall,
+	SYS_exit,
+	SYS_exit_group,
+	SYS_getpid,
+	SYS_gettid,
+	SYS_tgkill,
+	SYS_clock_gettime,
+	SYS_clock_nanosleep,
+	SYS_nanosleep,
+	SYS_sched_yield,
+	SYS_set_robust_list,
+	SYS_rseq,
+	SYS_sched_getaffinity,
+	SYS_write,
+	SYS_gettimeofday,
+	SYS_time,
+	SYS_membarrier,
+	SYS_getrandom,
+	SYS_close,
 };
 const struct sandbox_list base_sandbox = {"base", base_calls, ARRAY_SIZE(base_calls)};
 

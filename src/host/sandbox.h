@@ -1,7 +1,8 @@
 /*
- * System-call filter. Code that makes system calls while the guest runs says which in a list beside it;
- * whoever starts a thread role joins the lists of what that role runs and installs the filter. Anything
- * else raises SIGSYS, which crash_install() turns into one line and the end of the process.
+ * System-call filter. Code that makes system calls while the guest runs says which in a list beside
+ * it; whoever starts a thread role joins the lists of what that role runs and installs the filter.
+ * Anything else raises SIGSYS, which crash_install() turns into one line and the end of the
+ * process.
  *
  * Filters stack: a thread may narrow what the process-wide filter left.
  */
@@ -32,8 +33,8 @@ extern const struct sandbox_list loop_sandbox;
 extern const struct sandbox_list chardev_sandbox;
 
 /*
- * Give up new privileges and allow only the calls in @list (NULL-terminated array). Returns 0 or -errno
- * with @e; -ENOSYS when the host kernel has no seccomp filters.
+ * Give up new privileges and allow only the calls in @list (NULL-terminated array). Returns 0 or
+ * -errno with @e; -ENOSYS when the host kernel has no seccomp filters.
  */
 int sandbox_install(enum sandbox_mode mode, enum sandbox_scope scope,
 		    const struct sandbox_list *const *list, struct err *e);

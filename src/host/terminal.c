@@ -1,6 +1,6 @@
 /*
- * The saved mode is process-global because the terminal is, and because a signal handler has no other
- * way to reach it. tcsetattr() and write() are async-signal-safe (POSIX 2.4.3).
+ * The saved mode is process-global because the terminal is, and because a signal handler has no
+ * other way to reach it. tcsetattr() and write() are async-signal-safe (POSIX 2.4.3).
  */
 #include "host/terminal.h"
 
@@ -19,7 +19,8 @@ bool terminal_raw(int fd)
 {
 	struct termios t;
 
-	/* A background job that changes the mode would be stopped, or disturb the foreground one. */
+	/* A background job that changes the mode would be stopped, or disturb the foreground one.
+	 */
 	if (!isatty(fd) || tcgetpgrp(fd) != getpgrp() || tcgetattr(fd, &t))
 		return false;
 	if (atomic_load(&raw_fd) < 0)

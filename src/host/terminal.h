@@ -7,8 +7,8 @@
 #include "base/types.h"
 
 /*
- * Raw input on @fd, output processing kept. False when @fd is no terminal or we are in the background.
- * One terminal per process; a second call on the same terminal renews the mode.
+ * Raw input on @fd, output processing kept. False when @fd is no terminal or we are in the
+ * background. One terminal per process; a second call on the same terminal renews the mode.
  */
 bool terminal_raw(int fd);
 
@@ -16,11 +16,12 @@ bool terminal_raw(int fd);
 void terminal_restore(void);
 
 /*
- * Handle signals that mean the process is broken (SIGABRT, SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGSYS):
- * restore the terminal, say so in one line, die of the signal. Called before threads start; an engine
- * that wants some of these signals for itself takes them over later.
+ * Handle signals that mean the process is broken (SIGABRT, SIGSEGV, SIGBUS, SIGFPE, SIGILL,
+ * SIGSYS): restore the terminal, say so in one line, die of the signal. Called before threads
+ * start; an engine that wants some of these signals for itself takes them over later.
  */
 void crash_install(void);
 
-/* The handler's work, for whoever took a signal over and found that it was not his. Does not return. */
+/* The handler's work, for whoever took a signal over and found that it was not his. Does not
+ * return. */
 void crash_die(int sig, void *siginfo) __attribute__((noreturn));

@@ -9,7 +9,8 @@ int host_thread_start(pthread_t *t, const char *name, void *(*fn)(void *), void 
 	sigset_t block, old;
 	int r;
 
-	/* SIGTERM and friends belong to the main thread; faults stay deliverable where they happen. */
+	/* SIGTERM and friends belong to the main thread; faults stay deliverable where they happen.
+	 */
 	sigemptyset(&block);
 	sigaddset(&block, SIGTERM);
 	sigaddset(&block, SIGINT);

@@ -1,12 +1,12 @@
 /*
  * RSDP, XSDT, FADT, FACS, MADT, MCFG, WAET and the DSDT.
  *
- * The machine has ACPI fixed hardware (device/chip/pm.h) rather than the hardware-reduced model: power
- * button, S5 and the PM timer then work with the drivers that every kernel has built in. The system is in
- * ACPI mode from the start, hence no SMI command port.
+ * The machine has ACPI fixed hardware (device/chip/pm.h) rather than the hardware-reduced model:
+ * power button, S5 and the PM timer then work with the drivers that every kernel has built in. The
+ * system is in ACPI mode from the start, hence no SMI command port.
  *
- * Processors are described by the MADT alone. Processor objects in the namespace would only add C1 by
- * ACPI, and with it a slower idle path than the kernel's own HLT.
+ * Processors are described by the MADT alone. Processor objects in the namespace would only add C1
+ * by ACPI, and with it a slower idle path than the kernel's own HLT.
  */
 #include "machine/acpi.h"
 
@@ -152,7 +152,7 @@ struct madt_override {
 
 struct madt_lapic_nmi {
 	u8 type, length; /* 4, 6 */
-	u8 uid; /* 0xff: all */
+	u8 uid;          /* 0xff: all */
 	u16 flags;
 	u8 lint;
 } __attribute__((packed));
@@ -274,18 +274,18 @@ static void add_interrupt_routing(struct aml *a)
 }
 
 /*
- * Method(_OSC, 4), 6.2.11.3: the system may control what it asks for among the features of the first
- * five bits. There is no PCI Express hardware behind them, so nobody else wants to.
+ * Method(_OSC, 4), 6.2.11.3: the system may control what it asks for among the features of the
+ * first five bits. There is no PCI Express hardware behind them, so nobody else wants to.
  */
 static void add_osc(struct aml *a)
 {
 	static const u8 create_cdw1[] = {0x8a, 0x6b, 0x00}; /* CreateDWordField(Arg3, 0, CDW1) */
 	static const u8 create_cdw3[] = {0x8a, 0x6b, 0x0a, 0x08};
-	static const u8 if_uuid[] = {
-		0x93, 0x68, 0x11, 0x13, 0x0a, 0x10, /* LEqual(Arg0, Buffer(16) */
-		/* 33db4d5b-1ff7-401c-9657-7441c03dd766 */
-		0x5b, 0x4d, 0xdb, 0x33, 0xf7, 0x1f, 0x1c, 0x40, 0x96, 0x57, 0x74, 0x41, 0xc0, 0x3d,
-		0xd7, 0x66};
+	static const u8 if_uuid[] = {0x93, 0x68, 0x11, 0x13, 0x0a,
+				     0x10, /* LEqual(Arg0, Buffer(16) */
+				     /* 33db4d5b-1ff7-401c-9657-7441c03dd766 */
+				     0x5b, 0x4d, 0xdb, 0x33, 0xf7, 0x1f, 0x1c, 0x40, 0x96, 0x57,
+				     0x74, 0x41, 0xc0, 0x3d, 0xd7, 0x66};
 	static const u8 return_arg3[] = {0xa4, 0x6b};
 
 	aml_open_method(a, "_OSC", 4);
@@ -489,10 +489,8 @@ static void add_madt(struct builder *b)
 
 	p = put(p, &m, sizeof(m));
 	for (u32 i = 0; i < b->config->vcpus; i++) {
-		const struct madt_lapic lapic = {.length = sizeof(lapic),
-						 .uid = (u8)i,
-						 .apic_id = (u8)i,
-						 .flags = 1};
+		const struct madt_lapic lapic = {
+			.length = sizeof(lapic), .uid = (u8)i, .apic_id = (u8)i, .flags = 1};
 
 		p = put(p, &lapic, sizeof(lapic));
 	}
@@ -535,7 +533,8 @@ static u64 add_xsdt(struct builder *b)
 
 static void fill_rsdp(struct acpi_rsdp *r, u64 xsdt)
 {
-	*r = (struct acpi_rsdp){.signature = "RSD PTR ", .revision = 2, .length = sizeof(*r), .xsdt = xsdt};
+	*r = (struct acpi_rsdp){
+		.signature = "RSD PTR ", .revision = 2, .length = sizeof(*r), .xsdt = xsdt};
 	memcpy(r->oem_id, OEM_ID, 6);
 	r->checksum = checksum(r, offsetof(struct acpi_rsdp, length));
 	r->extended_checksum = checksum(r, sizeof(*r));
@@ -550,7 +549,8 @@ int acpi_build(struct acpi_tables *t, u64 base, const struct acpi_config *config
 	memset(t, 0, sizeof(*t));
 	t->base = base;
 	if (config->vcpus > LAPIC_MAX)
-		return err_set(e, -EINVAL, "ACPI tables: %u processors are too many", config->vcpus);
+		return err_set(e, -EINVAL, "ACPI tables: %u processors are too many",
+			       config->vcpus);
 	/* The root pointer comes first, where a search finds it, and is filled in last. */
 	t->rsdp = append(&b, &(struct acpi_rsdp){0}, sizeof(rsdp));
 	facs = add_facs(&b);

@@ -12,8 +12,8 @@ struct acpi_config {
 };
 
 struct acpi_tables {
-	u64 base;  /* guest-physical address of data[0], a multiple of 64 */
-	u64 rsdp;  /* of the root pointer */
+	u64 base; /* guest-physical address of data[0], a multiple of 64 */
+	u64 rsdp; /* of the root pointer */
 	u32 len;
 	u8 data[ACPI_MAX];
 };

@@ -57,8 +57,11 @@ void aml_name(struct aml *a, const char *name)
 
 void aml_int(struct aml *a, u64 value)
 {
-	u8 width = value <= 1 ? 0 : value <= UINT8_MAX ? 1 : value <= UINT16_MAX ? 2 :
-		   value <= UINT32_MAX ? 4 : 8;
+	u8 width = value <= 1            ? 0
+		   : value <= UINT8_MAX  ? 1
+		   : value <= UINT16_MAX ? 2
+		   : value <= UINT32_MAX ? 4
+					 : 8;
 	static const u8 op[] = {[1] = OP_BYTE, [2] = OP_WORD, [4] = OP_DWORD, [8] = OP_QWORD};
 
 	/* ZeroOp and OneOp are their own values. */
@@ -198,8 +201,8 @@ void aml_close_crs(struct aml *a)
 
 void aml_io(struct aml *a, u16 base, u8 len)
 {
-	const u8 d[] = {0x47, 1 /* 16-bit decode */, (u8)base, (u8)(base >> 8), (u8)base,
-			(u8)(base >> 8), 1 /* alignment */, len};
+	const u8 d[] = {0x47,     1 /* 16-bit decode */, (u8)base,          (u8)(base >> 8),
+			(u8)base, (u8)(base >> 8),       1 /* alignment */, len};
 
 	aml_bytes(a, d, sizeof(d));
 }
@@ -224,7 +227,8 @@ void aml_memory32(struct aml *a, u32 base, u32 len)
 enum range_type { RANGE_MEMORY = 0, RANGE_IO = 1, RANGE_BUS = 2 };
 
 /* An address space descriptor of the producer's kind: fixed ends, granularity 0, no translation. */
-static void range(struct aml *a, enum range_type type, u8 type_flags, u64 first, u64 last, u32 width)
+static void range(struct aml *a, enum range_type type, u8 type_flags, u64 first, u64 last,
+		  u32 width)
 {
 	static const u8 tag[] = {[2] = 0x88, [4] = 0x87, [8] = 0x8a};
 	const u16 len = (u16)(3 + 5 * width);

@@ -1,8 +1,8 @@
 /*
  * A small emitter of ACPI Machine Language (ACPI 6.4, 20.2).
  *
- * Objects with contents are opened and closed; package lengths are patched on closing, always in the
- * three-byte form. Running out of room is remembered, so callers check once at the end.
+ * Objects with contents are opened and closed; package lengths are patched on closing, always in
+ * the three-byte form. Running out of room is remembered, so callers check once at the end.
  */
 #pragma once
 
@@ -16,7 +16,7 @@ struct aml {
 	bool overflow;
 	u32 open[AML_DEPTH]; /* offsets of package lengths not yet known */
 	u32 depth;
-	u32 resources;       /* offset of the open resource template's length, 0: none */
+	u32 resources; /* offset of the open resource template's length, 0: none */
 };
 
 void aml_init(struct aml *a, u8 *data, u32 size);

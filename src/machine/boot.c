@@ -49,9 +49,11 @@ int load_initrd(struct load *l, u64 limit, struct err *e)
 	at = len < top ? align_down(top - len, PAGE_SIZE) : 0;
 	p = mem_map(l->env->pm, at, len, MEM_WRITE);
 	if (at < l->kernel_end || at < LAYOUT_HIGH || !p)
-		return err_set(e, -ENOMEM,
-			       "%s: %lu MiB do not fit into guest memory beside the kernel; give the "
-			       "guest more with -m", l->initrd->path, len / MIB + 1);
+		return err_set(
+			e, -ENOMEM,
+			"%s: %lu MiB do not fit into guest memory beside the kernel; give the "
+			"guest more with -m",
+			l->initrd->path, len / MIB + 1);
 	r = host_file_read(l->initrd, 0, p, len, e);
 	if (r)
 		return r;
@@ -67,8 +69,9 @@ int load_cmdline(const struct load *l, u64 max, struct err *e)
 
 	max = MIN(max, BOOT_CMDLINE_MAX - 1);
 	if (len > max)
-		return err_set(e, -E2BIG, "the command line has %lu characters, this kernel takes %lu",
-			       len, max);
+		return err_set(e, -E2BIG,
+			       "the command line has %lu characters, this kernel takes %lu", len,
+			       max);
 	return load_store(l, BOOT_CMDLINE, l->cmdline, len + 1, e);
 }
 
@@ -84,11 +87,14 @@ int load_kernel(struct load *l, struct err *e)
 		struct elf_image elf;
 		int r = load_elf_segments(l, l->kernel, l->kernel_len, &elf, e);
 
-		return r ? r : err_set(e, -EINVAL, "the ELF file has neither a PVH entry note nor a "
-						   "Multiboot header");
+		return r ? r
+			 : err_set(e, -EINVAL,
+				   "the ELF file has neither a PVH entry note nor a "
+				   "Multiboot header");
 	}
-	return err_set(e, -EINVAL, "not a kernel: neither a bzImage, nor ELF with a PVH note, nor "
-				   "Multiboot");
+	return err_set(e, -EINVAL,
+		       "not a kernel: neither a bzImage, nor ELF with a PVH note, nor "
+		       "Multiboot");
 }
 
 int boot_open(struct boot *b, const char *kernel, const char *initrd, const char *cmdline,

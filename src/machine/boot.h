@@ -1,9 +1,9 @@
 /*
  * Starting a kernel without firmware: what a boot loader would do, done from outside.
  *
- * boot_open() looks at the files once, before anything else is built, and keeps them open; boot_load()
- * puts kernel, initrd and boot data into guest memory and says in which state the boot processor starts.
- * It runs again for each reset of the machine.
+ * boot_open() looks at the files once, before anything else is built, and keeps them open;
+ * boot_load() puts kernel, initrd and boot data into guest memory and says in which state the boot
+ * processor starts. It runs again for each reset of the machine.
  */
 #pragma once
 
@@ -23,7 +23,7 @@ struct boot_env {
 	const struct physmap *pm;
 	u64 ram_below; /* end of RAM under the PCI hole */
 	struct e820_map e820;
-	gpa_t rsdp;    /* ACPI root pointer */
+	gpa_t rsdp; /* ACPI root pointer */
 };
 
 /* @initrd and @cmdline may be NULL. 0, or -errno with one clear line in @e. */

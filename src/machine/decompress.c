@@ -1,7 +1,7 @@
 /*
- * The formats Linux's scripts/Makefile.lib produces. Each stream is followed by its uncompressed size,
- * which the caller has used to size @out, so no decoder has to grow anything: one that wants to write
- * more than out_len bytes fails.
+ * The formats Linux's scripts/Makefile.lib produces. Each stream is followed by its uncompressed
+ * size, which the caller has used to size @out, so no decoder has to grow anything: one that wants
+ * to write more than out_len bytes fails.
  */
 #include "machine/decompress.h"
 
@@ -19,7 +19,8 @@ static const struct {
 } magics[] = {
 	{PAYLOAD_GZIP, {0x1f, 0x8b}, 2},
 	{PAYLOAD_XZ, {0xfd, '7', 'z', 'X', 'Z', 0}, 6},
-	/* lzma_alone has no magic; these properties and dictionary sizes are what `lzma -9` writes. */
+	/* lzma_alone has no magic; these properties and dictionary sizes are what `lzma -9` writes.
+	 */
 	{PAYLOAD_LZMA, {0x5d, 0, 0}, 3},
 	{PAYLOAD_ZSTD, {0x28, 0xb5, 0x2f, 0xfd}, 4},
 	{PAYLOAD_LZ4, {0x02, 0x21, 0x4c, 0x18}, 4},
@@ -51,8 +52,8 @@ static int gunzip(const u8 *data, u64 len, u8 *out, u64 out_len)
 }
 
 /*
- * Room for the dictionary of a hostile header is bounded; Linux itself uses 32 MiB at most for xz and
- * 64 MiB for lzma.
+ * Room for the dictionary of a hostile header is bounded; Linux itself uses 32 MiB at most for xz
+ * and 64 MiB for lzma.
  */
 #define LZMA_MEMORY (256 * MIB)
 
@@ -89,7 +90,8 @@ static int unzstd(const u8 *data, u64 len, u8 *out, u64 out_len)
 	return !ZSTD_isError(n) && n == out_len ? 0 : -EINVAL;
 }
 
-/* The legacy frame: a magic number, then blocks of at most 8 MiB, each behind its compressed size. */
+/* The legacy frame: a magic number, then blocks of at most 8 MiB, each behind its compressed size.
+ */
 static int unlz4(const u8 *data, u64 len, u8 *out, u64 out_len)
 {
 	enum { BLOCK = 8 << 20 };

@@ -1,7 +1,7 @@
 /*
  * The states in which kernels expect to be entered. The descriptor table is the one the Linux boot
- * protocol names (__BOOT_CS 0x10, __BOOT_DS 0x18) plus a task state segment, which PVH asks for; one
- * table serves all protocols.
+ * protocol names (__BOOT_CS 0x10, __BOOT_DS 0x18) plus a task state segment, which PVH asks for;
+ * one table serves all protocols.
  */
 #include "machine/load.h"
 

@@ -1,6 +1,6 @@
 /*
- * Global system interrupts: the inputs of the I/O APIC. The first sixteen are the ISA interrupts, which
- * also reach the 8259s; the PIT's moves to input 2, where the 8259's cascade used to be.
+ * Global system interrupts: the inputs of the I/O APIC. The first sixteen are the ISA interrupts,
+ * which also reach the 8259s; the PIT's moves to input 2, where the 8259's cascade used to be.
  */
 #pragma once
 

@@ -32,7 +32,7 @@ int load_multiboot(struct load *l, struct err *e);
 /* What the formats share. */
 
 struct elf_image {
-	u64 entry;        /* e_entry */
+	u64 entry; /* e_entry */
 	bool is_64bit;
 	gpa_t start, end; /* extent of the loaded segments */
 };
@@ -45,7 +45,8 @@ int load_elf_segments(const struct load *l, const u8 *image, u64 len, struct elf
 int load_store(const struct load *l, gpa_t gpa, const void *data, u64 len, struct err *e);
 int load_zero(const struct load *l, gpa_t gpa, u64 len, struct err *e);
 
-/* Put the initrd as high as possible below @limit and clear of the kernel. Sets initrd_at and _len. */
+/* Put the initrd as high as possible below @limit and clear of the kernel. Sets initrd_at and _len.
+ */
 int load_initrd(struct load *l, u64 limit, struct err *e);
 
 /* Store the command line, at most @max bytes without the final zero, at BOOT_CMDLINE. */

@@ -128,7 +128,8 @@ static int load_segment(const struct load *l, const struct elf_file *f, const El
 	int r;
 
 	if (range_exceeds(p->p_offset, p->p_filesz, f->len) || p->p_filesz > p->p_memsz)
-		return err_set(e, -EINVAL, "the ELF file is truncated: %lu bytes, a segment ends at %lu",
+		return err_set(e, -EINVAL,
+			       "the ELF file is truncated: %lu bytes, a segment ends at %lu",
 			       f->len, p->p_offset + p->p_filesz);
 	/* Lower down are the boot data and the firmware tables. */
 	if (p->p_paddr < LAYOUT_HIGH)

@@ -1,12 +1,13 @@
 /*
  * Linux bzImage.
  *
- * The decompressor inside the image is skipped: its payload, a compressed vmlinux, is decompressed here,
- * at native speed, loaded to its link address and entered at startup_64, which is how boot loaders that
- * understand vmlinux do it as well. Loaded at the address it was linked for, the kernel needs none of
- * the relocations that may follow the ELF file in the payload. The kernel's base is then not randomised;
- * it says so itself by a clear KASLR flag. When the payload is of an unknown kind, the image is loaded
- * and entered as the boot protocol has it, at its own 64-bit or 32-bit entry.
+ * The decompressor inside the image is skipped: its payload, a compressed vmlinux, is decompressed
+ * here, at native speed, loaded to its link address and entered at startup_64, which is how boot
+ * loaders that understand vmlinux do it as well. Loaded at the address it was linked for, the
+ * kernel needs none of the relocations that may follow the ELF file in the payload. The kernel's
+ * base is then not randomised; it says so itself by a clear KASLR flag. When the payload is of an
+ * unknown kind, the image is loaded and entered as the boot protocol has it, at its own 64-bit or
+ * 32-bit entry.
  *
  * Reference: Linux, Documentation/x86/boot.rst.
  */
@@ -125,7 +126,8 @@ static int parse(const struct load *l, struct bzimage *bz, struct err *e)
 	if (bz->code_len < ENTRY_64 + SECTOR)
 		return err_set(e, -EINVAL, "the kernel image has no code");
 	bz->code = l->kernel + setup;
-	/* The jump at 0x200 leads over the header: its second byte is the header's length from 0x202. */
+	/* The jump at 0x200 leads over the header: its second byte is the header's length from
+	 * 0x202. */
 	bz->header_len = MIN(SETUP_MAGIC + (u64)(h->jump >> 8) - SETUP_HEADER, sizeof(*h));
 	return 0;
 }
@@ -134,9 +136,10 @@ static int need_memory(const struct load *l, gpa_t start, u64 size, struct err *
 {
 	if (start >= LAYOUT_HIGH && !range_exceeds(start, size, l->env->ram_below))
 		return 0;
-	return err_set(e, -ENOMEM, "the kernel needs memory at %#lx to %#lx; give the guest at "
-				   "least %lu MiB with -m", start, start + size,
-		       align_up(start + size, MIB) / MIB + 1);
+	return err_set(e, -ENOMEM,
+		       "the kernel needs memory at %#lx to %#lx; give the guest at "
+		       "least %lu MiB with -m",
+		       start, start + size, align_up(start + size, MIB) / MIB + 1);
 }
 
 /* 1: loaded and *entry set. 0: the payload is not what we know, nothing was done. */
@@ -157,7 +160,8 @@ static int load_payload(struct load *l, const struct bzimage *bz, u64 *entry, st
 		return 0;
 	vmlinux = host_memory_alloc(size);
 	if (!vmlinux)
-		return err_set(e, -ENOMEM, "no memory to decompress the kernel (%lu MiB)", size / MIB);
+		return err_set(e, -ENOMEM, "no memory to decompress the kernel (%lu MiB)",
+			       size / MIB);
 	r = payload_decompress(format, payload, len, vmlinux, size);
 	if (r)
 		r = err_set(e, r, "the kernel's compressed payload is damaged");

@@ -96,9 +96,10 @@ static int load_by_addresses(struct load *l, const struct mb_header *h, u64 offs
 	len = l->kernel_len - skip;
 	if (h->load_end_addr) {
 		if (h->load_end_addr < h->load_addr || h->load_end_addr - h->load_addr > len)
-			return err_set(e, -EINVAL,
-				       "the Multiboot kernel is truncated: %lu bytes, its header says %lu",
-				       l->kernel_len, skip + (h->load_end_addr - h->load_addr));
+			return err_set(
+				e, -EINVAL,
+				"the Multiboot kernel is truncated: %lu bytes, its header says %lu",
+				l->kernel_len, skip + (h->load_end_addr - h->load_addr));
 		len = h->load_end_addr - h->load_addr;
 	}
 	if (h->load_addr < LAYOUT_HIGH)
@@ -179,8 +180,10 @@ int load_multiboot(struct load *l, struct err *e)
 	if (!find_header(l->kernel, l->kernel_len, &h, &offset))
 		return err_set(e, -EINVAL, "no Multiboot header");
 	if (h.flags & MB_REQUIRED & ~(u32)(MB_PAGE_ALIGN | MB_MEMORY_INFO))
-		return err_set(e, -ENOTSUP, "the Multiboot kernel wants a video mode or other "
-					    "features that are not there (flags %#x)", h.flags);
+		return err_set(e, -ENOTSUP,
+			       "the Multiboot kernel wants a video mode or other "
+			       "features that are not there (flags %#x)",
+			       h.flags);
 	r = load_image(l, &h, offset, &entry, e);
 	if (!r)
 		r = load_cmdline(l, BOOT_CMDLINE_MAX - 1, e);

@@ -1,9 +1,10 @@
 /*
- * What a running machine may ask of the host kernel. Doorbells are handled on the vCPU's thread, so all
- * threads run all devices and share one list.
+ * What a running machine may ask of the host kernel. Doorbells are handled on the vCPU's thread, so
+ * all threads run all devices and share one list.
  *
- * Files are open by now. libslirp alone reads /etc/resolv.conf again when a guest asks its name server
- * something, so read-only opens stay possible; nothing can be created, written anew or executed.
+ * Files are open by now. libslirp alone reads /etc/resolv.conf again when a guest asks its name
+ * server something, so read-only opens stay possible; nothing can be created, written anew or
+ * executed.
  */
 #include "machine/lockdown.h"
 
@@ -14,15 +15,16 @@
 #include <sys/syscall.h>
 
 static const int block_calls[] = {
-	SYS_io_uring_enter, SYS_pread64, SYS_pwrite64, SYS_preadv, SYS_pwritev, SYS_preadv2,
-	SYS_pwritev2, SYS_fdatasync, SYS_fsync, SYS_fallocate, SYS_ftruncate, SYS_lseek,
+	SYS_io_uring_enter, SYS_pread64,   SYS_pwrite64, SYS_preadv,    SYS_pwritev,   SYS_preadv2,
+	SYS_pwritev2,       SYS_fdatasync, SYS_fsync,    SYS_fallocate, SYS_ftruncate, SYS_lseek,
 };
 static const struct sandbox_list block_sandbox = {"block", block_calls, ARRAY_SIZE(block_calls)};
 
 static const int net_calls[] = {
-	SYS_socket, SYS_bind, SYS_listen, SYS_accept, SYS_accept4, SYS_connect, SYS_shutdown,
-	SYS_getsockname, SYS_getpeername, SYS_getsockopt, SYS_setsockopt, SYS_sendto, SYS_recvfrom,
-	SYS_sendmsg, SYS_recvmsg, SYS_ioctl, SYS_fcntl, SYS_readv, SYS_writev, SYS_poll, SYS_uname,
+	SYS_socket,   SYS_bind,        SYS_listen,      SYS_accept,     SYS_accept4,    SYS_connect,
+	SYS_shutdown, SYS_getsockname, SYS_getpeername, SYS_getsockopt, SYS_setsockopt, SYS_sendto,
+	SYS_recvfrom, SYS_sendmsg,     SYS_recvmsg,     SYS_ioctl,      SYS_fcntl,      SYS_readv,
+	SYS_writev,   SYS_poll,        SYS_uname,
 };
 static const struct sandbox_list net_sandbox = {"net", net_calls, ARRAY_SIZE(net_calls)};
 
@@ -32,8 +34,8 @@ static const struct sandbox_list stdio_sandbox = {"stdio", stdio_calls, ARRAY_SI
 int lockdown(enum sandbox_mode mode, struct err *e)
 {
 	const struct sandbox_list *const lists[] = {
-		&base_sandbox, &loop_sandbox, &chardev_sandbox, &file_sandbox,
-		&block_sandbox, &net_sandbox, &stdio_sandbox, NULL,
+		&base_sandbox,  &loop_sandbox, &chardev_sandbox, &file_sandbox,
+		&block_sandbox, &net_sandbox,  &stdio_sandbox,   NULL,
 	};
 
 	return sandbox_install(mode, SANDBOX_PROCESS, lists, e);

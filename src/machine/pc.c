@@ -1,14 +1,14 @@
 /*
  * Assembly, reset and the end of a PC.
  *
- * Threads. The thread that calls pc_run() runs the event loop; each vCPU has its own. Devices, the bus
- * and the local APICs belong to the machine lock: vCPU threads take it for each access, callbacks of the
- * loop take it themselves. What a device wants from the machine as a whole (power-off, reset, the end)
- * may be asked for anywhere: request() notes it, tells the vCPUs to stop and stops the loop; pc_run() then
- * acts on it, when nothing else runs.
+ * Threads. The thread that calls pc_run() runs the event loop; each vCPU has its own. Devices, the
+ * bus and the local APICs belong to the machine lock: vCPU threads take it for each access,
+ * callbacks of the loop take it themselves. What a device wants from the machine as a whole
+ * (power-off, reset, the end) may be asked for anywhere: request() notes it, tells the vCPUs to
+ * stop and stops the loop; pc_run() then acts on it, when nothing else runs.
  *
- * Reset. All devices go to their power-up state and the kernel is loaded again from its files, which
- * stay open for that, as a fresh boot.
+ * Reset. All devices go to their power-up state and the kernel is loaded again from its files,
+ * which stay open for that, as a fresh boot.
  */
 #include "machine/pc.h"
 
@@ -69,8 +69,8 @@ struct pc {
 	struct pc_config config;
 	pthread_mutex_t lock; /* the machine lock */
 	struct loop *loop;
-	atomic_uint asked;    /* ASK_* */
-	u32 exit_value;       /* with ASK_DEBUG_EXIT; under lock */
+	atomic_uint asked; /* ASK_* */
+	u32 exit_value;    /* with ASK_DEBUG_EXIT; under lock */
 
 	struct physmap pm;
 	u64 ram_below, ram_above;
@@ -244,7 +244,8 @@ static int build_memory(struct pc *pc, struct err *e)
 	if (ram > available)
 		return err_set(e, -ENOMEM,
 			       "the host has %lu MiB of memory left, the guest is to have %lu MiB; "
-			       "use a smaller -m", available / MIB, ram / MIB);
+			       "use a smaller -m",
+			       available / MIB, ram / MIB);
 	pc->ram_below = MIN(ram, LAYOUT_HOLE);
 	pc->ram_above = ram - pc->ram_below;
 	/* The largest regions first: they are looked up most. */
@@ -327,12 +328,15 @@ static u64 utc_ns(void)
 
 static int build_timers(struct pc *pc, struct err *e)
 {
-	const struct pm_config pm = {
-		.sci = gsi(pc, GSI_SCI), .power_off = on_power_off, .reset = on_reset, .opaque = pc};
+	const struct pm_config pm = {.sci = gsi(pc, GSI_SCI),
+				     .power_off = on_power_off,
+				     .reset = on_reset,
+				     .opaque = pc};
 	int r = pit_init(&pc->pit, &pc->bus, gsi(pc, GSI_PIT), pc->loop, &pc->lock, e);
 
 	if (!r)
-		r = rtc_init(&pc->rtc, &pc->bus, gsi(pc, GSI_RTC), utc_ns(), pc->loop, &pc->lock, e);
+		r = rtc_init(&pc->rtc, &pc->bus, gsi(pc, GSI_RTC), utc_ns(), pc->loop, &pc->lock,
+			     e);
 	if (!r)
 		r = pm_init(&pc->acpi_pm, &pc->bus, &pm, pc->loop, &pc->lock, e);
 	if (!r)
@@ -474,7 +478,7 @@ static int build_disks(struct pc *pc, struct err *e)
 static int add_nic(struct pc *pc, const struct net_spec *spec, struct err *e)
 {
 	const struct virtio_env env = virtio_env(pc);
-	/* Locally administered, and the same in each run, so that guests keep their names for it. */
+	/* Locally administered; the same in each run, so that guests keep their names for it. */
 	const u8 mac[NET_MAC] = {0x52, 0x54, 0x00, 0xd0, 0x99, (u8)(0xe1 + pc->nics)};
 	struct pc_nic *n = &pc->nic[pc->nics];
 	int r = net_open(spec, pc->loop, &pc->lock, &n->backend, e);
@@ -553,8 +557,8 @@ static void unbuild_rng(struct pc *pc)
 /* ---- what boots ---- */
 
 /*
- * Memory types as firmware leaves them (SDM vol. 3, 12.11): write-back, uncacheable between the end of
- * low RAM and 4 GiB and in the VGA range. Kernels take disabled MTRRs for a broken machine.
+ * Memory types as firmware leaves them (SDM vol. 3, 12.11): write-back, uncacheable between the end
+ * of low RAM and 4 GiB and in the VGA range. Kernels take disabled MTRRs for a broken machine.
  */
 static void set_memory_types(const struct pc *pc, struct cpu_msrs *m)
 {
@@ -651,26 +655,25 @@ static int build_boot(struct pc *pc, struct err *e)
 	return r;
 }
 
-
 /* The machine, in the order in which its parts depend on each other. */
 static const struct {
 	int (*build)(struct pc *pc, struct err *e);
 	void (*unbuild)(struct pc *pc);
 } steps[] = {
-	{build_memory, unbuild_memory},
-	{build_bus, unbuild_bus},
-	{build_cpu_model, unbuild_nothing},
-	{build_interrupts, unbuild_interrupts},
-	{build_timers, unbuild_timers},
-	{build_board, unbuild_board},
-	{build_pci, unbuild_pci},
-	{build_disks, unbuild_disks},
-	{build_nics, unbuild_nics},
-	{build_console, unbuild_console},
-	{build_hvc, unbuild_hvc},
-	{build_rng, unbuild_rng},
-	{build_cpus, unbuild_cpus},
-	{build_boot, unbuild_nothing},
+	{.build = build_memory, .unbuild = unbuild_memory},
+	{.build = build_bus, .unbuild = unbuild_bus},
+	{.build = build_cpu_model, .unbuild = unbuild_nothing},
+	{.build = build_interrupts, .unbuild = unbuild_interrupts},
+	{.build = build_timers, .unbuild = unbuild_timers},
+	{.build = build_board, .unbuild = unbuild_board},
+	{.build = build_pci, .unbuild = unbuild_pci},
+	{.build = build_disks, .unbuild = unbuild_disks},
+	{.build = build_nics, .unbuild = unbuild_nics},
+	{.build = build_console, .unbuild = unbuild_console},
+	{.build = build_hvc, .unbuild = unbuild_hvc},
+	{.build = build_rng, .unbuild = unbuild_rng},
+	{.build = build_cpus, .unbuild = unbuild_cpus},
+	{.build = build_boot, .unbuild = unbuild_nothing},
 };
 
 int pc_create(const struct pc_config *config, struct pc **out, struct err *e)
@@ -752,9 +755,12 @@ static bool is_over(struct pc *pc, u32 asked, enum pc_end *end)
 		u32 asked;
 		enum pc_end end;
 	} ends[] = {
-		{ASK_FAILED, PC_FAILED},	 {ASK_QUIT, PC_QUIT},
-		{ASK_DEBUG_EXIT, PC_DEBUG_EXIT}, {ASK_POWER_OFF, PC_POWER_OFF},
-		{ASK_TRIPLE_FAULT, PC_TRIPLE_FAULT}, {ASK_RESET, PC_REBOOT},
+		{ASK_FAILED, PC_FAILED},
+		{ASK_QUIT, PC_QUIT},
+		{ASK_DEBUG_EXIT, PC_DEBUG_EXIT},
+		{ASK_POWER_OFF, PC_POWER_OFF},
+		{ASK_TRIPLE_FAULT, PC_TRIPLE_FAULT},
+		{ASK_RESET, PC_REBOOT},
 	};
 
 	for (u32 i = 0; i < ARRAY_SIZE(ends); i++) {

@@ -1,6 +1,7 @@
 /*
  * What firmware does to PCI functions before a kernel starts: give base address registers their
- * addresses, turn decoding on, note the interrupt line. Kernels booted directly expect to find that done.
+ * addresses, turn decoding on, note the interrupt line. Kernels booted directly expect to find that
+ * done.
  */
 #pragma once
 

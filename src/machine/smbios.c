@@ -122,8 +122,13 @@ static void append_identity(struct table *t)
 		.security = 2,
 	};
 
-	append(t, &bios, sizeof(bios), "doppel\0" "0\0" "01/01/2025\0");
-	append(t, &system, sizeof(system), "doppel\0" "Virtual PC\0");
+	append(t, &bios, sizeof(bios),
+	       "doppel\0"
+	       "0\0"
+	       "01/01/2025\0");
+	append(t, &system, sizeof(system),
+	       "doppel\0"
+	       "Virtual PC\0");
 	append(t, &chassis, sizeof(chassis), "doppel\0");
 }
 
@@ -145,7 +150,7 @@ static void append_memory(struct table *t, u64 ram_bytes)
 		.error_handle = 0xfffe,
 		.total_width = 0xffff,
 		.data_width = 0xffff,
-		.size = 0x7fff, /* see the extended field */
+		.size = 0x7fff,   /* see the extended field */
 		.form_factor = 9, /* DIMM */
 		.locator = 1,
 		.type = 7, /* RAM */

@@ -3,5 +3,6 @@
 
 #include "memory/physmap.h"
 
-/* Store the entry point and the structures from @base on; @base is a multiple of 16. 0 or -EFAULT. */
+/* Store the entry point and the structures from @base on; @base is a multiple of 16. 0 or -EFAULT.
+ */
 int smbios_store(const struct physmap *pm, gpa_t base, u64 ram_bytes);

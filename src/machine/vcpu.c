@@ -1,16 +1,17 @@
 /*
- * The life of a vCPU thread: create the engine's vCPU, park until the machine is started, then go round:
- * stand still when asked, take INIT, SIPI and NMI, deliver an interrupt when the local APIC has one and
- * the CPU is open for it, run, complete the exit.
+ * The life of a vCPU thread: create the engine's vCPU, park until the machine is started, then go
+ * round: stand still when asked, take INIT, SIPI and NMI, deliver an interrupt when the local APIC
+ * has one and the CPU is open for it, run, complete the exit.
  *
- * Waking. Whoever makes something happen for a vCPU (an interrupt in its local APIC, an event bit, a stop
- * request) stores that first and then looks whether the vCPU is halted; the vCPU says that it is halted
- * first and then looks whether something happened. With a full barrier on both sides one of the two
- * always sees the other. A vCPU in the engine is kicked; a halted one first polls for POLL_NS, because a
- * wake-up across cores costs as much, then sleeps on its condition variable until its local APIC's timer.
+ * Waking. Whoever makes something happen for a vCPU (an interrupt in its local APIC, an event bit,
+ * a stop request) stores that first and then looks whether the vCPU is halted; the vCPU says that
+ * it is halted first and then looks whether something happened. With a full barrier on both sides
+ * one of the two always sees the other. A vCPU in the engine is kicked; a halted one first polls
+ * for POLL_NS, because a wake-up across cores costs as much, then sleeps on its condition variable
+ * until its local APIC's timer.
  *
- * Locks: the machine lock is taken for each access to a device or the local APIC and never held while
- * the engine runs. set->lock and vcpu->mutex are leaves.
+ * Locks: the machine lock is taken for each access to a device or the local APIC and never held
+ * while the engine runs. set->lock and vcpu->mutex are leaves.
  */
 #include "machine/vcpu.h"
 
@@ -30,10 +31,10 @@ static const u64 POLL_NS = 50000;
 static const u64 HYPERCALL_UNKNOWN = -1000ul;
 
 static const char *const exit_names[VCPU_EXIT_TYPES] = {
-	[EXIT_NONE] = "none",	[EXIT_PIO] = "pio",
-	[EXIT_MMIO] = "mmio",	[EXIT_RDMSR] = "rdmsr",
+	[EXIT_NONE] = "none",   [EXIT_PIO] = "pio",
+	[EXIT_MMIO] = "mmio",   [EXIT_RDMSR] = "rdmsr",
 	[EXIT_WRMSR] = "wrmsr", [EXIT_HYPERCALL] = "hypercall",
-	[EXIT_HLT] = "hlt",	[EXIT_SHUTDOWN] = "shutdown",
+	[EXIT_HLT] = "hlt",     [EXIT_SHUTDOWN] = "shutdown",
 	[EXIT_DEBUG] = "debug", [EXIT_IRQ_WINDOW] = "irq_window",
 	[EXIT_ERROR] = "error", [EXIT_KICKED] = "kicked",
 };
@@ -149,10 +150,9 @@ static void take_init(struct vcpu *v)
 	xcr0 = s->cr.xcr0;
 	cpu_state_reset(s);
 	s->cr.xcr0 = xcr0;
-	engine_of(v)->state_set(v->engine,
-				CPU_PART_GPR | CPU_PART_SEG | CPU_PART_CR | CPU_PART_DR |
-					CPU_PART_INTR,
-				s);
+	engine_of(v)->state_set(
+		v->engine, CPU_PART_GPR | CPU_PART_SEG | CPU_PART_CR | CPU_PART_DR | CPU_PART_INTR,
+		s);
 	v->hlt = false;
 	v->cr8 = 0;
 	v->tpr_changed = false;
@@ -271,7 +271,7 @@ void vcpus_reset(struct vcpu_set *set, const struct cpu_state *entry)
 
 /* ---- interrupts ---- */
 
-/* MOV CR8 goes to the engine, the TPR register to the local APIC; they are one (SDM vol. 3, 11.8.6). */
+/* MOV CR8 goes to the engine, TPR accesses to the local APIC; they are one (SDM vol. 3, 11.8.6). */
 static void read_cr8(struct vcpu *v)
 {
 	if (v->tpr_changed)

@@ -1,8 +1,8 @@
 /*
  * Virtual CPUs: one thread each, which runs the engine and completes its exits.
  *
- * All vCPUs of a machine form a set, and one mechanism stops and starts them for everybody who needs them
- * to stand still: pause, reset, the end of the machine. A set starts out stopped.
+ * All vCPUs of a machine form a set, and one mechanism stops and starts them for everybody who
+ * needs them to stand still: pause, reset, the end of the machine. A set starts out stopped.
  */
 #pragma once
 
@@ -26,24 +26,25 @@ struct vcpu {
 	struct engine_vcpu *engine;
 	pthread_t thread;
 	u32 id;
-	bool started;        /* the thread exists */
+	bool started; /* the thread exists */
 
 	/* Shared with other threads. */
-	atomic_bool halted;  /* not inside the engine: wake by condition variable, not by kick */
-	atomic_uint events;  /* VCPU_* */
+	atomic_bool halted; /* not inside the engine: wake by condition variable, not by kick */
+	atomic_uint events; /* VCPU_* */
 	atomic_uchar sipi_vector;
 	pthread_mutex_t mutex; /* leaf; with @wake for sleeping in HLT */
 	pthread_cond_t wake;
 	_Atomic u64 tsc_offset; /* guest TSC = host TSC + this, as last seen */
-	bool reset_wanted;   /* take set->entry (BSP) or wait for SIPI (others) before going on; under set->lock */
+	bool reset_wanted; /* take set->entry (BSP) or wait for SIPI (others) before going on; under
+			      set->lock */
 
 	/* The vCPU's thread only. */
 	bool waits_for_sipi;
-	bool hlt;            /* the guest executed HLT */
-	u64 cr8;             /* as last agreed between engine and local APIC */
-	bool tpr_changed;    /* the local APIC's task priority is newer than the engine's CR8 */
+	bool hlt;         /* the guest executed HLT */
+	u64 cr8;          /* as last agreed between engine and local APIC */
+	bool tpr_changed; /* the local APIC's task priority is newer than the engine's CR8 */
 	u64 exits[VCPU_EXIT_TYPES];
-	u64 halt_sleeps;     /* halts that outlasted the polling */
+	u64 halt_sleeps;        /* halts that outlasted the polling */
 	struct cpu_state state; /* scratch */
 };
 
@@ -65,16 +66,17 @@ struct vcpu_set {
 	struct vcpu_env env;
 	struct vcpu *cpu;
 	u32 count;
-	const struct cpu_state *entry; /* how the BSP starts after a reset; set while all are stopped */
-	u64 tsc_start; /* host TSC at that reset: the guest's counters start from zero there */
+	const struct cpu_state
+		*entry; /* how the BSP starts after a reset; set while all are stopped */
+	u64 tsc_start;  /* host TSC at that reset: the guest's counters start from zero there */
 
 	pthread_mutex_t lock; /* guards what follows and vcpu.reset_wanted; leaf */
 	pthread_cond_t changed;
-	atomic_bool stop;     /* everybody shall park */
+	atomic_bool stop; /* everybody shall park */
 	bool quit;
-	u32 parked;           /* threads that stand still */
-	u32 failed;           /* threads that could not be set up */
-	struct err error;     /* of the first of them */
+	u32 parked;       /* threads that stand still */
+	u32 failed;       /* threads that could not be set up */
+	struct err error; /* of the first of them */
 };
 
 /* Create @count threads with their engine vCPUs. They are stopped. 0 or -errno with @e. */

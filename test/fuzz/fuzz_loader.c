@@ -1,7 +1,8 @@
 /*
- * Kernel loaders. The input is a kernel file; bytes that decide its format are steered, because random
- * ones would hardly ever make one: the first byte chooses a skeleton over which the rest is laid.
- * Invariant: loading succeeds, or fails with a one-line message, and touches nothing but guest RAM.
+ * Kernel loaders. The input is a kernel file; bytes that decide its format are steered, because
+ * random ones would hardly ever make one: the first byte chooses a skeleton over which the rest is
+ * laid. Invariant: loading succeeds, or fails with a one-line message, and touches nothing but
+ * guest RAM.
  */
 #include "machine/layout.h"
 #include "machine/load.h"
@@ -26,9 +27,9 @@ static void put32(u8 *image, u64 at, u32 value)
 
 static void linux_skeleton(u8 *image, u8 variant)
 {
-	static const u8 magic[][6] = {{0x02, 0x21, 0x4c, 0x18}, {0x1f, 0x8b, 8},
+	static const u8 magic[][6] = {{0x02, 0x21, 0x4c, 0x18},   {0x1f, 0x8b, 8},
 				      {0xfd, '7', 'z', 'X', 'Z'}, {0x5d, 0, 0, 0, 1},
-				      {0x28, 0xb5, 0x2f, 0xfd},	  {0x7f, 'E', 'L', 'F'}};
+				      {0x28, 0xb5, 0x2f, 0xfd},   {0x7f, 'E', 'L', 'F'}};
 	const u64 link = LINK;
 
 	image[0x1f1] = 1;
@@ -49,9 +50,11 @@ static void linux_skeleton(u8 *image, u8 variant)
 
 static void elf_skeleton(u8 *image, u8 variant)
 {
-	static const u8 note[] = {4, 0, 0, 0, 4, 0, 0, 0, 18, 0, 0, 0, 'X', 'e', 'n', 0, 0, 0, 0, 1};
+	static const u8 note[] = {4, 0, 0,   0,   4,   0, 0, 0, 18, 0,
+				  0, 0, 'X', 'e', 'n', 0, 0, 0, 0,  1};
 	const Elf64_Ehdr h = {
-		.e_ident = {0x7f, 'E', 'L', 'F', variant & 1 ? ELFCLASS32 : ELFCLASS64, ELFDATA2LSB},
+		.e_ident = {0x7f, 'E', 'L', 'F', variant & 1 ? ELFCLASS32 : ELFCLASS64,
+			    ELFDATA2LSB},
 		.e_type = ET_EXEC,
 		.e_machine = variant & 1 ? EM_386 : EM_X86_64,
 		.e_phoff = 64,
@@ -59,7 +62,11 @@ static void elf_skeleton(u8 *image, u8 variant)
 		.e_phnum = 3,
 	};
 	const Elf64_Phdr p[3] = {
-		{.p_type = PT_LOAD, .p_offset = 1024, .p_paddr = LINK, .p_filesz = 512, .p_memsz = 8192},
+		{.p_type = PT_LOAD,
+		 .p_offset = 1024,
+		 .p_paddr = LINK,
+		 .p_filesz = 512,
+		 .p_memsz = 8192},
 		{.p_type = PT_LOAD, .p_offset = 0, .p_paddr = LINK + 65536, .p_memsz = 1 << 20},
 		{.p_type = PT_NOTE, .p_offset = 512, .p_filesz = 64},
 	};
@@ -72,8 +79,8 @@ static void elf_skeleton(u8 *image, u8 variant)
 static void multiboot_skeleton(u8 *image, u8 variant)
 {
 	const u32 flags = (variant & 1 ? 1u << 16 : 0) | 3;
-	const u32 h[8] = {0x1badb002, flags, -(0x1badb002 + flags), LINK + 64, LINK, LINK + 4096,
-			  LINK + 8192, LINK};
+	const u32 h[8] = {0x1badb002, flags,       -(0x1badb002 + flags), LINK + 64,
+			  LINK,       LINK + 4096, LINK + 8192,           LINK};
 
 	put(image, 64, h, sizeof(h));
 }

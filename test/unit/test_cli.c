@@ -42,10 +42,18 @@ static void sizes(void **state)
 		bool ok;
 		u64 bytes;
 	} cases[] = {
-		{"512M", true, 512 * MIB}, {"2G", true, 2 * GIB},   {"64", true, 64 * MIB},
-		{"128k", true, 128 * KIB}, {"", false, 0},	    {"-1", false, 0},
-		{" 1", false, 0},	   {"1Q", false, 0},	    {"1MB", false, 0},
-		{"G", false, 0},	   {"0x10", false, 0},	    {"99999999999999999999", false, 0},
+		{"512M", true, 512 * MIB},
+		{"2G", true, 2 * GIB},
+		{"64", true, 64 * MIB},
+		{"128k", true, 128 * KIB},
+		{"", false, 0},
+		{"-1", false, 0},
+		{" 1", false, 0},
+		{"1Q", false, 0},
+		{"1MB", false, 0},
+		{"G", false, 0},
+		{"0x10", false, 0},
+		{"99999999999999999999", false, 0},
 		{"18014398509481984K", false, 0},
 	};
 

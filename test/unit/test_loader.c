@@ -1,4 +1,5 @@
-/* Kernel loaders, on images made here: Linux bzImage, PVH, Multiboot; sound ones and broken ones. */
+/* Kernel loaders, on images made here: Linux bzImage, PVH, Multiboot; sound ones and broken ones.
+ */
 #include "machine/decompress.h"
 #include "machine/layout.h"
 #include "machine/load.h"
@@ -144,15 +145,14 @@ static u64 compress_gzip(const u8 *in, u64 len, u8 *out, u64 max)
 static u64 compress_xz(const u8 *in, u64 len, u8 *out, u64 max)
 {
 	lzma_options_lzma options;
-	lzma_filter filters[] = {{LZMA_FILTER_X86, NULL},
-				 {LZMA_FILTER_LZMA2, &options},
-				 {LZMA_VLI_UNKNOWN, NULL}};
+	lzma_filter filters[] = {
+		{LZMA_FILTER_X86, NULL}, {LZMA_FILTER_LZMA2, &options}, {LZMA_VLI_UNKNOWN, NULL}};
 	size_t n = 0;
 
 	lzma_lzma_preset(&options, 1);
-	assert_int_equal(lzma_stream_buffer_encode(filters, LZMA_CHECK_CRC32, NULL, in, len, out, &n,
-						   max),
-			 LZMA_OK);
+	assert_int_equal(
+		lzma_stream_buffer_encode(filters, LZMA_CHECK_CRC32, NULL, in, len, out, &n, max),
+		LZMA_OK);
 	return n;
 }
 
@@ -205,7 +205,8 @@ static u64 compress_not(const u8 *in, u64 len, u8 *out, u64 max)
 
 typedef u64 compressor(const u8 *in, u64 len, u8 *out, u64 max);
 
-/* A bzImage around the ELF file: setup sectors, a 1 KiB stub, the payload with its size behind it. */
+/* A bzImage around the ELF file: setup sectors, a 1 KiB stub, the payload with its size behind it.
+ */
 static void make_bzimage(struct fixture *f, compressor *compress, bool with_size)
 {
 	u64 payload = SETUP + 1024, n;
