@@ -595,8 +595,8 @@ static struct far_pointer32 far32;
 static struct far_pointer64 far64;
 
 CODE_AT(jump_far32, "", "ljmp *(%rax)", "");
-CODE_AT(jump_far64, "", "rex.w ljmp *(%rax)", "");
-CODE_AT(call_far64, "", "rex.w lcall *(%rax)", "");
+CODE_AT(jump_far64, "", "rex64 ljmp *(%rax)", "");
+CODE_AT(call_far64, "", "rex64 lcall *(%rax)", "");
 CODE_AT(call_far32, "", "lcall *(%rax)", "");
 CODE(landed, "mov $0x4c, %esi; mov %cs, %edi");
 
@@ -680,7 +680,7 @@ static void conforming_code(void)
 
 CODE(gate_target, "mov %cs, %edi; mov %ss, %esi; mov %rsp, %rbx; mov (%rsp), %r8;"
 		  "mov 8(%rsp), %r9; mov 16(%rsp), %r10; mov 24(%rsp), %r11");
-CODE(gate_target_return, "mov $0x99, %ebp; rex.w lret");
+CODE(gate_target_return, "mov $0x99, %ebp; rex64 lret");
 
 static void call_gate(void)
 {
@@ -780,7 +780,7 @@ static void far_call(void)
 	expect_done(&s, call_far32);
 }
 
-CODE_AT(return_outer, "push %rdx; push %rcx; push %rbx; push %rax", "rex.w lret", "");
+CODE_AT(return_outer, "push %rdx; push %rcx; push %rbx; push %rax", "rex64 lret", "");
 CODE(returned, "mov %ds, %eax; mov %es, %ebx; mov %fs, %ecx; mov %gs, %edx");
 
 static struct state far_return(u64 rip, u64 cs, u64 rsp, u64 ss)
@@ -833,7 +833,7 @@ static void far_return_outer(void)
 	expect_trap(&s, VEC_SS, SEL(1), return_outer_at);
 }
 
-CODE_AT(return_inner, "push $0x08; lea 1f(%rip), %rax; push %rax; 1:", "rex.w lret", "");
+CODE_AT(return_inner, "push $0x08; lea 1f(%rip), %rax; push %rax; 1:", "rex64 lret", "");
 
 static void far_return_inner(void)
 {

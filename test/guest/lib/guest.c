@@ -6,7 +6,6 @@
 enum {
 	PIC1 = 0x20,
 	PIC2 = 0xa0,
-	APIC_BASE = 0xfee00000,
 	IST_TRAP = 1,
 	IST_NMI = 2,
 };
@@ -28,6 +27,7 @@ static u8 ist_stack[2][8192] __attribute__((aligned(4096)));
 
 bool (*trap_hook)(struct state *s);
 static struct state *running;
+static bool draining; /* interrupts left over from the last case are dropped */
 static u64 cr0_at_start, cr4_at_start, efer_at_start;
 
 void exec_state(struct state *s);
@@ -114,6 +114,35 @@ static void reset_tables(void)
 	idt_load_limit(sizeof(idt) - 1);
 }
 
+/* Both controllers away from the exception vectors, with every line masked. */
+static void quiet_pic(void)
+{
+	static const u8 words[2][4] = {{0x11, VEC_PIC, 4, 1}, {0x11, VEC_PIC + 8, 2, 1}};
+	static const u16 port[2] = {PIC1, PIC2};
+
+	for (int chip = 0; chip < 2; chip++) {
+		outb(port[chip], words[chip][0]);
+		for (int i = 1; i < 4; i++)
+			outb(port[chip] + 1, words[chip][i]);
+		outb(port[chip] + 1, 0xff);
+	}
+}
+
+/* A local APIC with nothing pending and nothing in service. */
+static void reset_apic(void)
+{
+	apic_write(APIC_SVR, 0x1ff);
+	apic_write(APIC_LVT_TIMER, APIC_MASKED);
+	apic_write(APIC_TIMER_COUNT, 0);
+	apic_write(APIC_LVT_LINT0, 0x700); /* ExtINT: the 8259A's interrupts come through */
+	write_cr8(0);
+	for (u32 i = 0; i < 256; i++)
+		apic_write(APIC_EOI, 0);
+	draining = true;
+	sti_cli();
+	draining = false;
+}
+
 void environment_reset(void)
 {
 	static const u32 mxcsr = 0x1f80;
@@ -129,21 +158,8 @@ void environment_reset(void)
 	reset_tables();
 	__asm__ volatile("lldt %w0" : : "r"(0));
 	__asm__ volatile("fninit; ldmxcsr %0" : : "m"(mxcsr));
-	write_cr8(0);
-}
-
-/* Both controllers away from the exception vectors, with every line masked. */
-static void quiet_pic(void)
-{
-	static const u8 words[2][4] = {{0x11, VEC_PIC, 4, 1}, {0x11, VEC_PIC + 8, 2, 1}};
-	static const u16 port[2] = {PIC1, PIC2};
-
-	for (int chip = 0; chip < 2; chip++) {
-		outb(port[chip], words[chip][0]);
-		for (int i = 1; i < 4; i++)
-			outb(port[chip] + 1, words[chip][i]);
-		outb(port[chip] + 1, 0xff);
-	}
+	quiet_pic();
+	reset_apic();
 }
 
 __noreturn void guest_main(void)
@@ -151,10 +167,6 @@ __noreturn void guest_main(void)
 	cr0_at_start = read_cr0();
 	cr4_at_start = read_cr4();
 	efer_at_start = rdmsr(MSR_EFER);
-	quiet_pic();
-	environment_reset();
-	apic_write(APIC_SVR, 0x1ff);
-	apic_write(APIC_LVT_LINT0, 0x700); /* ExtINT: the 8259A's interrupts come through */
 	run_tests();
 }
 
@@ -196,6 +208,10 @@ void trap_entry(struct state *f)
 {
 	u64 cr2 = read_cr2();
 
+	if (draining && f->vector >= VEC_PIC) {
+		apic_write(APIC_EOI, 0);
+		return;
+	}
 	if (!running)
 		die("trap %u, error 0x%lx at 0x%lx, cr2 0x%lx, in the test's own code",
 		    (u32)f->vector, f->error, f->rip, cr2);
@@ -239,12 +255,12 @@ u32 physical_bits(void)
 
 u32 apic_read(u32 reg)
 {
-	return *(volatile u32 *)(u64)(APIC_BASE + reg);
+	return *(volatile u32 *)(APIC_BASE + reg);
 }
 
 void apic_write(u32 reg, u32 value)
 {
-	*(volatile u32 *)(u64)(APIC_BASE + reg) = value;
+	*(volatile u32 *)(APIC_BASE + reg) = value;
 }
 
 static void send(u32 icr)

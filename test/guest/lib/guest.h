@@ -135,6 +135,7 @@ u32 physical_bits(void);
 /* The local APIC, as memory. */
 u32 apic_read(u32 reg);
 void apic_write(u32 reg, u32 value);
+#define APIC_BASE 0xfee00000ul
 enum apic_register {
 	APIC_ID = 0x20,
 	APIC_TPR = 0x80,
@@ -150,6 +151,9 @@ enum apic_register {
 	APIC_TIMER_DIVIDE = 0x3e0,
 	APIC_SELF = 0x40000, /* destination shorthand in the ICR */
 	APIC_NMI = 0x400,
+	APIC_MASKED = 0x10000,
+	APIC_PERIODIC = 0x20000,
+	APIC_TSC_DEADLINE = 0x40000,
 };
 /* Make @vector pending on this processor; interrupts are off, so it stays so. */
 void send_self(u8 vector);
