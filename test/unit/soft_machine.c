@@ -23,8 +23,7 @@ static void die(const char *what, const struct err *e)
 	abort();
 }
 
-/* cmocka takes over the fault signals before each test; the engine installs its handlers only once.
- */
+/* cmocka takes the fault signals before each test; the engine installs its handlers once. */
 static void own_fault_signals(void)
 {
 	static const int signals[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL};
@@ -40,13 +39,24 @@ static void own_fault_signals(void)
 	known = true;
 }
 
+/* Built once: finding the TSC's frequency takes milliseconds. */
+static const struct cpuid_model *cpuid_model(void)
+{
+	static struct cpuid_model model;
+	const struct cpuid_request request = {.vcpus = 1};
+	struct err e = {0};
+
+	if (!model.count && cpuid_model_init(&model, &request, &e) < 0)
+		die("CPU model", &e);
+	return &model;
+}
+
 /* What a failed test left behind: a thread has one vCPU. */
 static struct soft_machine *leftover;
 
 struct soft_machine *machine_new(void)
 {
 	struct soft_machine *m = calloc(1, sizeof(*m));
-	const struct cpuid_request request = {.vcpus = 1};
 	struct engine_config config = {.cache_bytes = 4 << 20};
 	struct err e = {0};
 
@@ -58,8 +68,7 @@ struct soft_machine *machine_new(void)
 	physmap_init(&m->physmap);
 	if (physmap_add(&m->physmap, 0, RAM_SIZE, 0, &e) < 0)
 		die("memory", &e);
-	if (cpuid_model_init(&m->cpuid, &request, &e) < 0)
-		die("CPU model", &e);
+	m->cpuid = *cpuid_model();
 	config.physmap = &m->physmap;
 	config.cpuid = &m->cpuid;
 	if (soft_engine.vm_create(&config, &m->vm, &e) < 0)
