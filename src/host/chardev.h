@@ -33,11 +33,14 @@ struct chardev {
 };
 
 /* Where stdin asked for something of the monitor: the escape is Ctrl-a, as in QEMU. */
-enum chardev_escape { CHARDEV_ESCAPE_QUIT };
+enum chardev_escape {
+	CHARDEV_ESCAPE_QUIT,
+	CHARDEV_ESCAPE_POWER, /* press the power button */
+};
 
 /*
  * Open the back end described by @spec: stdio, pty, unix:PATH, file:PATH, none. @escape is called
- * on the loop's thread for Ctrl-a x on stdio.
+ * on the loop's thread for Ctrl-a x and Ctrl-a p on stdio.
  */
 int chardev_open(const char *spec, struct loop *loop, void (*escape)(void *, enum chardev_escape),
 		 void *opaque, struct chardev **c, struct err *e);

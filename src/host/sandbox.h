@@ -38,3 +38,10 @@ extern const struct sandbox_list chardev_sandbox;
  */
 int sandbox_install(enum sandbox_mode mode, enum sandbox_scope scope,
 		    const struct sandbox_list *const *list, struct err *e);
+
+/*
+ * From here on, this thread and those it starts can open nothing but the files in @readable (paths,
+ * NULL-terminated; missing ones are skipped), for reading; what is open stays usable. Does nothing
+ * on a host kernel without Landlock. 0 or -errno with @e.
+ */
+int sandbox_confine_files(enum sandbox_mode mode, const char *const *readable, struct err *e);

@@ -2,8 +2,9 @@
  * What a running machine may ask of the host kernel. Doorbells are handled on the vCPU's thread, so
  * all threads run all devices and share one list.
  *
- * Files are open by now. libslirp alone reads /etc/resolv.conf again when a guest asks its name
- * server something, so read-only opens stay possible; nothing can be created, written anew or
+ * Files are open by now. libslirp alone reads the name server's address again when a guest asks for
+ * a name; so that file can be opened for reading, as long as the host's kernel can tell it apart
+ * from others (Landlock), else any file for reading. Nothing can be created, written anew or
  * executed.
  */
 #include "machine/lockdown.h"
@@ -30,6 +31,13 @@ static const struct sandbox_list net_sandbox = {"net", net_calls, ARRAY_SIZE(net
 
 static const int stdio_calls[] = {SYS_newfstatat, SYS_fstat};
 static const struct sandbox_list stdio_sandbox = {"stdio", stdio_calls, ARRAY_SIZE(stdio_calls)};
+
+int lockdown_files(enum sandbox_mode mode, struct err *e)
+{
+	static const char *const readable[] = {"/etc/resolv.conf", NULL};
+
+	return sandbox_confine_files(mode, readable, e);
+}
 
 int lockdown(enum sandbox_mode mode, struct err *e)
 {

@@ -169,8 +169,10 @@ static void on_engine_failure(void *opaque, u32 cpu, const char *why)
 
 static void on_escape(void *opaque, enum chardev_escape what)
 {
-	if (what == CHARDEV_ESCAPE_QUIT)
-		pc_quit(opaque);
+	switch (what) {
+	case CHARDEV_ESCAPE_QUIT: pc_quit(opaque); break;
+	case CHARDEV_ESCAPE_POWER: pc_power_button(opaque); break;
+	}
 }
 
 /* ---- interrupts ---- */
@@ -614,6 +616,11 @@ static int boot(struct pc *pc, struct err *e)
 	return 0;
 }
 
+static int build_confinement(struct pc *pc, struct err *e)
+{
+	return lockdown_files(pc->config.sandbox, e);
+}
+
 static int build_cpus(struct pc *pc, struct err *e)
 {
 	const struct engine_ops *engine = pc->config.engine;
@@ -672,6 +679,7 @@ static const struct {
 	{.build = build_console, .unbuild = unbuild_console},
 	{.build = build_hvc, .unbuild = unbuild_hvc},
 	{.build = build_rng, .unbuild = unbuild_rng},
+	{.build = build_confinement, .unbuild = unbuild_nothing},
 	{.build = build_cpus, .unbuild = unbuild_cpus},
 	{.build = build_boot, .unbuild = unbuild_nothing},
 };
