@@ -3,8 +3,7 @@
 
 #include "host/sandbox.h"
 
-/* All files are open: no others will be. Before the first thread is started. 0 or -errno with @e.
- */
+/* All files are open: this thread and those it starts will open no others. 0 or -errno. */
 int lockdown_files(enum sandbox_mode mode, struct err *e);
 
 /* Install the system-call filter for all threads, those to come included. 0 or -errno with @e. */
