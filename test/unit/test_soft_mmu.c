@@ -458,15 +458,25 @@ static void sdm_4_10_4_1_invlpg_of_large_pages(void **state)
 	assert_int_equal(soft_translate(&f->c, LARGE + 0x7000, ACC_FETCH, &x), SOFT_FAULT);
 }
 
+/* Enter and flush the same page until no log can hold that. */
+static void overflow_the_log(struct fixture *f)
+{
+	for (u32 n = 0; n <= CTX_LOG; n++) {
+		read8(f, PAGE);
+		soft_tlb_flush_page(&f->c, PAGE);
+	}
+}
+
 static void many_entries_overflow_the_log(void **state)
 {
 	struct fixture *f = *state;
 
 	for (u32 half = 0; half < HALVES; half++) {
 		f->access = half == HALF_USER ? ACC_USER : 0;
+		overflow_the_log(f);
+		assert_true(soft_half(&f->c, half)->tlb_logged > CTX_LOG);
 		for (u32 n = 0; n < 512; n++)
 			read8(f, LARGE + n * PAGE_SIZE);
-		assert_true(soft_half(&f->c, half)->tlb_logged > CTX_LOG);
 		soft_tlb_flush_context(&f->c);
 		for (u32 n = 0; n < 512; n++)
 			assert_false(can_read(f, LARGE + n * PAGE_SIZE));
@@ -609,9 +619,10 @@ static void many_local_pages_are_dropped(void **state)
 
 	map_page(f, 1, (DATA + PAGE_SIZE) | ALL | PTE_G);
 	read8(f, PAGE + PAGE_SIZE);
+	overflow_the_log(f);
+	assert_true(soft_half(&f->c, HALF_SUPER)->local_logged > CTX_LOG);
 	for (u32 n = 0; n < 512; n++)
 		read8(f, LARGE + n * PAGE_SIZE);
-	assert_true(soft_half(&f->c, HALF_SUPER)->local_logged > CTX_LOG);
 	soft_load_cr3(&f->c, PML4, true);
 	for (u32 n = 0; n < 512; n++)
 		assert_false(can_read(f, LARGE + n * PAGE_SIZE));
@@ -649,7 +660,7 @@ static void indirect_branches_follow_flushes(void **state)
 	assert_int_equal(ibt_code(f, PAGE + 0x4000), 0);
 	for (u32 n = 0; n < IBT_SIZE; n++)
 		soft_ibt_insert(c, HALF_SUPER, 6, PAGE + n * 4, n + 1);
-	assert_int_equal(ibt_code(f, PAGE + 0x3ffc), IBT_SIZE);
+	assert_int_equal(ibt_code(f, PAGE + (IBT_SIZE - 1) * 4), IBT_SIZE);
 	soft_tlb_flush_all(c);
 	for (u32 n = 0; n < IBT_SIZE; n++)
 		assert_int_equal(ibt_code(f, PAGE + n * 4), 0);
