@@ -396,6 +396,18 @@ static void complete_pio(struct vcpu *v, struct vm_exit *x)
 	machine_unlock(v);
 }
 
+/*
+ * The guest has set the task priority at the local APIC. The engine learns of it right after the
+ * instruction at hand: a kick ends run() there.
+ */
+static void note_task_priority(struct vcpu *v)
+{
+	if (lapic_get_cr8(v->lapic) == v->cr8)
+		return;
+	v->tpr_changed = true;
+	engine_of(v)->kick(v->engine);
+}
+
 static void complete_lapic(struct vcpu *v, struct vm_exit *x)
 {
 	u32 off = x->mmio.gpa % LAPIC_SIZE;
@@ -405,8 +417,7 @@ static void complete_lapic(struct vcpu *v, struct vm_exit *x)
 		return;
 	}
 	lapic_mmio_write(v->lapic, off, x->mmio.size, x->mmio.data);
-	if (lapic_get_cr8(v->lapic) != v->cr8)
-		v->tpr_changed = true;
+	note_task_priority(v);
 }
 
 static void complete_mmio(struct vcpu *v, struct vm_exit *x)
@@ -434,8 +445,7 @@ static void complete_msr(struct vcpu *v, struct vm_exit *x)
 		ok = lapic_msr_read(v->lapic, x->msr.index, &x->msr.value);
 	else
 		ok = lapic_msr_write(v->lapic, x->msr.index, x->msr.value);
-	if (lapic_get_cr8(v->lapic) != v->cr8)
-		v->tpr_changed = true;
+	note_task_priority(v);
 	machine_unlock(v);
 	x->msr.fault = !ok;
 }

@@ -60,6 +60,12 @@ static bool is_observed(const struct soft_cpu *c)
 	       ((c->sysflags & RFLAGS_AC) && (c->cr0 & CR0_AM) && c->cpl == 3);
 }
 
+/* Translated code knows CPL 0 and CPL 3, and its RDTSC does not look at CR4.TSD. */
+static bool is_unusual_privilege(const struct soft_cpu *c)
+{
+	return c->cpl == 1 || c->cpl == 2 || (c->cpl == 3 && (c->cr4 & CR4_TSD));
+}
+
 void soft_update_mode(struct soft_cpu *c)
 {
 	u32 mode = vector_mode(c);
@@ -72,7 +78,7 @@ void soft_update_mode(struct soft_cpu *c)
 		mode |= (c->seg[SEG_CS].db ? MODE_BITS_32 : MODE_BITS_16) | MODE_INTERPRET;
 	if (c->cpl == 3)
 		mode |= MODE_USER;
-	if (is_observed(c))
+	if (is_observed(c) || is_unusual_privilege(c))
 		mode |= MODE_INTERPRET;
 	c->mode = mode;
 }
@@ -85,8 +91,7 @@ static void forget_cpuid(struct soft_cpu *c)
 		soft_interp(c)->cpuid[n].valid = false;
 }
 
-/* The four PDPTEs of PAE paging are checked when CR3 or the paging mode is loaded (SDM vol.
- * 3, 4.4.1). */
+/* PAE paging: loading CR3 or the paging mode checks the four PDPTEs (SDM vol. 3, 4.4.1). */
 static int check_pdptes(struct soft_cpu *c, u64 cr0, u64 cr3, u64 cr4)
 {
 	u64 reserved = ~soft_interp(c)->phys_mask | 0x1e6, pdpte[4];
@@ -178,10 +183,13 @@ static int write_cr4(struct soft_cpu *c, u64 value)
 	return SOFT_OK;
 }
 
+/* A lower priority may let an interrupt in: have the machine look, which owns the local APIC. */
 static int write_cr8(struct soft_cpu *c, u64 value)
 {
 	if (value > 15)
 		return fault_gp(c, 0);
+	if (value < c->cr8)
+		atomic_fetch_or(&c->exit_req, REQ_KICK);
 	c->cr8 = value;
 	return SOFT_OK;
 }
