@@ -62,8 +62,7 @@ enum selector {
 struct soft_machine *machine_new(void);
 void machine_free(struct soft_machine *m);
 
-/* Put the CPU into a mode with flat segments at CPL 0 (real mode: all bases 0), ready to run at
- * AT_CODE. */
+/* Put the CPU into a mode, at CPL 0 with flat segments (real mode: bases 0 but for CS). */
 void machine_long_mode(struct soft_machine *m);
 void machine_protected_mode(struct soft_machine *m);
 void machine_real_mode(struct soft_machine *m);

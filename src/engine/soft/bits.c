@@ -191,8 +191,7 @@ static int adjust_decimal(struct soft_cpu *c, int step)
 		return fault_ud(c);
 	if (low) {
 		al = (u8)(al + step * 6);
-		/* DAS keeps a borrow out of the low step as carry, DAA's cannot occur without
-		 * @high. */
+		/* DAS keeps the low step's borrow; DAA's carry cannot occur without @high. */
 		carry = carry || (step < 0 && old < 6);
 	}
 	if (high)

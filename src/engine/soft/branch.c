@@ -41,8 +41,7 @@ bool condition_holds(u64 flags, u32 cond)
 	return holds != (cond & 1);
 }
 
-/* Near branches have 64-bit operands in 64-bit mode whatever the prefixes (SDM vol. 2, table B-15).
- */
+/* In 64-bit mode near branches have 64-bit operands whatever the prefixes (SDM vol. 1, 6.3.7). */
 static u32 branch_size(const struct soft_cpu *c, const struct insn *i)
 {
 	return soft_is_64bit(c) ? 8 : i->opsize;
@@ -159,8 +158,7 @@ int exec_push(struct soft_cpu *c, const struct insn *i)
 	return r;
 }
 
-/* POP; a memory operand based on rSP is addressed with the incremented rSP, POP rSP gets the value.
- */
+/* A memory operand based on rSP is addressed with the incremented rSP; POP rSP gets the value. */
 int exec_pop(struct soft_cpu *c, const struct insn *i)
 {
 	u64 value, old_rsp = c->r[RSP];

@@ -92,8 +92,7 @@ static void undo_apply(struct soft_cpu *c, const struct undo *u)
 	if (!u->fpu)
 		return;
 	soft_fpu_park(c);
-	/* Header included: which of x87 and SSE were in their initial state is part of the image.
-	 */
+	/* With the header: it says which components are in their initial state. */
 	soft_copy(c->fpu_area, soft_interp(c)->saved_fpu, XSAVE_LEGACY);
 }
 
@@ -143,8 +142,7 @@ static int exec_load(struct soft_cpu *c, const struct insn *i, gva_t lin)
 	return soft_thunk(c, i, buf);
 }
 
-/* CLFLUSH and its kin, the only legacy instructions with such an operand: a load check of one byte.
- */
+/* CLFLUSH and its kin, the only legacy instructions with such an operand, check like loads. */
 static int exec_line(struct soft_cpu *c, const struct insn *i)
 {
 	struct soft_xlat x;

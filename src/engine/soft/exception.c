@@ -35,8 +35,7 @@ static u32 event_ext(const struct event *ev)
 	return ev->kind != EVENT_SOFTWARE;
 }
 
-/* RF in the image: set for faults, so that an instruction breakpoint is not met twice
- * (SDM 17.3.1.1). */
+/* RF is set for faults: an instruction breakpoint must not be met twice (SDM vol. 3, 17.3.1.1). */
 static u64 event_rflags(const struct soft_cpu *c, const struct event *ev)
 {
 	u64 flags = soft_rflags(c);

@@ -565,8 +565,7 @@ static bool iret_read_frame(struct soft_cpu *c, struct stack *st, u64 frame[5], 
 	return true;
 }
 
-/* RIP CS RFLAGS, and from 64-bit mode or to an outer level RSP SS (@from, @to: indices into frame).
- */
+/* Values @from to @to - 1 of: RIP CS RFLAGS, and from 64-bit mode or to an outer level RSP SS. */
 static int iret_pop(struct soft_cpu *c, struct stack *st, u32 size, u64 frame[5], u32 from, u32 to)
 {
 	int r = SOFT_OK;

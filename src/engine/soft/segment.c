@@ -104,8 +104,7 @@ void seg_make_real(struct soft_cpu *c, u32 seg, u16 sel, struct cpu_segment *s)
 		s->dpl = 3;
 		s->db = s->l = s->g = 0;
 	} else {
-		/* Real mode keeps limit and attributes: code relies on segments larger than 64 KiB.
-		 */
+		/* Limit and attributes stay: code relies on segments larger than 64 KiB. */
 		s->dpl = 0;
 		if (old->unusable) {
 			s->limit = 0xffff;

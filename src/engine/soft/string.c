@@ -374,8 +374,7 @@ static int chunk_run(struct soft_cpu *c, struct string *s, const u8 *from, gva_t
 	return SOFT_OK;
 }
 
-/* As many elements as one chunk holds. *elements: how many were done, 0 when none can be done so.
- */
+/* As many elements as one chunk holds. *elements: how many; 0 when it takes element(). */
 static int chunk(struct soft_cpu *c, struct string *s, u64 count, u64 *elements)
 {
 	gva_t source = 0, dest = 0;

@@ -34,8 +34,7 @@ enum {
 #define DR7_FIXED BIT(10)
 #define DR7_ANY   0xfful /* L0 G0 .. L3 G3 */
 
-/* A decoded instruction and the bytes it was decoded from; bytes beyond its length are masked out.
- */
+/* A decoded instruction and the bytes it came from; those beyond its length are masked out. */
 struct interp_slot {
 	u64 key[2], mask[2];
 	struct insn insn;
@@ -187,8 +186,7 @@ int seg_linear(struct soft_cpu *c, u32 seg, u64 off, u32 size, bool write, gva_t
 /* Linear address without any check (INVLPG, and ranges checked otherwise). */
 gva_t seg_linear_unchecked(const struct soft_cpu *c, u32 seg, u64 off);
 
-/* Bytes from @off upwards that an access may cover; 0 when not even the first. Outside 64-bit mode.
- */
+/* Outside 64-bit mode: bytes from @off upwards that an access may cover, or 0. */
 u64 seg_span(const struct soft_cpu *c, u32 seg, u32 off, bool write);
 
 /* Linear address of the memory operand of @i, checked for @size bytes. */
@@ -200,8 +198,7 @@ int guest_write(struct soft_cpu *c, gva_t lin, const void *buf, u32 len);
 /* Zero-extended value of 1, 2, 4 or 8 bytes. */
 int guest_read_value(struct soft_cpu *c, gva_t lin, u32 size, u64 *value);
 
-/* Raise the fault that a write of @len bytes would raise, without writing. @device: part is not
- * RAM. */
+/* Raise the fault that writing @len bytes would raise. @device: part of them is not RAM. */
 int guest_probe_write(struct soft_cpu *c, gva_t lin, u32 len, bool *device);
 
 /* System structures (descriptor tables, TSS): supervisor access whatever the CPL. */
@@ -211,8 +208,7 @@ int sys_read_value(struct soft_cpu *c, gva_t lin, u32 size, u64 *value);
 /* Atomically set bits in one byte. */
 int sys_set_bits(struct soft_cpu *c, gva_t lin, u8 bits);
 
-/* Host address of @len readable RAM bytes within one page, or NULL (device, page crossing, not
- * mapped: nothing is raised). */
+/* Host address of @len readable bytes, when they are in one page and the TLB has it; else NULL. */
 u8 *guest_read_pointer(struct soft_cpu *c, gva_t lin, u32 len);
 
 /* Value of a register or memory operand in ModRM.rm, and the way back. */
@@ -345,8 +341,7 @@ void seg_make_real(struct soft_cpu *c, u32 seg, u16 sel, struct cpu_segment *s);
 
 /* Load a data or stack segment register with all checks (MOV, POP, LDS ...). */
 int seg_load(struct soft_cpu *c, u32 seg, u16 sel);
-/* The same into *s, with @cpl, faults naming @vector for type errors (#GP, or #TS in task
- * switches). */
+/* The same into *s, with @cpl; errors of type and privilege raise @vector (#GP or #TS). */
 int seg_prepare(struct soft_cpu *c, u32 seg, u16 sel, u32 cpl, u8 vector, u32 ext,
 		struct cpu_segment *s);
 /* SS for an inner or outer stack: RPL and DPL must equal @cpl; #TS or #GP by @vector. */
@@ -376,8 +371,7 @@ int op_arpl(struct soft_cpu *c, const struct insn *i);
 
 /* ---- far.c ---- */
 
-/* Stack pointer and selector for privilege level @cpl out of the TSS (32- or 16-bit, not long
- * mode). */
+/* 32- or 16-bit TSS: stack pointer and selector for privilege level @cpl. */
 int tss_read_stack(struct soft_cpu *c, u32 cpl, u32 ext, u16 *ss, u32 *esp);
 /* 64-bit TSS: quadword at @offset. */
 int tss_read_quad(struct soft_cpu *c, u32 offset, u32 ext, u64 *value);
@@ -467,8 +461,7 @@ u8 insn_rep_prefix(const struct insn *i);
 /* The segment override among the prefixes, or @seg. */
 u32 insn_override(const struct insn *i, u32 seg);
 int exec_string(struct soft_cpu *c, const struct insn *i);
-/* One repetition of a string instruction is done: count, and stay on it while the count is not
- * zero. */
+/* One repetition of a string instruction is done: count it, and stay while some are left. */
 void string_step(struct soft_cpu *c, const struct insn *i, bool more);
 
 /* ---- branch.c ---- */

@@ -199,8 +199,7 @@ static void set_zf(struct soft_cpu *c, bool on)
 	c->flags = on ? c->flags | RFLAGS_ZF : c->flags & ~RFLAGS_ZF;
 }
 
-/* System descriptor types, as bit masks, that LAR and LSL accept (SDM vol. 2, tables 3-53 and
- * 3-58). */
+/* Does LAR or LSL accept the descriptor? Bit masks of system types (SDM vol. 2, LAR, LSL). */
 static bool type_is_listed(const struct soft_cpu *c, const struct descriptor *d, u32 legacy,
 			   u32 lng)
 {

@@ -217,8 +217,7 @@ int op_xrstor(struct soft_cpu *c, const struct insn *i)
 
 /* ---- FXSAVE, FXRSTOR ---- */
 
-/* End of what is saved: 32-bit code has eight XMM registers, EFER.FFXSR leaves them out (APM vol.
- * 2). */
+/* End of what is saved: 32-bit code has eight XMM registers, EFER.FFXSR leaves them out. */
 static u32 fx_extent(const struct soft_cpu *c)
 {
 	if (!soft_is_64bit(c))
