@@ -15,13 +15,22 @@
 static struct termios saved_mode;
 static atomic_int raw_fd = -1; /* the terminal to put back, or -1 */
 
+/*
+ * A background job that changes the mode would be stopped, or disturb the foreground one. A terminal that
+ * does not control us (another program's pseudo terminal) has no say in that.
+ */
+static bool is_background_job(int fd)
+{
+	pid_t foreground = tcgetpgrp(fd);
+
+	return foreground >= 0 && foreground != getpgrp();
+}
+
 bool terminal_raw(int fd)
 {
 	struct termios t;
 
-	/* A background job that changes the mode would be stopped, or disturb the foreground one.
-	 */
-	if (!isatty(fd) || tcgetpgrp(fd) != getpgrp() || tcgetattr(fd, &t))
+	if (!isatty(fd) || is_background_job(fd) || tcgetattr(fd, &t))
 		return false;
 	if (atomic_load(&raw_fd) < 0)
 		saved_mode = t;
