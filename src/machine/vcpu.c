@@ -408,24 +408,34 @@ static void note_task_priority(struct vcpu *v)
 	engine_of(v)->kick(v->engine);
 }
 
+/* Registers whose value depends on the task priority, by their number in x2APIC mode. */
+static bool shows_priority(u32 number)
+{
+	enum { TPR = 0x08, PPR = 0x0a };
+
+	return number == TPR || number == PPR;
+}
+
 static void complete_lapic(struct vcpu *v, struct vm_exit *x)
 {
 	u32 off = x->mmio.gpa % LAPIC_SIZE;
 
-	if (!x->mmio.write) {
+	if (x->mmio.write)
+		lapic_mmio_write(v->lapic, off, x->mmio.size, x->mmio.data);
+	else
 		x->mmio.data = lapic_mmio_read(v->lapic, off, x->mmio.size);
-		return;
-	}
-	lapic_mmio_write(v->lapic, off, x->mmio.size, x->mmio.data);
 	note_task_priority(v);
 }
 
 static void complete_mmio(struct vcpu *v, struct vm_exit *x)
 {
 	struct bus *bus = v->set->env.bus;
+	bool own = lapic_claims(v->lapic, x->mmio.gpa);
 
+	if (own && shows_priority(x->mmio.gpa % LAPIC_SIZE >> 4))
+		read_cr8(v);
 	machine_lock(v);
-	if (lapic_claims(v->lapic, x->mmio.gpa))
+	if (own)
 		complete_lapic(v, x);
 	else if (x->mmio.write)
 		bus_write(bus, BUS_MEMORY, x->mmio.gpa, x->mmio.size, x->mmio.data);
@@ -440,6 +450,8 @@ static void complete_msr(struct vcpu *v, struct vm_exit *x)
 
 	if (x->msr.index == MSR_TSC_DEADLINE)
 		refresh_tsc_offset(v);
+	if (shows_priority(x->msr.index - MSR_X2APIC_FIRST))
+		read_cr8(v);
 	machine_lock(v);
 	if (x->type == EXIT_RDMSR)
 		ok = lapic_msr_read(v->lapic, x->msr.index, &x->msr.value);
