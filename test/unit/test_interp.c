@@ -100,6 +100,41 @@ static void operands_across_pages(void **state)
 	machine_free(m);
 }
 
+CODE(locked, 64,
+     "lock xaddl %eax,(%rbx); xchg %cl,1(%rbx); lock incw (%rbx); lock cmpxchg %rsi,8(%rbx);"
+     "mov 8(%rbx),%rax; lock cmpxchg %rsi,8(%rbx); hlt");
+CODE(locked_pair, 64, "lock cmpxchg16b (%rbx); setz %sil; lock cmpxchg16b (%rbx); hlt");
+
+/* Pages with translated code are not written directly; locked instructions stay atomic there. */
+static void locked_operands_on_code_pages(void **state)
+{
+	struct soft_machine *m = long_machine();
+	struct soft_cpu *c = m->c;
+
+	(void)state;
+	atomic_store(&c->vm->page_flags[AT_DATA >> PAGE_SHIFT], PAGE_HAS_CODE);
+	soft_tlb_flush_all(c);
+	machine_put(m, AT_DATA, 8, 0x11ffffffff);
+	machine_put(m, AT_DATA + 8, 8, 77);
+	c->r[RAX] = 2;
+	c->r[RBX] = AT_DATA;
+	c->r[RCX] = 0x55;
+	c->r[RSI] = 99;
+	machine_exec(m, CODE_OF(locked));
+	assert_int_equal(machine_get(m, AT_DATA, 8), 0x1100005502);
+	assert_int_equal(c->r[RCX], 0);
+	assert_int_equal(c->r[RAX], 77);
+	assert_int_equal(machine_get(m, AT_DATA + 8, 8), 99);
+	assert_true(c->flags & RFLAGS_ZF);
+	c->r[RAX] = c->r[RDX] = 0;
+	c->r[RCX] = 5;
+	machine_exec(m, CODE_OF(locked_pair));
+	assert_int_equal(c->r[RSI] & 0xff, 0);
+	assert_int_equal(machine_get(m, AT_DATA, 8), AT_DATA);
+	assert_int_equal(machine_get(m, AT_DATA + 8, 8), 5);
+	machine_free(m);
+}
+
 CODE(store_crossing, 64, "mov %rax,(%rbx); hlt");
 CODE(rmw_crossing, 64, "xadd %rax,(%rbx); hlt");
 CODE(pop_mem, 64, "pop (%rbx); hlt");
@@ -577,6 +612,7 @@ int main(void)
 		cmocka_unit_test(data_and_branches),
 		cmocka_unit_test(sdm_bt_register_offset_reaches_beyond),
 		cmocka_unit_test(operands_across_pages),
+		cmocka_unit_test(locked_operands_on_code_pages),
 		cmocka_unit_test(faulting_stores_change_nothing),
 		cmocka_unit_test(exceptions_of_data),
 		cmocka_unit_test(string_results),

@@ -8,6 +8,9 @@
  * because once the thunk has run its register results stand. A device still interrupts the
  * instruction at the final store; the registers are then put back, and the whole instruction is run
  * again.
+ *
+ * LOCK off the pinned path: within one RAM page the result is stored by compare-exchange. Across a
+ * page boundary, and on device memory, a locked instruction is not atomic to other processors.
  */
 #include "engine/soft/system.h"
 #include "engine/soft/util.h"
@@ -118,6 +121,114 @@ static int store_bounced(struct soft_cpu *c, const struct insn *i, gva_t lin)
 	return r;
 }
 
+/* LOCK and the XCHG that implies it. */
+static bool is_locked(const struct insn *i)
+{
+	return i->lock ||
+	       (i->encoding == ENC_LEGACY && i->opcode_len == 1 && (insn_opcode(i) & 0xfe) == 0x86);
+}
+
+/* Locked compare-exchange of 16 bytes. */
+static bool exchange_pair(void *to, const u64 *old, const u64 *new)
+{
+	u64 low = old[0], high = old[1];
+	bool done;
+
+	__asm__ volatile("lock cmpxchg16b (%3)"
+			 : "=@ccz"(done), "+a"(low), "+d"(high)
+			 : "r"(to), "b"(new[0]), "c"(new[1])
+			 : "memory");
+	return done;
+}
+
+static bool exchange(void *to, const u64 *old, const u64 *new, u32 size)
+{
+	u64 expected = old[0];
+
+	switch (size) {
+	case 1:
+		__asm__ volatile("lock cmpxchgb %b2, (%1)"
+				 : "+a"(expected)
+				 : "r"(to), "q"(new[0])
+				 : "memory", "cc");
+		break;
+	case 2:
+		__asm__ volatile("lock cmpxchgw %w2, (%1)"
+				 : "+a"(expected)
+				 : "r"(to), "r"(new[0])
+				 : "memory", "cc");
+		break;
+	case 4:
+		__asm__ volatile("lock cmpxchgl %k2, (%1)"
+				 : "+a"(expected)
+				 : "r"(to), "r"(new[0])
+				 : "memory", "cc");
+		expected = (u32)expected;
+		break;
+	case 8:
+		__asm__ volatile("lock cmpxchgq %2, (%1)"
+				 : "+a"(expected)
+				 : "r"(to), "r"(new[0])
+				 : "memory", "cc");
+		break;
+	default: return exchange_pair(to, old, new);
+	}
+	return expected == old[0];
+}
+
+/*
+ * A locked instruction on a page that must not be written directly: computed on a copy, stored by
+ * compare-exchange. When another processor was faster the instruction is left to be run again.
+ */
+static int store_locked(struct soft_cpu *c, const struct insn *i, gva_t lin,
+			const struct soft_xlat *x)
+{
+	u64 new[2] = {0}, old[2] = {0};
+	u8 *buf = soft_interp(c)->bounce + (lin & 63);
+	struct undo undo;
+	int r;
+
+	soft_copy(old, x->host, i->mem_size);
+	soft_copy(buf, old, i->mem_size);
+	undo_save(c, &undo, false);
+	r = soft_thunk(c, i, buf);
+	if (r != SOFT_OK)
+		return r;
+	soft_copy(new, buf, i->mem_size);
+	if (exchange(x->host, old, new, i->mem_size)) {
+		soft_stored(c, x, i->mem_size);
+		return SOFT_OK;
+	}
+	undo_apply(c, &undo);
+	soft_interp(c)->next_rip = c->rip;
+	soft_interp(c)->no_step = true;
+	return SOFT_OK;
+}
+
+/* Is the operand in one RAM page, of a size that can be exchanged? *status as for translations. */
+static bool can_exchange(struct soft_cpu *c, const struct insn *i, gva_t lin, struct soft_xlat *x,
+			 int *status)
+{
+	u32 size = i->mem_size;
+
+	*status = SOFT_OK;
+	if (!is_locked(i) || (lin & ~PAGE_MASK) + size > PAGE_SIZE || size > 16 ||
+	    (size & (size - 1)))
+		return false;
+	*status = soft_translate(c, lin, soft_acc(c, ACC_WRITE), x);
+	return *status == SOFT_OK && x->host && !x->rom;
+}
+
+static int store_indirectly(struct soft_cpu *c, const struct insn *i, gva_t lin)
+{
+	struct soft_xlat x;
+	int r;
+
+	if (can_exchange(c, i, lin, &x, &r))
+		return store_locked(c, i, lin, &x);
+	return r == SOFT_OK ? store_bounced(c, i, lin) : r;
+}
+
 static int exec_store(struct soft_cpu *c, const struct insn *i, gva_t lin)
 {
 	void *host;
@@ -125,7 +236,7 @@ static int exec_store(struct soft_cpu *c, const struct insn *i, gva_t lin)
 
 	if (r != SOFT_OK)
 		return r;
-	return host ? soft_thunk(c, i, host) : store_bounced(c, i, lin);
+	return host ? soft_thunk(c, i, host) : store_indirectly(c, i, lin);
 }
 
 static int exec_load(struct soft_cpu *c, const struct insn *i, gva_t lin)

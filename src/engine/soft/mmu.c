@@ -501,6 +501,11 @@ static void stored_to_watched(struct soft_cpu *c, u64 page, u32 offset, u32 len)
 		c->code_changed = true;
 }
 
+void soft_stored(struct soft_cpu *c, const struct soft_xlat *x, u32 len)
+{
+	stored_to_watched(c, x->page, (u32)(x->gpa & ~PAGE_MASK), len);
+}
+
 static void write_ram(struct soft_cpu *c, const struct write_part *w)
 {
 	if (!w->x.host || w->x.rom)

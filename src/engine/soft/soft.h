@@ -384,6 +384,12 @@ int soft_write(struct soft_cpu *c, gva_t gva, const void *buf, u32 len, u32 acce
  */
 int soft_pin_write(struct soft_cpu *c, gva_t gva, u32 len, u32 access, void **host);
 
+/*
+ * For who has changed RAM bytes at @x->host himself, after soft_translate() for writing: keeps
+ * translated code and the dirty log true. Within one page.
+ */
+void soft_stored(struct soft_cpu *c, const struct soft_xlat *x, u32 len);
+
 /* Fetch up to 15 bytes of code at linear address @gva; returns SOFT_OK with *len bytes (fewer than 15 only when the
  * next page faults: then decoding decides whether that matters), SOFT_FAULT when the first byte faults. */
 int soft_fetch(struct soft_cpu *c, gva_t gva, u8 buf[15], u32 *len);
