@@ -32,7 +32,7 @@ static void on_signal(void *opaque, u32 events)
 		return;
 	if (info.ssi_signo == SIGCONT) {
 		/* A shell that stopped us has set the terminal to its liking. */
-		terminal_raw(STDIN_FILENO);
+		terminal_resume();
 		return;
 	}
 	run->signal = info.ssi_signo;

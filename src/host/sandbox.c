@@ -5,9 +5,9 @@
  * gets to put the terminal back and say which call it was. An attacker who runs code in the process
  * gains nothing from the handler: every further forbidden call is refused as well.
  *
- * mmap, mprotect, clone and openat need an argument check to be worth allowing: memory that is both
- * writable and executable is never needed (translated code is mapped twice), nor a new process, nor
- * a file opened for writing.
+ * mmap, mprotect, clone, prctl and openat need an argument check to be worth allowing: memory that
+ * is both writable and executable is never needed (translated code is mapped twice), nor a new
+ * process, nor a file opened for writing.
  */
 #include "host/sandbox.h"
 
@@ -72,6 +72,9 @@ static int add_conditional(scmp_filter_ctx ctx)
 	if (!r)
 		r = seccomp_rule_add(ctx, SCMP_ACT_ALLOW, SCMP_SYS(clone), 1,
 				     SCMP_A0(SCMP_CMP_MASKED_EQ, CLONE_THREAD, CLONE_THREAD));
+	if (!r)
+		r = seccomp_rule_add(ctx, SCMP_ACT_ALLOW, SCMP_SYS(prctl), 1,
+				     SCMP_A0(SCMP_CMP_EQ, PR_SET_NAME));
 	/* Reading files only. */
 	if (!r)
 		r = seccomp_rule_add(ctx, SCMP_ACT_ALLOW, SCMP_SYS(openat), 1,

@@ -16,8 +16,8 @@ static struct termios saved_mode;
 static atomic_int raw_fd = -1; /* the terminal to put back, or -1 */
 
 /*
- * A background job that changes the mode would be stopped, or disturb the foreground one. A terminal that
- * does not control us (another program's pseudo terminal) has no say in that.
+ * A background job that changes the mode would be stopped, or disturb the foreground one. A
+ * terminal that does not control us (another program's pseudo terminal) has no say in that.
  */
 static bool is_background_job(int fd)
 {
@@ -42,6 +42,14 @@ bool terminal_raw(int fd)
 	t.c_cc[VTIME] = 0;
 	atomic_store(&raw_fd, fd);
 	return !tcsetattr(fd, TCSANOW, &t);
+}
+
+void terminal_resume(void)
+{
+	int fd = atomic_load(&raw_fd);
+
+	if (fd >= 0)
+		terminal_raw(fd);
 }
 
 void terminal_restore(void)

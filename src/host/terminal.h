@@ -8,9 +8,12 @@
 
 /*
  * Raw input on @fd, output processing kept. False when @fd is no terminal or we are in the
- * background. One terminal per process; a second call on the same terminal renews the mode.
+ * background. One terminal per process.
  */
 bool terminal_raw(int fd);
+
+/* After the process was stopped and continued: renew the raw mode, if there was one. */
+void terminal_resume(void);
 
 /* Put the terminal back. Async-signal-safe; does nothing when it was not changed. */
 void terminal_restore(void);
