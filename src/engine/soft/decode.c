@@ -419,6 +419,20 @@ static bool suppresses_faults(const ZydisDecodedInstruction *z)
 	}
 }
 
+static u8 broadcast_lanes(const ZydisDecodedInstruction *z)
+{
+	if (z->avx.broadcast.is_static)
+		return 0;
+	switch (z->avx.broadcast.mode) {
+	case ZYDIS_BROADCAST_MODE_1_TO_2: return 2;
+	case ZYDIS_BROADCAST_MODE_1_TO_4: return 4;
+	case ZYDIS_BROADCAST_MODE_1_TO_8: return 8;
+	case ZYDIS_BROADCAST_MODE_1_TO_16: return 16;
+	case ZYDIS_BROADCAST_MODE_1_TO_32: return 32;
+	default: return 0;
+	}
+}
+
 static bool is_masked(const struct insn *i, const ZydisDecodedInstruction *z)
 {
 	if (!i->has_mem)
@@ -493,9 +507,11 @@ static bool ignores_w(const struct insn *i, u32 w_off, const ZydisDecodedInstruc
 	bytes[w_off] &= 0x7f;
 	decoder_init(&decoder, i->bits);
 	if (!ZYAN_SUCCESS(ZydisDecoderDecodeFull(&decoder, bytes, i->len, &other, other_ops)) ||
-	    other.mnemonic != z->mnemonic || other.operand_count != z->operand_count)
+	    other.mnemonic != z->mnemonic ||
+	    other.operand_count_visible != z->operand_count_visible)
 		return false;
-	for (u32 n = 0; n < z->operand_count; n++)
+	/* VPCMPESTRI and VPCMPESTRM choose the width of hidden operands. */
+	for (u32 n = 0; n < z->operand_count_visible; n++)
 		if (ops[n].size != other_ops[n].size || ops[n].element_size != other_ops[n].element_size)
 			return false;
 	return true;
@@ -579,5 +595,6 @@ void insn_decode(struct insn *i, const u8 *p, u32 len, u32 bits)
 	set_flags(i, &z);
 	set_needs(i, &z, ops);
 	i->masked = is_masked(i, &z);
+	i->lanes = broadcast_lanes(&z);
 	classify(i, &z, ops, special);
 }

@@ -57,6 +57,7 @@ struct insn {
 	s64 disp;
 	u16 mem_size; /* bytes accessed */
 	u8 mem_elem;  /* bytes per element of a vector operand */
+	u8 lanes;     /* {1toN}: N, else 0 */
 
 	/* Immediate: first one, sign-extended; for branches the displacement. */
 	bool has_imm;

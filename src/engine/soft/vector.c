@@ -172,7 +172,7 @@ static u64 low_bits(u32 n)
 static u64 evex_active(struct soft_cpu *c, const struct insn *i, u32 elements)
 {
 	u64 mask = soft_load(image_opmask(c, evex_opmask(i)), 8), active = 0;
-	u32 lanes = vector_bytes(i) / i->mem_elem;
+	u32 lanes = i->lanes ? i->lanes : vector_bytes(i) / i->mem_elem;
 
 	if (is_compressed(i))
 		return low_bits((u32)__builtin_popcountl(mask & low_bits(elements)));
