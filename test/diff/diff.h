@@ -31,7 +31,7 @@ enum {
 	PAGE_READ_ONLY = 5,
 };
 
-/* What one element of a sequence is. Branches lead forward to the start of another element. */
+/* What one element of a sequence is. Branches lead to the start of another element. */
 enum item_kind {
 	ITEM_INSN,
 	ITEM_JCC,      /* jcc rel8 */
@@ -41,7 +41,7 @@ enum item_kind {
 	ITEM_JMP_REG,  /* mov eax, imm32; jmp rax */
 	ITEM_CALL_REG, /* mov ecx, imm32; call rcx */
 	ITEM_JRCXZ,
-	ITEM_LOOP,
+	ITEM_LOOP, /* the only one that may lead back */
 	ITEM_KINDS,
 };
 
@@ -127,6 +127,8 @@ bool generator_next(struct generator *g, struct test_case *t);
 /* Map the regions and take over the signals; after the engine has done so. 0 or -errno. */
 int native_init(const struct layout *layout);
 void native_run(const struct test_case *t, const u8 memory[MEMORY_BYTES], struct outcome *o);
+/* End the run that a signal handler with this @context has interrupted, if any. */
+void native_stop(void *context);
 /* Called when the process takes a fault outside of the sequence under test. */
 void native_on_crash(void (*hook)(void));
 

@@ -467,6 +467,19 @@ static void make_branch(struct draft *d, struct item *item)
 		    item->kind == ITEM_CALL_REG || item->kind == ITEM_LOOP ? 1u << RCX : 0;
 }
 
+/* Run the whole sequence two or three times, when nothing in it changes rcx. */
+static void make_loop(struct draft *d)
+{
+	struct test_case *t = d->t;
+
+	if (t->items < 2 || t->items == DIFF_MAX_ITEMS || !is_free(d, RCX) ||
+	    filter_undefined_flags(&d->insn) || !random_chance(&d->g->rng, 25))
+		return;
+	fix(d, RCX, 2 + random_below(&d->g->rng, 2));
+	t->item[t->items++] = (struct item){.kind = ITEM_LOOP,
+					    .cond = (u8)random_below(&d->g->rng, 16)};
+}
+
 static void random_state(struct draft *d)
 {
 	struct test_case *t = d->t;
@@ -535,7 +548,10 @@ bool generator_next(struct generator *g, struct test_case *t)
 		if (item->kind == ITEM_INSN && filter_undefined_flags(&d.insn))
 			want = t->items; /* nothing may look at them */
 	}
-	return t->items == want;
+	if (t->items < want)
+		return false;
+	make_loop(&d);
+	return true;
 }
 
 void generator_init(struct generator *g, u64 seed, const struct layout *layout)

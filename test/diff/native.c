@@ -130,6 +130,17 @@ static void end(ucontext_t *uc, u64 fs_base)
 	native.phase = PHASE_IDLE;
 }
 
+void native_stop(void *context)
+{
+	u64 fs_base = read_fs_base();
+
+	if (native.phase != PHASE_RUN)
+		return;
+	write_fs_base(native.fs_base);
+	end(context, fs_base);
+	native.o->vector = OUTCOME_NONE;
+}
+
 static void pass_on(int sig, siginfo_t *info, void *context)
 {
 	ucontext_t *uc = context;
