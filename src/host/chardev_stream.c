@@ -35,8 +35,8 @@ enum {
 static const u64 COALESCE_NS = 2000000;
 
 static const int chardev_calls[] = {
-	SYS_read,    SYS_write,  SYS_sendto,   SYS_poll,  SYS_ppoll,    SYS_ioctl,
-	SYS_accept4, SYS_unlink, SYS_unlinkat, SYS_close, SYS_shutdown, SYS_fcntl,
+	SYS_read,   SYS_write,    SYS_sendto, SYS_poll,     SYS_ppoll, SYS_ioctl,   SYS_accept4,
+	SYS_unlink, SYS_unlinkat, SYS_close,  SYS_shutdown, SYS_fcntl, SYS_getpgrp,
 };
 const struct sandbox_list chardev_sandbox = {"chardev", chardev_calls, ARRAY_SIZE(chardev_calls)};
 
