@@ -35,7 +35,8 @@ static struct state step(enum exec_mode mode, const u8 *code)
 	return s;
 }
 
-CODE(step_plain, "nop; mov $1, %eax; add %eax, %eax; jmp 1f; ud2; 1: call 2f; jmp 3f; 2: ret; 3: nop");
+CODE(step_plain,
+     "nop; mov $1, %eax; add %eax, %eax; jmp 1f; ud2; 1: call 2f; jmp 3f; 2: ret; 3: nop");
 
 static void single_step(void)
 {
@@ -82,8 +83,8 @@ static void step_repeat(void)
 {
 	struct state s = step(USER64, step_string);
 
-	check(s.vector == VEC_DONE && (count == 8 || count == 4), "vector %d, %d steps", (int)s.vector,
-	      (int)count);
+	check(s.vector == VEC_DONE && (count == 8 || count == 4), "vector %d, %d steps",
+	      (int)s.vector, (int)count);
 	if (count == 8)
 		expect_eq(seen[2], seen[5]);
 }
@@ -405,8 +406,7 @@ const struct test tests[] = {
 	{"MOV SS delays the step", "SDM vol. 3, 6.8.3", step_shadow, NULL},
 	{"Steps, faults and INT n", "SDM vol. 3, 17.3.1.4", step_and_exceptions, NULL},
 	{"Stepping over SYSCALL", "SDM vol. 2, SYSCALL", step_over_syscall, NULL},
-	{"INT1 and INT 1", "SDM vol. 2, INT", interrupt_1,
-	 "has no INT1"},
+	{"INT1 and INT 1", "SDM vol. 2, INT", interrupt_1, "has no INT1"},
 	{"Code breakpoints", "SDM vol. 3, 17.3.1.1", code_breakpoint,
 	 "keeps RF beyond the instruction"},
 	{"Code breakpoint in a loop", "SDM vol. 3, 17.3.1.1", code_breakpoint_loop, NULL},

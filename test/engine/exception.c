@@ -1,6 +1,6 @@
 /*
- * Exceptions: which vector, which error code, which saved state; gates of the IDT; exceptions while an
- * exception is delivered.
+ * Exceptions: which vector, which error code, which saved state; gates of the IDT; exceptions while
+ * an exception is delivered.
  */
 #include "guest.h"
 
@@ -97,38 +97,38 @@ static void check_undefined(enum exec_mode mode, const struct opcode *list, u32 
 		s = state_for(mode, code);
 		s.rax = s.rcx = (u64)code;
 		exec(&s);
-		check(s.vector == VEC_UD && s.error == 0 && (s.rip & 0xfffff) == ((u64)code & 0xfffff),
-		      "instruction %d (0x%x 0x%x 0x%x): vector %d at 0x%lx", (int)i, list[i].byte[0],
-		      list[i].byte[1], list[i].byte[2], (int)s.vector, s.rip);
+		check(s.vector == VEC_UD && s.error == 0 &&
+			      (s.rip & 0xfffff) == ((u64)code & 0xfffff),
+		      "instruction %d (0x%x 0x%x 0x%x): vector %d at 0x%lx", (int)i,
+		      list[i].byte[0], list[i].byte[1], list[i].byte[2], (int)s.vector, s.rip);
 	}
 }
 
 static void undefined(void)
 {
 	static const struct opcode everywhere[] = {
-		{2, {0x0f, 0x0b}},             /* ud2 */
-		{3, {0x0f, 0xb9, 0xc0}},       /* ud1 */
-		{3, {0x0f, 0xff, 0xc0}},       /* ud0 */
-		{2, {0x8e, 0xc8}},             /* mov %eax, %cs */
-		{2, {0x8c, 0xf0}},             /* mov %seg6, %eax */
-		{2, {0x8e, 0xf8}},             /* mov %eax, %seg7 */
-		{3, {0x0f, 0xba, 0xc0}},       /* group 8 /0 */
-		{2, {0xc6, 0xc8}},             /* group 11 /1 */
-		{2, {0xfe, 0xd0}},             /* group 4 /2 */
-		{2, {0xff, 0xf8}},             /* group 5 /7 */
-		{2, {0xff, 0xd8}},             /* lcall %eax */
-		{2, {0xff, 0xe8}},             /* ljmp %eax */
-		{2, {0x8d, 0xc0}},             /* lea %eax, %eax */
-		{2, {0x8f, 0xc8}},             /* group 1A /1 */
-		{3, {0x0f, 0xc7, 0xc8}},       /* cmpxchg8b %eax */
-		{3, {0x0f, 0x01, 0xd2}},       /* lgdt %edx: no such encoding */
-		{3, {0x0f, 0xb2, 0xc0}},       /* lss %eax, %eax */
-		{3, {0x0f, 0x0f, 0xc0}},       /* 3DNow without suffix of meaning: next byte is nop */
-		{2, {0x0f, 0x04}},
-		{2, {0x0f, 0x0a}},
-		{2, {0x0f, 0x24}},             /* mov to test registers */
-		{3, {0x0f, 0x20, 0xc8}},       /* mov %cr1, %eax */
-		{3, {0x0f, 0x22, 0xe8}},       /* mov %eax, %cr5 */
+		{2, {0x0f, 0x0b}},       /* ud2 */
+		{3, {0x0f, 0xb9, 0xc0}}, /* ud1 */
+		{3, {0x0f, 0xff, 0xc0}}, /* ud0 */
+		{2, {0x8e, 0xc8}},       /* mov %eax, %cs */
+		{2, {0x8c, 0xf0}},       /* mov %seg6, %eax */
+		{2, {0x8e, 0xf8}},       /* mov %eax, %seg7 */
+		{3, {0x0f, 0xba, 0xc0}}, /* group 8 /0 */
+		{2, {0xc6, 0xc8}},       /* group 11 /1 */
+		{2, {0xfe, 0xd0}},       /* group 4 /2 */
+		{2, {0xff, 0xf8}},       /* group 5 /7 */
+		{2, {0xff, 0xd8}},       /* lcall %eax */
+		{2, {0xff, 0xe8}},       /* ljmp %eax */
+		{2, {0x8d, 0xc0}},       /* lea %eax, %eax */
+		{2, {0x8f, 0xc8}},       /* group 1A /1 */
+		{3, {0x0f, 0xc7, 0xc8}}, /* cmpxchg8b %eax */
+		{3, {0x0f, 0x01, 0xd2}}, /* lgdt %edx: no such encoding */
+		{3, {0x0f, 0xb2, 0xc0}}, /* lss %eax, %eax */
+		{3, {0x0f, 0x0f, 0xc0}}, /* 3DNow without suffix of meaning: next byte is nop */
+		{2, {0x0f, 0x04}},       {2, {0x0f, 0x0a}},
+		{2, {0x0f, 0x24}},       /* mov to test registers */
+		{3, {0x0f, 0x20, 0xc8}}, /* mov %cr1, %eax */
+		{3, {0x0f, 0x22, 0xe8}}, /* mov %eax, %cr5 */
 	};
 
 	check_undefined(KERNEL64, everywhere, ARRAY_SIZE(everywhere));
@@ -138,10 +138,10 @@ static void undefined(void)
 static void undefined_in_64bit(void)
 {
 	static const struct opcode list[] = {
-		{1, {0x06}}, {1, {0x07}}, {1, {0x0e}}, {1, {0x16}}, {1, {0x17}}, {1, {0x1e}},
-		{1, {0x1f}}, {1, {0x27}}, {1, {0x2f}}, {1, {0x37}}, {1, {0x3f}}, {1, {0x60}},
-		{1, {0x61}}, {2, {0x82, 0xc0}}, {1, {0x9a}}, {1, {0xce}}, {2, {0xd4, 0x0a}},
-		{2, {0xd5, 0x0a}}, {1, {0xd6}}, {1, {0xea}},
+		{1, {0x06}}, {1, {0x07}},       {1, {0x0e}},       {1, {0x16}},       {1, {0x17}},
+		{1, {0x1e}}, {1, {0x1f}},       {1, {0x27}},       {1, {0x2f}},       {1, {0x37}},
+		{1, {0x3f}}, {1, {0x60}},       {1, {0x61}},       {2, {0x82, 0xc0}}, {1, {0x9a}},
+		{1, {0xce}}, {2, {0xd4, 0x0a}}, {2, {0xd5, 0x0a}}, {1, {0xd6}},       {1, {0xea}},
 	};
 
 	check_undefined(KERNEL64, list, ARRAY_SIZE(list));
@@ -151,18 +151,18 @@ static void undefined_in_64bit(void)
 static void undefined_lock(void)
 {
 	static const struct opcode list[] = {
-		{2, {0xf0, 0x90}},                   /* lock nop */
-		{3, {0xf0, 0x01, 0xc8}},             /* lock add %ecx, %eax */
-		{3, {0xf0, 0x03, 0x01}},             /* lock add (%rcx), %eax */
-		{3, {0xf0, 0x39, 0x01}},             /* lock cmp %eax, (%rcx) */
-		{3, {0xf0, 0x89, 0x01}},             /* lock mov %eax, (%rcx) */
-		{4, {0xf0, 0x0f, 0xa3, 0x01}},       /* lock bt %eax, (%rcx) */
-		{4, {0xf0, 0x0f, 0xc1, 0xc8}},       /* lock xadd %ecx, %eax */
-		{3, {0xf0, 0xf7, 0xd0}},             /* lock not %eax */
-		{3, {0xf0, 0xf7, 0x21}},             /* lock mul (%rcx) */
-		{2, {0xf0, 0x50}},                   /* lock push */
-		{3, {0xf0, 0xd1, 0x21}},             /* lock shl (%rcx) */
-		{3, {0xf0, 0x8d, 0x01}},             /* lock lea */
+		{2, {0xf0, 0x90}},             /* lock nop */
+		{3, {0xf0, 0x01, 0xc8}},       /* lock add %ecx, %eax */
+		{3, {0xf0, 0x03, 0x01}},       /* lock add (%rcx), %eax */
+		{3, {0xf0, 0x39, 0x01}},       /* lock cmp %eax, (%rcx) */
+		{3, {0xf0, 0x89, 0x01}},       /* lock mov %eax, (%rcx) */
+		{4, {0xf0, 0x0f, 0xa3, 0x01}}, /* lock bt %eax, (%rcx) */
+		{4, {0xf0, 0x0f, 0xc1, 0xc8}}, /* lock xadd %ecx, %eax */
+		{3, {0xf0, 0xf7, 0xd0}},       /* lock not %eax */
+		{3, {0xf0, 0xf7, 0x21}},       /* lock mul (%rcx) */
+		{2, {0xf0, 0x50}},             /* lock push */
+		{3, {0xf0, 0xd1, 0x21}},       /* lock shl (%rcx) */
+		{3, {0xf0, 0x8d, 0x01}},       /* lock lea */
 	};
 
 	check_undefined(KERNEL64, list, ARRAY_SIZE(list));
@@ -224,11 +224,14 @@ static void clear_task_switched(void)
 }
 
 /* The x87 reports late: at the next instruction that waits. */
-CODE_AT(x87_error, "fninit; push $0x37b; fldcw (%rsp); fldz; fld1; fdiv %st(1), %st; nop; fnstsw %ax",
-	"fwait", "fnclex");
-CODE_AT(x87_error_fld, "fninit; push $0x37b; fldcw (%rsp); fldz; fld1; fdiv %st(1), %st; nop", "fld1", "");
+CODE_AT(x87_error,
+	"fninit; push $0x37b; fldcw (%rsp); fldz; fld1; fdiv %st(1), %st; nop; fnstsw %ax", "fwait",
+	"fnclex");
+CODE_AT(x87_error_fld, "fninit; push $0x37b; fldcw (%rsp); fldz; fld1; fdiv %st(1), %st; nop",
+	"fld1", "");
 CODE(x87_masked, "fninit; fldz; fld1; fdiv %st(1), %st; fwait; fnstsw %ax");
-CODE(x87_no_wait, "fninit; push $0x37b; fldcw (%rsp); fldz; fld1; fdiv %st(1), %st; fnstsw %ax; fnclex; fninit");
+CODE(x87_no_wait,
+     "fninit; push $0x37b; fldcw (%rsp); fldz; fld1; fdiv %st(1), %st; fnstsw %ax; fnclex; fninit");
 
 static void x87_exception(void)
 {
@@ -319,7 +322,9 @@ static void saved_state(void)
 		enum exec_mode mode;
 		u16 cs, ss;
 	} modes[] = {
-		{KERNEL64, KCODE64, KDATA}, {KERNEL32, KCODE32, KDATA}, {USER64, UCODE64, UDATA},
+		{KERNEL64, KCODE64, KDATA},
+		{KERNEL32, KCODE32, KDATA},
+		{USER64, UCODE64, UDATA},
 		{USER32, UCODE32, UDATA},
 	};
 
@@ -652,13 +657,14 @@ const struct test tests[] = {
 	{"A gate cannot lead to lower privilege", "SDM vol. 3, 6.12.1.1", gate_to_user_code, NULL},
 	{"Interrupt and trap gates", "SDM vol. 3, 6.12.1.3", gate_types, NULL},
 	{"NT is cleared in the handler", "SDM vol. 3, 6.12.1.3", nested_task_cleared, NULL},
-	{"Stacks: alignment, TSS, IST, null SS", "SDM vol. 3, 6.14.2 to 6.14.5", stack_of_handler, NULL},
+	{"Stacks: alignment, TSS, IST, null SS", "SDM vol. 3, 6.14.2 to 6.14.5", stack_of_handler,
+	 NULL},
 	{"#GP: non-canonical data", "SDM vol. 1, 3.3.7.1", noncanonical_data, NULL},
 	{"#SS: non-canonical stack", "SDM vol. 1, 3.3.7.1", noncanonical_stack,
 	 "raises #GP for the stack too"},
 	{"#GP: access into the address hole", "SDM vol. 1, 3.3.7.1", noncanonical_straddle, NULL},
-	{"#GP: branch to a non-canonical address", "SDM vol. 2, JMP, CALL, RET", noncanonical_branch,
-	 "faults at the target, after the branch"},
+	{"#GP: branch to a non-canonical address", "SDM vol. 2, JMP, CALL, RET",
+	 noncanonical_branch, "faults at the target, after the branch"},
 	{"#DF classes", "SDM vol. 3, table 6-5", double_fault,
 	 "counts 16 bytes per gate in the error code"},
 	{"#DF: #PF while #PF is delivered", "SDM vol. 3, table 6-5", double_fault_on_stack, NULL},

@@ -38,8 +38,10 @@ static void push_pop(void)
 	expect_eq(s.rdx, 0xffffffff80000000);
 }
 
-CODE(pusha_popa, ".code32\n mov $1, %eax; mov $2, %ecx; mov $3, %edx; mov $4, %ebx; mov %esp, %edi; mov $5, %ebp;"
-		 "mov $6, %esi; pusha; mov 12(%esp), %eax; sub %edi, %eax; movl $0xbad, 12(%esp); xor %ecx, %ecx;"
+CODE(pusha_popa, ".code32\n mov $1, %eax; mov $2, %ecx; mov $3, %edx; mov $4, %ebx; mov %esp, "
+		 "%edi; mov $5, %ebp;"
+		 "mov $6, %esi; pusha; mov 12(%esp), %eax; sub %edi, %eax; movl $0xbad, 12(%esp); "
+		 "xor %ecx, %ecx;"
 		 "mov %eax, 28(%esp); popa; sub %esp, %edi");
 
 static void push_all(void)
@@ -53,10 +55,13 @@ static void push_all(void)
 	expect_eq(s.rdi, 0); /* POPA ignores it */
 }
 
-CODE(enter_0, "mov $0x5555, %ebp; mov %rsp, %rax; enter $32, $0; mov %rsp, %rcx; mov %rbp, %rdx; leave");
-CODE(enter_3, "mov %rsp, %rax; sub $64, %rsp; lea 48(%rsp), %rbp; movq $0x11, -8(%rbp); movq $0x22, -16(%rbp);"
-	      "mov %rsp, %rbx; enter $16, $3; mov %rsp, %rcx; mov -8(%rbp), %r8; mov -16(%rbp), %r9;"
-	      "mov -24(%rbp), %r10; mov %rbp, %rdx");
+CODE(enter_0,
+     "mov $0x5555, %ebp; mov %rsp, %rax; enter $32, $0; mov %rsp, %rcx; mov %rbp, %rdx; leave");
+CODE(enter_3,
+     "mov %rsp, %rax; sub $64, %rsp; lea 48(%rsp), %rbp; movq $0x11, -8(%rbp); movq $0x22, "
+     "-16(%rbp);"
+     "mov %rsp, %rbx; enter $16, $3; mov %rsp, %rcx; mov -8(%rbp), %r8; mov -16(%rbp), %r9;"
+     "mov -24(%rbp), %r10; mov %rbp, %rdx");
 
 static void enter_leave(void)
 {
@@ -83,8 +88,9 @@ CODE_AT(ret_fault, "mov %rax, %rsp", "ret", "");
 /* A stack access that faults leaves RSP and RBP as they were. */
 static void stack_faults(void)
 {
-	static const u8 *const code[][2] = {
-		{leave_fault, leave_fault_at}, {pop_fault, pop_fault_at}, {ret_fault, ret_fault_at}};
+	static const u8 *const code[][2] = {{leave_fault, leave_fault_at},
+					    {pop_fault, pop_fault_at},
+					    {ret_fault, ret_fault_at}};
 
 	for (u32 i = 0; i < ARRAY_SIZE(code); i++) {
 		struct state s = state_for(USER64, code[i][0]);
@@ -129,15 +135,17 @@ static void length(void)
 		code[prefixes + 2] = VEC_DONE;
 		s = run(USER64, code);
 		if (prefixes <= 14)
-			check(s.vector == VEC_DONE, "%d prefixes: vector %d", (int)prefixes, (int)s.vector);
+			check(s.vector == VEC_DONE, "%d prefixes: vector %d", (int)prefixes,
+			      (int)s.vector);
 		else
 			check(s.vector == VEC_GP && s.error == 0 && s.rip == user(code),
 			      "%d prefixes: vector %d", (int)prefixes, (int)s.vector);
 	}
-	/* A real instruction of 15 bytes: lock addq $imm32, %fs:disp32(,%rax,8) with a 32-bit address. */
+	/* A real instruction of 15 bytes: lock addq $imm32, %ds:disp32(%esp) */
 	{
-		static const u8 longest[] = {0x67, 0xf0, 0x3e, 0x48, 0x81, 0x84, 0xc4, 0x00, 0x00, 0x00, 0x00,
-					     0x44, 0x33, 0x22, 0x11, 0xcd, VEC_DONE};
+		static const u8 longest[] = {0x67, 0xf0, 0x3e, 0x48, 0x81,    0x84,
+					     0xc4, 0x00, 0x00, 0x00, 0x00,    0x44,
+					     0x33, 0x22, 0x11, 0xcd, VEC_DONE};
 		struct state s = state_for(USER64, NULL);
 		u64 *slot = (u64 *)(user_stack + 1024);
 
@@ -146,7 +154,8 @@ static void length(void)
 		s.rip = user(code);
 		s.rsp = user(slot);
 		exec(&s);
-		check(s.vector == VEC_DONE, "15 bytes: vector %d error 0x%lx", (int)s.vector, s.error);
+		check(s.vector == VEC_DONE, "15 bytes: vector %d error 0x%lx", (int)s.vector,
+		      s.error);
 		expect_eq(*(volatile u64 *)slot, 0x11223345);
 	}
 }
@@ -170,7 +179,8 @@ static void end_of_page(void)
 	s = state_for(USER64, NULL);
 	s.rip = TEST_AREA + PAGE_SIZE - 8;
 	exec(&s);
-	check(s.vector == VEC_PF && s.rip == TEST_AREA + PAGE_SIZE && s.cr2 == TEST_AREA + PAGE_SIZE,
+	check(s.vector == VEC_PF && s.rip == TEST_AREA + PAGE_SIZE &&
+		      s.cr2 == TEST_AREA + PAGE_SIZE,
 	      "vector %d at 0x%lx", (int)s.vector, s.rip);
 }
 
@@ -222,8 +232,9 @@ static void compare_exchange(void)
 	expect_done(&s, cx8);
 }
 
-CODE(zero_extend, "mov $-1, %rax; mov $-1, %rbx; mov $-1, %rcx; mov $-1, %rdx; mov %eax, %eax; add $1, %bx;"
-		  "xor %ch, %ch; mov $1, %esi; cmove %esi, %edx; mov $-1, %rdi; xor %esi, %esi; bsf %esi, %edi");
+CODE(zero_extend,
+     "mov $-1, %rax; mov $-1, %rbx; mov $-1, %rcx; mov $-1, %rdx; mov %eax, %eax; add $1, %bx;"
+     "xor %ch, %ch; mov $1, %esi; cmove %esi, %edx; mov $-1, %rdi; xor %esi, %esi; bsf %esi, %edi");
 
 static void upper_halves(void)
 {
@@ -233,7 +244,8 @@ static void upper_halves(void)
 	expect_eq(s.rax, 0xffffffff);
 	expect_eq(s.rbx, 0xffffffffffff0000);
 	expect_eq(s.rcx, 0xffffffffffff00ff);
-	/* CMOV with 32 bits clears the upper half whether it moves or not (ZF is set by XOR %ch). */
+	/* CMOV with 32 bits clears the upper half whether it moves or not (ZF is set by XOR %ch).
+	 */
 	expect_eq(s.rdx >> 32, 0);
 }
 
@@ -241,9 +253,10 @@ static void upper_halves(void)
 static void exchange_self(void)
 {
 	struct state s = state_for(USER64, NULL);
-	static u8 code[] = {0x48, 0xc7, 0xc0, 0xff, 0xff, 0xff, 0xff,       /* mov $-1, %rax */
-			    0x90, 0x48, 0x89, 0xc3,                         /* nop; mov %rax, %rbx */
-			    0x87, 0xc0, 0x49, 0xc7, 0xc0, 5, 0, 0, 0,       /* xchg; mov $5, %r8 */
+	static u8 code[] = {0x48, 0xc7, 0xc0, 0xff,    0xff, 0xff, 0xff, /* mov $-1, %rax */
+			    0x90, 0x48, 0x89, 0xc3,                      /* nop; mov %rax, %rbx */
+			    0x87, 0xc0, 0x49, 0xc7,    0xc0, 5,    0,
+			    0,    0, /* xchg; mov $5, %r8 */
 			    0x41, 0x90, 0xcd, VEC_DONE};
 
 	s.rip = user(code);
@@ -254,7 +267,8 @@ static void exchange_self(void)
 	expect_eq(s.r8, 0xffffffff);
 }
 
-CODE(high_bytes, "mov $0x1234, %eax; mov $0x5678, %ebx; mov %ah, %bl; mov %bh, %al; add %ah, %bh; mov %spl, %cl;"
+CODE(high_bytes, "mov $0x1234, %eax; mov $0x5678, %ebx; mov %ah, %bl; mov %bh, %al; add %ah, %bh; "
+		 "mov %spl, %cl;"
 		 "mov %rsp, %rdx; sub %dl, %cl; mov $0x9a, %sil; mov %sil, %dil; movzbl %ah, %ebp");
 
 static void byte_registers(void)
@@ -269,8 +283,9 @@ static void byte_registers(void)
 	expect_eq(s.rbp, 0x12);
 }
 
-CODE(rip_relative, "mov 1f(%rip), %rax; lea 1f(%rip), %rbx; addl $0x11, 1f(%rip); cmpb $0x99, 1f(%rip);"
-		   "setz %cl; mov 1f(%eip), %rdx; jmp 2f; 1: .quad 0x1122334455667788; 2: subl $0x11, 1b(%rip)");
+CODE(rip_relative,
+     "mov 1f(%rip), %rax; lea 1f(%rip), %rbx; addl $0x11, 1f(%rip); cmpb $0x99, 1f(%rip);"
+     "setz %cl; mov 1f(%eip), %rdx; jmp 2f; 1: .quad 0x1122334455667788; 2: subl $0x11, 1b(%rip)");
 
 static void rip_addressing(void)
 {
@@ -303,7 +318,8 @@ static void address_size(void)
 	expect_eq(s.r9, 0xffffffff);
 }
 
-CODE(absolute, "movabs (0x80000123), %al; movabs %al, (0x80000456); .byte 0x67, 0xa0; .long 0x80000456; mov 0x123(%rdi), %bl;"
+CODE(absolute, "movabs (0x80000123), %al; movabs %al, (0x80000456); .byte 0x67, 0xa0; .long "
+	       "0x80000456; mov 0x123(%rdi), %bl;"
 	       "movabs 0x80000123, %rax");
 
 static void absolute_address(void)
@@ -321,8 +337,10 @@ static void absolute_address(void)
 }
 
 /* BT with a register offset reaches beyond its operand; a negative one before it. */
-CODE(bit_string, "mov $100, %eax; bts %rax, (%rdi); setc %bl; bts %rax, (%rdi); setc %bh; mov $-1, %rax; btc %rax, (%rdi);"
-		 "mov $-33, %eax; btr %eax, (%rdi); setc %cl; btl $100, (%rdi); mov $17, %eax; bts %ax, (%rdi)");
+CODE(bit_string, "mov $100, %eax; bts %rax, (%rdi); setc %bl; bts %rax, (%rdi); setc %bh; mov $-1, "
+		 "%rax; btc %rax, (%rdi);"
+		 "mov $-33, %eax; btr %eax, (%rdi); setc %cl; btl $100, (%rdi); mov $17, %eax; bts "
+		 "%ax, (%rdi)");
 
 static void bit_strings(void)
 {
@@ -344,9 +362,11 @@ static void bit_strings(void)
 }
 
 CODE(fib, "mov $20, %edi; call 1f; jmp 2f;"
-	  "1: cmp $2, %edi; jae 3f; mov %edi, %eax; ret; 3: push %rdi; dec %edi; call 1b; pop %rdi; push %rax;"
+	  "1: cmp $2, %edi; jae 3f; mov %edi, %eax; ret; 3: push %rdi; dec %edi; call 1b; pop "
+	  "%rdi; push %rax;"
 	  "sub $2, %edi; call 1b; pop %rcx; add %ecx, %eax; ret; 2: nop");
-CODE(deep, "mov %rsp, %rbx; mov $100000, %ecx; call 1f; jmp 2f; 1: dec %ecx; jz 3f; call 1b; inc %eax; 3: ret;"
+CODE(deep, "mov %rsp, %rbx; mov $100000, %ecx; call 1f; jmp 2f; 1: dec %ecx; jz 3f; call 1b; inc "
+	   "%eax; 3: ret;"
 	   "2: sub %rsp, %rbx");
 
 static void calls(void)
@@ -357,7 +377,8 @@ static void calls(void)
 	expect_done(&s, fib);
 	expect_eq(s.rax, 6765);
 	s = run(USER32, fib); /* the same bytes are good 32-bit code */
-	check(s.vector == VEC_DONE || s.vector == VEC_PF || s.vector == VEC_UD || s.vector == VEC_GP,
+	check(s.vector == VEC_DONE || s.vector == VEC_PF || s.vector == VEC_UD ||
+		      s.vector == VEC_GP,
 	      "vector %d", (int)s.vector);
 	s = state_for(USER64, deep);
 	s.rsp = user(stack + 256 * PAGE_SIZE);
@@ -369,12 +390,17 @@ static void calls(void)
 
 /* Returns that no call belongs to, calls that never return, stacks exchanged under way. */
 CODE(unbalanced, "mov %rsp, %rbp; xor %eax, %eax; mov $1000, %ecx;"
-		 "1: lea 2f(%rip), %rdx; push %rdx; ret; 2: call 3f; ud2; 3: inc %eax; dec %ecx; jnz 1b; mov %rbp, %rsp");
-CODE(changed_return, "xor %eax, %eax; mov $500, %ecx; 1: call 2f; ud2; 3: inc %eax; dec %ecx; jnz 1b; jmp 4f;"
-		     "2: lea 3b(%rip), %rdx; mov %rdx, (%rsp); ret; 4: nop");
-CODE(long_jump, "mov $300, %r8d; xor %eax, %eax; 1: mov %rsp, %rbx; lea 2f(%rip), %r9; mov $50, %ecx; call 3f; ud2;"
-		"3: dec %ecx; jz 4f; call 3b; ud2; 4: mov %rbx, %rsp; jmp *%r9; 2: inc %eax; dec %r8d; jnz 1b");
-CODE(two_stacks, "mov %rsp, %rbx; lea -2048(%rsp), %rbp; lea 5f(%rip), %rax; sub $8, %rbp; mov %rax, (%rbp); mov $1000, %ecx;"
+		 "1: lea 2f(%rip), %rdx; push %rdx; ret; 2: call 3f; ud2; 3: inc %eax; dec %ecx; "
+		 "jnz 1b; mov %rbp, %rsp");
+CODE(changed_return,
+     "xor %eax, %eax; mov $500, %ecx; 1: call 2f; ud2; 3: inc %eax; dec %ecx; jnz 1b; jmp 4f;"
+     "2: lea 3b(%rip), %rdx; mov %rdx, (%rsp); ret; 4: nop");
+CODE(long_jump, "mov $300, %r8d; xor %eax, %eax; 1: mov %rsp, %rbx; lea 2f(%rip), %r9; mov $50, "
+		"%ecx; call 3f; ud2;"
+		"3: dec %ecx; jz 4f; call 3b; ud2; 4: mov %rbx, %rsp; jmp *%r9; 2: inc %eax; dec "
+		"%r8d; jnz 1b");
+CODE(two_stacks, "mov %rsp, %rbx; lea -2048(%rsp), %rbp; lea 5f(%rip), %rax; sub $8, %rbp; mov "
+		 "%rax, (%rbp); mov $1000, %ecx;"
 		 "xor %esi, %esi; xor %edi, %edi; 1: inc %esi; call 2f; dec %ecx; jnz 1b; jmp 6f;"
 		 "2: xchg %rsp, %rbp; ret; 5: inc %edi; call 2b; jmp 5b; 6: nop");
 
@@ -396,7 +422,8 @@ static void unpaired(void)
 	expect_eq(s.rdi, 1000);
 }
 
-CODE(ret_imm, "mov %rsp, %rbx; push $1; push $2; call 1f; jmp 2f; 1: ret $16; 2: sub %rsp, %rbx; mov %rsp, %rbp;"
+CODE(ret_imm, "mov %rsp, %rbx; push $1; push $2; call 1f; jmp 2f; 1: ret $16; 2: sub %rsp, %rbx; "
+	      "mov %rsp, %rbp;"
 	      "sub $0x4000, %rsp; call 3f; jmp 4f; 3: ret $0x4000; 4: sub %rsp, %rbp");
 
 static void ret_immediate(void)
@@ -412,10 +439,12 @@ static void ret_immediate(void)
 }
 
 /* A switch: a table of relative targets, all of them taken. */
-CODE(jump_table, "xor %eax, %eax; mov $4000, %ecx; lea 9f(%rip), %rbx;"
-		 "1: mov %ecx, %edx; and $3, %edx; movslq (%rbx,%rdx,4), %rdx; add %rbx, %rdx; jmp *%rdx;"
-		 "2: add $1, %eax; jmp 6f; 3: add $10, %eax; jmp 6f; 4: add $100, %eax; jmp 6f; 5: add $1000, %eax;"
-		 "6: dec %ecx; jnz 1b; jmp 7f; .balign 4; 9: .long 2b - 9b, 3b - 9b, 4b - 9b, 5b - 9b; 7: nop");
+CODE(jump_table,
+     "xor %eax, %eax; mov $4000, %ecx; lea 9f(%rip), %rbx;"
+     "1: mov %ecx, %edx; and $3, %edx; movslq (%rbx,%rdx,4), %rdx; add %rbx, %rdx; jmp *%rdx;"
+     "2: add $1, %eax; jmp 6f; 3: add $10, %eax; jmp 6f; 4: add $100, %eax; jmp 6f; 5: add $1000, "
+     "%eax;"
+     "6: dec %ecx; jnz 1b; jmp 7f; .balign 4; 9: .long 2b - 9b, 3b - 9b, 4b - 9b, 5b - 9b; 7: nop");
 
 static void computed_jumps(void)
 {
@@ -427,10 +456,13 @@ static void computed_jumps(void)
 	}
 }
 
-CODE(loop_forms, "mov $5, %ecx; xor %eax, %eax; 1: inc %eax; loop 1b; mov $5, %ecx; 2: inc %eax; cmp $8, %eax; loopne 2b;"
-		 "mov %ecx, %ebx; jrcxz 3f; add $100, %eax; 3: mov $1, %rcx; shl $32, %rcx; jecxz 4f; add $1000, %eax;"
+CODE(loop_forms, "mov $5, %ecx; xor %eax, %eax; 1: inc %eax; loop 1b; mov $5, %ecx; 2: inc %eax; "
+		 "cmp $8, %eax; loopne 2b;"
+		 "mov %ecx, %ebx; jrcxz 3f; add $100, %eax; 3: mov $1, %rcx; shl $32, %rcx; jecxz "
+		 "4f; add $1000, %eax;"
 		 "4: jrcxz 5f; add $10000, %eax; 5: nop");
-CODE(loop_32_address, "mov $1, %rcx; shl $32, %rcx; add $3, %rcx; xor %eax, %eax; 1: inc %eax; addr32 loop 1b");
+CODE(loop_32_address,
+     "mov $1, %rcx; shl $32, %rcx; add $3, %rcx; xor %eax, %eax; 1: inc %eax; addr32 loop 1b");
 
 static void loops(void)
 {
@@ -447,18 +479,20 @@ static void loops(void)
 
 /* All sixteen conditions with all combinations of their flags. */
 CODE(conditions,
-	"push %rdi; popfq; seto %al; setno %ah; movzwl %ax, %eax; mov %rax, %r8;"
-	"push %rdi; popfq; setb %al; setae %ah; movzwl %ax, %eax; shl $1, %rax; or %rax, %r8;"
-	"push %rdi; popfq; sete %al; setne %ah; movzwl %ax, %eax; shl $2, %rax; or %rax, %r8;"
-	"push %rdi; popfq; setbe %al; seta %ah; movzwl %ax, %eax; shl $3, %rax; or %rax, %r8;"
-	"push %rdi; popfq; sets %al; setns %ah; movzwl %ax, %eax; shl $4, %rax; or %rax, %r8;"
-	"push %rdi; popfq; setp %al; setnp %ah; movzwl %ax, %eax; shl $5, %rax; or %rax, %r8;"
-	"push %rdi; popfq; setl %al; setge %ah; movzwl %ax, %eax; shl $6, %rax; or %rax, %r8;"
-	"push %rdi; popfq; setle %al; setg %ah; movzwl %ax, %eax; shl $7, %rax; or %rax, %r8;"
-	"xor %r9d, %r9d;"
-	"push %rdi; popfq; jo 1f; bts $8, %r9; 1: push %rdi; popfq; jb 1f; bts $9, %r9; 1: push %rdi; popfq; je 1f; bts $10, %r9;"
-	"1: push %rdi; popfq; jbe 1f; bts $11, %r9; 1: push %rdi; popfq; js 1f; bts $12, %r9; 1: push %rdi; popfq; jp 1f; bts $13, %r9;"
-	"1: push %rdi; popfq; jl 1f; bts $14, %r9; 1: push %rdi; popfq; jle 1f; bts $15, %r9; 1: nop");
+     "push %rdi; popfq; seto %al; setno %ah; movzwl %ax, %eax; mov %rax, %r8;"
+     "push %rdi; popfq; setb %al; setae %ah; movzwl %ax, %eax; shl $1, %rax; or %rax, %r8;"
+     "push %rdi; popfq; sete %al; setne %ah; movzwl %ax, %eax; shl $2, %rax; or %rax, %r8;"
+     "push %rdi; popfq; setbe %al; seta %ah; movzwl %ax, %eax; shl $3, %rax; or %rax, %r8;"
+     "push %rdi; popfq; sets %al; setns %ah; movzwl %ax, %eax; shl $4, %rax; or %rax, %r8;"
+     "push %rdi; popfq; setp %al; setnp %ah; movzwl %ax, %eax; shl $5, %rax; or %rax, %r8;"
+     "push %rdi; popfq; setl %al; setge %ah; movzwl %ax, %eax; shl $6, %rax; or %rax, %r8;"
+     "push %rdi; popfq; setle %al; setg %ah; movzwl %ax, %eax; shl $7, %rax; or %rax, %r8;"
+     "xor %r9d, %r9d;"
+     "push %rdi; popfq; jo 1f; bts $8, %r9; 1: push %rdi; popfq; jb 1f; bts $9, %r9; 1: push %rdi; "
+     "popfq; je 1f; bts $10, %r9;"
+     "1: push %rdi; popfq; jbe 1f; bts $11, %r9; 1: push %rdi; popfq; js 1f; bts $12, %r9; 1: push "
+     "%rdi; popfq; jp 1f; bts $13, %r9;"
+     "1: push %rdi; popfq; jl 1f; bts $14, %r9; 1: push %rdi; popfq; jle 1f; bts $15, %r9; 1: nop");
 
 static void all_conditions(void)
 {
@@ -480,11 +514,15 @@ static void all_conditions(void)
 }
 
 /* 32-bit code: what 64-bit mode gave other meanings to. */
-CODE(legacy_32, ".code32\n mov $0x1f, %eax; aaa; mov %eax, %ebx; mov $0x9b, %eax; add $0, %al; daa; mov %eax, %ecx;"
-		"mov $0x0207, %eax; aad; mov %eax, %edx; aam; mov %eax, %esi; inc %esi; dec %esi; push %ds; pop %es;"
+CODE(legacy_32, ".code32\n mov $0x1f, %eax; aaa; mov %eax, %ebx; mov $0x9b, %eax; add $0, %al; "
+		"daa; mov %eax, %ecx;"
+		"mov $0x0207, %eax; aad; mov %eax, %edx; aam; mov %eax, %esi; inc %esi; dec %esi; "
+		"push %ds; pop %es;"
 		"stc; .byte 0xd6; movzbl %al, %edi");
-CODE(les_32, ".code32\n push %ds; push $0x1234; les (%esp), %ebx; lds (%esp), %ecx; lss (%esp), %edx; mov %es, %eax");
-CODE(arpl_32, ".code32\n mov $0x10, %eax; mov $0x13, %ecx; arpl %cx, %ax; setz %bl; arpl %cx, %ax; setz %bh");
+CODE(les_32, ".code32\n push %ds; push $0x1234; les (%esp), %ebx; lds (%esp), %ecx; lss (%esp), "
+	     "%edx; mov %es, %eax");
+CODE(arpl_32, ".code32\n mov $0x10, %eax; mov $0x13, %ecx; arpl %cx, %ax; setz %bl; arpl %cx, %ax; "
+	      "setz %bh");
 
 static void legacy_instructions(void)
 {
@@ -508,8 +546,10 @@ static void legacy_instructions(void)
 }
 
 /* 16-bit code in compatibility mode. */
-CODE(code_16, ".code16\n mov $0x1234, %ax; push %ax; pop %bx; mov $0xfff0, %si; mov $0x20, %bx; lea (%bx,%si), %cx;"
-	      "addl $0x10000, %eax; lea 5(%eax), %edx; call 1f; jmp 2f; 1: inc %di; ret; 2: jmp 3f; ud2; 3: data32 call 4f;"
+CODE(code_16, ".code16\n mov $0x1234, %ax; push %ax; pop %bx; mov $0xfff0, %si; mov $0x20, %bx; "
+	      "lea (%bx,%si), %cx;"
+	      "addl $0x10000, %eax; lea 5(%eax), %edx; call 1f; jmp 2f; 1: inc %di; ret; 2: jmp "
+	      "3f; ud2; 3: data32 call 4f;"
 	      "jmp 5f; 4: data32 ret; 5: nop");
 
 static void sixteen_bit(void)
@@ -523,8 +563,8 @@ static void sixteen_bit(void)
 	s.rip = 0;
 	s.rsp = (u64)(low + 0x1000);
 	exec(&s);
-	check(s.vector == VEC_DONE && s.rip == (u64)(code_16_end - code_16) + 2, "vector %d at 0x%lx",
-	      (int)s.vector, s.rip);
+	check(s.vector == VEC_DONE && s.rip == (u64)(code_16_end - code_16) + 2,
+	      "vector %d at 0x%lx", (int)s.vector, s.rip);
 	expect_eq(s.rcx & 0xffff, 0x10);
 	expect_eq(s.rax, 0x11234);
 	expect_eq(s.rdx, 0x11239);
@@ -533,7 +573,8 @@ static void sixteen_bit(void)
 }
 
 /* A 16-bit stack wraps within its 64 KiB and leaves the upper half of ESP alone. */
-CODE(stack_16, ".code32\n mov %edi, %esp; push %eax; push %ecx; mov %esp, %ebx; pop %edx; pop %esi");
+CODE(stack_16,
+     ".code32\n mov %edi, %esp; push %eax; push %ecx; mov %esp, %ebx; pop %edx; pop %esi");
 
 static void sixteen_bit_stack(void)
 {

@@ -1,6 +1,6 @@
 /*
- * Interrupts: the shadows of STI and MOV SS, HLT, priorities, NMIs, and that no kind of loop can keep an
- * interrupt out.
+ * Interrupts: the shadows of STI and MOV SS, HLT, priorities, NMIs, and that no kind of loop can
+ * keep an interrupt out.
  */
 #include "guest.h"
 
@@ -148,7 +148,8 @@ static void task_priority(void)
 	expect_trap(&s, VEC_IPI, 0, sti_nop_next);
 }
 
-CODE_AT(lower_cr8, "mov $15, %eax; mov %rax, %cr8; sti; nop; xor %eax, %eax", "mov %rax, %cr8", "nop");
+CODE_AT(lower_cr8, "mov $15, %eax; mov %rax, %cr8; sti; nop; xor %eax, %eax", "mov %rax, %cr8",
+	"nop");
 
 static void priority_lowered(void)
 {
@@ -350,7 +351,8 @@ CODE(sum_much, "xor %eax, %eax; 1: add (%rsi), %rax; add $8, %rsi; rol $3, %rax;
 static void transparent(void)
 {
 	enum { BYTES = 1 << 20 };
-	u8 *from = pages_alloc(BYTES / PAGE_SIZE, PAGE_SIZE), *to = pages_alloc(BYTES / PAGE_SIZE, PAGE_SIZE);
+	u8 *from = pages_alloc(BYTES / PAGE_SIZE, PAGE_SIZE),
+	   *to = pages_alloc(BYTES / PAGE_SIZE, PAGE_SIZE);
 	u64 sums[2];
 
 	for (u32 i = 0; i < BYTES / 8; i++)

@@ -1,6 +1,6 @@
 /*
- * Paging: permissions and error codes, accessed and dirty bits, page sizes, reserved bits, invalidation,
- * accesses across two pages.
+ * Paging: permissions and error codes, accessed and dirty bits, page sizes, reserved bits,
+ * invalidation, accesses across two pages.
  */
 #include "guest.h"
 
@@ -32,8 +32,8 @@ static void check_fault(enum exec_mode mode, enum access kind, u64 address, u64 
 	struct state s = access(mode, kind, address);
 
 	check(s.vector == VEC_PF && s.error == error && s.cr2 == address,
-	      "line %d: vector %d error 0x%lx cr2 0x%lx, not #PF 0x%lx cr2 0x%lx", line, (int)s.vector,
-	      s.error, s.cr2, error, address);
+	      "line %d: vector %d error 0x%lx cr2 0x%lx, not #PF 0x%lx cr2 0x%lx", line,
+	      (int)s.vector, s.error, s.cr2, error, address);
 	check(s.rbx == 0xdead && s.rax == address, "line %d: registers changed", line);
 	if (kind == FETCH)
 		check(s.rip == address, "line %d: rip 0x%lx", line, s.rip);
@@ -594,12 +594,12 @@ CODE_AT(store_sgdt, "", "sgdt -3(%rax)", "");
 static const struct {
 	const u8 *code, *at;
 } stores[] = {
-	{store_2, store_2_at},         {store_8, store_8_at},
-	{store_16, store_16_at},       {store_x87, store_x87_at},
-	{store_add, store_add_at},     {store_lock, store_lock_at},
-	{store_xchg, store_xchg_at},   {store_cmpxchg, store_cmpxchg_at},
-	{store_bts, store_bts_at},     {store_neg, store_neg_at},
-	{store_push, store_push_at},   {store_call, store_call_at},
+	{store_2, store_2_at},       {store_8, store_8_at},
+	{store_16, store_16_at},     {store_x87, store_x87_at},
+	{store_add, store_add_at},   {store_lock, store_lock_at},
+	{store_xchg, store_xchg_at}, {store_cmpxchg, store_cmpxchg_at},
+	{store_bts, store_bts_at},   {store_neg, store_neg_at},
+	{store_push, store_push_at}, {store_call, store_call_at},
 	{store_sgdt, store_sgdt_at},
 };
 
@@ -614,8 +614,9 @@ static void check_cross_stores(u64 second_bits, u64 error)
 
 		s.rax = edge;
 		s.rcx = 0x1234567812345678;
-		rsp = stores[i].code == store_push ? edge + 4
-		      : stores[i].code == store_call ? edge + 1 : s.rsp;
+		rsp = stores[i].code == store_push   ? edge + 4
+		      : stores[i].code == store_call ? edge + 1
+						     : s.rsp;
 		exec(&s);
 		expect_trap(&s, VEC_PF, error, stores[i].at);
 		check(s.cr2 == edge, "store %d: cr2 0x%lx", (int)i, s.cr2);
@@ -676,11 +677,13 @@ static void cross_fetch(void)
 		s.rip = edge - before;
 		exec(&s);
 		check(s.vector == VEC_PF && s.error == (PF_P | PF_U | PF_I) && s.cr2 == edge,
-		      "%d bytes before, NX: vector %d error 0x%lx", (int)before, (int)s.vector, s.error);
+		      "%d bytes before, NX: vector %d error 0x%lx", (int)before, (int)s.vector,
+		      s.error);
 	}
 }
 
-/* Read-modify-write instructions need the right to write even if they end up storing nothing new. */
+/* Read-modify-write instructions need the right to write even if they end up storing nothing new.
+ */
 CODE_AT(rmw_cmpxchg, "xor %ecx, %ecx; inc %ecx", "lock cmpxchg %edx, (%rbx)", "");
 CODE_AT(rmw_xadd, "xor %ecx, %ecx", "lock xadd %ecx, (%rbx)", "");
 CODE_AT(rmw_or, "", "orl $0, (%rbx)", "");
@@ -722,8 +725,8 @@ static void many_pages(void)
 		page_map(base + i * PAGE_SIZE, (u64)(p + (i * 5 % 8) * 512), PRESENT);
 	for (int round = 0; round < 2; round++)
 		for (u64 i = 0; i < COUNT; i++)
-			check(*(volatile u64 *)(base + i * PAGE_SIZE) == i * 5 % 8 * 0x101, "page %d",
-			      (int)i);
+			check(*(volatile u64 *)(base + i * PAGE_SIZE) == i * 5 % 8 * 0x101,
+			      "page %d", (int)i);
 }
 
 const struct test tests[] = {
@@ -736,7 +739,8 @@ const struct test tests[] = {
 	{"A denied write leaves D alone", "SDM vol. 3, 4.8", dirty_after_fault, NULL},
 	{"2 MiB pages", "SDM vol. 3, 4.5.4", large_2m, NULL},
 	{"1 GiB pages", "SDM vol. 3, 4.5.4", large_1g, "leaves out P beside RSVD"},
-	{"#PF: reserved bits", "SDM vol. 3, 4.5.4 and 4.7", reserved_bits, "leaves out P beside RSVD"},
+	{"#PF: reserved bits", "SDM vol. 3, 4.5.4 and 4.7", reserved_bits,
+	 "leaves out P beside RSVD"},
 	{"NX is reserved without EFER.NXE", "SDM vol. 3, 4.5.4 and 4.7", no_execute_disabled,
 	 "leaves out P beside RSVD"},
 	{"SMEP", "SDM vol. 3, 4.6.1", smep, NULL},
@@ -750,8 +754,8 @@ const struct test tests[] = {
 	{"Two addresses of one page", "SDM vol. 3, 4.2", aliases, NULL},
 	{"Page tables mapped by themselves", "SDM vol. 3, 4.5", recursive_table, NULL},
 	{"Loads across two pages", "SDM vol. 3, 6.15 interrupt 14", cross_load, NULL},
-	{"Stores across two pages store all or nothing", "SDM vol. 3, 6.15 interrupt 14", cross_store,
-	 "stores the first part of what x87 and SGDT write"},
+	{"Stores across two pages store all or nothing", "SDM vol. 3, 6.15 interrupt 14",
+	 cross_store, "stores the first part of what x87 and SGDT write"},
 	{"Stores across two pages", "SDM vol. 3, 8.1.1", cross_store_works, NULL},
 	{"Instructions across two pages", "SDM vol. 3, 6.15 interrupt 14", cross_fetch, NULL},
 	{"Read-modify-write needs W", "SDM vol. 2, CMPXCHG", read_modify_write, NULL},

@@ -1,6 +1,6 @@
 /*
- * Ring 3 and the ways between the rings: privileged instructions, IOPL and the I/O bitmap, flags, SYSCALL,
- * SYSRET, SYSENTER, SYSEXIT, IRET.
+ * Ring 3 and the ways between the rings: privileged instructions, IOPL and the I/O bitmap, flags,
+ * SYSCALL, SYSRET, SYSENTER, SYSEXIT, IRET.
  */
 #include "guest.h"
 
@@ -121,7 +121,8 @@ static void io_bitmap(void)
 	expect_trap(&s, VEC_GP, 0, in_word_at);
 	/* The map ends with the TSS. */
 	memset(tss.bitmap, 0, sizeof(tss.bitmap));
-	gdt_set_system(SEL(0), (u64)&tss, offsetof(struct tss, bitmap) + 0x400 / 8, 0x80 | DESC_TSS);
+	gdt_set_system(SEL(0), (u64)&tss, offsetof(struct tss, bitmap) + 0x400 / 8,
+		       0x80 | DESC_TSS);
 	__asm__ volatile("ltr %w0" : : "r"(SEL(0)));
 	s = port_access(in_byte, 0x3fd);
 	expect_done(&s, in_byte);
@@ -150,7 +151,8 @@ static u64 popf(enum exec_mode mode, const u8 *code, u64 before, u64 value)
 
 static void flags(void)
 {
-	u64 arithmetic = RFLAGS_CF | RFLAGS_PF | RFLAGS_AF | RFLAGS_ZF | RFLAGS_SF | RFLAGS_OF | RFLAGS_DF;
+	u64 arithmetic =
+		RFLAGS_CF | RFLAGS_PF | RFLAGS_AF | RFLAGS_ZF | RFLAGS_SF | RFLAGS_OF | RFLAGS_DF;
 	u64 system = RFLAGS_NT | RFLAGS_AC | RFLAGS_ID;
 
 	expect_eq(popf(USER64, popf_all, 0, arithmetic), arithmetic | RFLAGS_1);
@@ -158,11 +160,13 @@ static void flags(void)
 	/* Ring 3 cannot change IF and IOPL, and nothing says so. */
 	expect_eq(popf(USER64, popf_all, 0, RFLAGS_IF | RFLAGS_IOPL), RFLAGS_1);
 	expect_eq(popf(USER64, popf_all, RFLAGS_IF, 0), RFLAGS_1 | RFLAGS_IF);
-	expect_eq(popf(USER64, popf_all, RFLAGS_IOPL, RFLAGS_IF), RFLAGS_1 | RFLAGS_IF | RFLAGS_IOPL);
+	expect_eq(popf(USER64, popf_all, RFLAGS_IOPL, RFLAGS_IF),
+		  RFLAGS_1 | RFLAGS_IF | RFLAGS_IOPL);
 	expect_eq(popf(KERNEL64, popf_all, 0, RFLAGS_IOPL), RFLAGS_1 | RFLAGS_IOPL);
 	/* RF and VM cannot be popped; reserved bits read as they must. */
 	expect_eq(popf(KERNEL64, popf_all, 0, RFLAGS_RF | RFLAGS_VM), RFLAGS_1);
-	expect_eq(popf(KERNEL64, popf_all, 0, ~0xffffull | 0x8028), RFLAGS_1 | RFLAGS_AC | RFLAGS_ID);
+	expect_eq(popf(KERNEL64, popf_all, 0, ~0xffffull | 0x8028),
+		  RFLAGS_1 | RFLAGS_AC | RFLAGS_ID);
 	/* 16 bits leave the rest alone; the push is 16 bits wide too, so the stack stays even. */
 	expect_eq(popf(USER64, popf_16, RFLAGS_ID, RFLAGS_CF) & RFLAGS_ID, RFLAGS_ID);
 }
@@ -269,7 +273,8 @@ static struct state do_sysret(const u8 *code, u64 rip, u64 rflags)
 
 static void sysret(void)
 {
-	struct state s = do_sysret(sysret_64, user(after_sysret), RFLAGS_CF | RFLAGS_IF | RFLAGS_IOPL);
+	struct state s =
+		do_sysret(sysret_64, user(after_sysret), RFLAGS_CF | RFLAGS_IF | RFLAGS_IOPL);
 
 	expect_done(&s, after_sysret);
 	expect_eq(s.rsi, UCODE64);
@@ -299,7 +304,8 @@ static void sysret_noncanonical(void)
 
 	expect_eq(s.vector, VEC_GP);
 	expect_eq(s.error, 0);
-	check((s.rip == 1ull << 47 && s.cs == UCODE64) || (s.rip == (u64)sysret_64_at && s.cs == KCODE64),
+	check((s.rip == 1ull << 47 && s.cs == UCODE64) ||
+		      (s.rip == (u64)sysret_64_at && s.cs == KCODE64),
 	      "at 0x%lx:0x%lx", s.cs, s.rip);
 }
 
@@ -362,7 +368,8 @@ static void sysenter(void)
 	expect_trap(&s, VEC_GP, 0, do_sysexit_at);
 }
 
-CODE_AT(do_iret, "push %rdi; push %rsi; push %rdx; push %rcx; push %rax; mov %rsp, %rbp", "iretq", "");
+CODE_AT(do_iret, "push %rdi; push %rsi; push %rdx; push %rcx; push %rax; mov %rsp, %rbp", "iretq",
+	"");
 CODE(arrived, "mov %ds, %r8d; mov %es, %r9d; mov %fs, %r10d; mov %gs, %r11d");
 
 /* IRETQ in @mode with this frame. */
@@ -393,17 +400,19 @@ static void iret_forms(void)
 	s = iret(KERNEL64, (u64)arrived, KCODE64, flags_in, stack, 0);
 	expect_done(&s, arrived);
 	expect_eq(s.ss, 0);
-	s = iret(KERNEL64, user(arrived), UCODE64, flags_in | RFLAGS_IF, user(user_stack + 100), UDATA);
+	s = iret(KERNEL64, user(arrived), UCODE64, flags_in | RFLAGS_IF, user(user_stack + 100),
+		 UDATA);
 	expect_done(&s, arrived);
 	expect_eq(s.rsp, user(user_stack + 100));
 	expect_eq(s.rflags, flags_in | RFLAGS_IF);
 	expect_eq(s.r8 | s.r9 | s.r11, 0); /* DS, ES, GS of ring 0 are nulled */
 	expect_eq(s.r10, UDATA);
 	s = iret(KERNEL64, user(arrived), UCODE32, flags_in, user(user_stack + 100), UDATA);
-	check(s.vector == VEC_DONE && s.cs == UCODE32, "to 32-bit: vector %d cs 0x%lx", (int)s.vector,
-	      s.cs);
+	check(s.vector == VEC_DONE && s.cs == UCODE32, "to 32-bit: vector %d cs 0x%lx",
+	      (int)s.vector, s.cs);
 	s = iret(KERNEL64, (u64)arrived, KCODE32, flags_in, stack, KDATA);
-	check(s.vector == VEC_DONE && s.cs == KCODE32, "to 32-bit ring 0: vector %d", (int)s.vector);
+	check(s.vector == VEC_DONE && s.cs == KCODE32, "to 32-bit ring 0: vector %d",
+	      (int)s.vector);
 	s = iret(USER64, user(arrived), UCODE64, flags_in, user(user_stack + 104), UDATA);
 	expect_done(&s, arrived);
 	/* Ring 3 changes neither IF nor IOPL by it. */
@@ -415,17 +424,18 @@ static void iret_forms(void)
 
 static void iret_errors(void)
 {
-	u64 good = user(arrived), stack = user(user_stack + 4096), kstack = (u64)(kernel_stack + 4096);
+	u64 good = user(arrived), stack = user(user_stack + 4096),
+	    kstack = (u64)(kernel_stack + 4096);
 	struct state s;
 
-	gdt_set(SEL(0), descriptor(0, 0xfffff, 0x7b, 0xa));    /* code, not present */
-	gdt_set(SEL(1), descriptor(0, 0xfffff, 0x73, 0xc));    /* data, not present */
-	gdt_set(SEL(2), descriptor(0, 0xfffff, 0xfb, 0xe));    /* L and D */
-#define iret_fails(mode, vector, code, ...)                                                        \
-	do {                                                                                       \
-		s = iret(mode, __VA_ARGS__);                                                       \
-		expect_trap(&s, vector, code, do_iret_at);                                         \
-		expect_eq(s.rsp, s.rbp);                                                           \
+	gdt_set(SEL(0), descriptor(0, 0xfffff, 0x7b, 0xa)); /* code, not present */
+	gdt_set(SEL(1), descriptor(0, 0xfffff, 0x73, 0xc)); /* data, not present */
+	gdt_set(SEL(2), descriptor(0, 0xfffff, 0xfb, 0xe)); /* L and D */
+#define iret_fails(mode, vector, code, ...)                \
+	do {                                               \
+		s = iret(mode, __VA_ARGS__);               \
+		expect_trap(&s, vector, code, do_iret_at); \
+		expect_eq(s.rsp, s.rbp);                   \
 	} while (0)
 	iret_fails(KERNEL64, VEC_GP, 0, good, 0, RFLAGS_1, stack, UDATA);
 	iret_fails(KERNEL64, VEC_GP, 0, good, 3, RFLAGS_1, stack, UDATA);
@@ -436,7 +446,8 @@ static void iret_errors(void)
 	iret_fails(KERNEL64, VEC_GP, 0, good, UCODE64, RFLAGS_1, stack, 3);
 	iret_fails(KERNEL64, VEC_GP, KDATA, good, UCODE64, RFLAGS_1, stack, KDATA);
 	iret_fails(KERNEL64, VEC_GP, KCODE64, good, KCODE64 | 3, RFLAGS_1, stack, UDATA);
-	iret_fails(KERNEL64, VEC_GP, UCODE64 & ~3, (u64)arrived, UCODE64 & ~3, RFLAGS_1, kstack, KDATA);
+	iret_fails(KERNEL64, VEC_GP, UCODE64 & ~3, (u64)arrived, UCODE64 & ~3, RFLAGS_1, kstack,
+		   KDATA);
 	iret_fails(KERNEL64, VEC_GP, 0xfff8, good, 0xfffb, RFLAGS_1, stack, UDATA);
 	iret_fails(USER64, VEC_GP, KCODE64, (u64)arrived, KCODE64, RFLAGS_1, kstack, KDATA);
 #undef iret_fails
@@ -444,7 +455,8 @@ static void iret_errors(void)
 
 static void iret_noncanonical(void)
 {
-	struct state s = iret(KERNEL64, 1ull << 47, UCODE64, RFLAGS_1, user(user_stack + 4096), UDATA);
+	struct state s =
+		iret(KERNEL64, 1ull << 47, UCODE64, RFLAGS_1, user(user_stack + 4096), UDATA);
 
 	/* AMD notices at the target, in ring 3; Intel before. */
 	check(s.vector == VEC_GP && s.error == 0, "vector %d error 0x%lx", (int)s.vector, s.error);
@@ -459,8 +471,10 @@ static void iret_long_and_data(void)
 	expect_trap(&s, VEC_GP, SEL(2), do_iret_at);
 }
 
-CODE_AT(iret_nested, "push %rdi; push %rsi; push %rdx; push %rcx; push %rax; pushfq;"
-		     "orl $0x4000, (%rsp); popfq", "iretq", "");
+CODE_AT(iret_nested,
+	"push %rdi; push %rsi; push %rdx; push %rcx; push %rax; pushfq;"
+	"orl $0x4000, (%rsp); popfq",
+	"iretq", "");
 
 static void iret_nested_task(void)
 {
@@ -478,9 +492,10 @@ static void iret_nested_task(void)
 
 CODE_AT(iret_32, ".code32\n pushf; push %cs; call 1f; 1: addl $(2f - 1b), (%esp)", "iretl",
 	"ud2; 2: mov $0x32, %ecx");
-CODE_AT(iret_32_in_64, "mov %ss, %eax; sub $20, %rsp; mov %eax, 16(%rsp); lea 64(%rsp), %rdx;"
-		       "mov %edx, 12(%rsp); movl $2, 8(%rsp); mov %cs, %eax; mov %eax, 4(%rsp);"
-		       "lea 2f(%rip), %rdx; mov %edx, (%rsp)",
+CODE_AT(iret_32_in_64,
+	"mov %ss, %eax; sub $20, %rsp; mov %eax, 16(%rsp); lea 64(%rsp), %rdx;"
+	"mov %edx, 12(%rsp); movl $2, 8(%rsp); mov %cs, %eax; mov %eax, 4(%rsp);"
+	"lea 2f(%rip), %rdx; mov %edx, (%rsp)",
 	"iretl", "ud2; 2: mov $0x64, %ecx");
 
 static void iret_widths(void)
@@ -502,15 +517,17 @@ static void iret_widths(void)
 static void iret_flags(void)
 {
 	u64 set = RFLAGS_1 | RFLAGS_NT | RFLAGS_AC | RFLAGS_ID | RFLAGS_DF;
-	struct state s = iret(KERNEL64, user(arrived), UCODE64, set, user(user_stack + 4096), UDATA);
+	struct state s =
+		iret(KERNEL64, user(arrived), UCODE64, set, user(user_stack + 4096), UDATA);
 
 	expect_done(&s, arrived);
 	expect_eq(s.rflags, set);
-	s = iret(KERNEL64, user(arrived), UCODE64, RFLAGS_IOPL | RFLAGS_IF, user(user_stack + 4096), UDATA);
+	s = iret(KERNEL64, user(arrived), UCODE64, RFLAGS_IOPL | RFLAGS_IF, user(user_stack + 4096),
+		 UDATA);
 	expect_eq(s.rflags, RFLAGS_1 | RFLAGS_IOPL | RFLAGS_IF);
 	/* Reserved bits are dropped. */
-	s = iret(KERNEL64, user(arrived), UCODE64, ~0ull & ~(RFLAGS_TF | RFLAGS_VM), user(user_stack + 4096),
-		 UDATA);
+	s = iret(KERNEL64, user(arrived), UCODE64, ~0ull & ~(RFLAGS_TF | RFLAGS_VM),
+		 user(user_stack + 4096), UDATA);
 	check(s.vector == VEC_DONE, "vector %d", (int)s.vector);
 	expect_eq(s.rflags & 0xffffffffffc08028, 0);
 }
@@ -540,11 +557,11 @@ const struct test tests[] = {
 	{"POPF in both rings", "SDM vol. 2, POPF", flags, NULL},
 	{"PUSHF of 16 and 32 bits", "SDM vol. 2, PUSHF", pushf_widths, NULL},
 	{"CR4.TSD", "SDM vol. 2, RDTSC", time_stamp_disable, NULL},
-	{"SYSCALL", "SDM vol. 2, SYSCALL", syscall_64,
-	 "loses the arithmetic flags"},
+	{"SYSCALL", "SDM vol. 2, SYSCALL", syscall_64, "loses the arithmetic flags"},
 	{"SYSCALL from 32-bit code", "SDM vol. 2, APM vol. 3, SYSCALL", syscall_32, NULL},
 	{"SYSRET", "SDM vol. 2, SYSRET", sysret, "loads VM"},
-	{"SYSRET to a non-canonical address", "SDM vol. 2, APM vol. 3, SYSRET", sysret_noncanonical, NULL},
+	{"SYSRET to a non-canonical address", "SDM vol. 2, APM vol. 3, SYSRET", sysret_noncanonical,
+	 NULL},
 	{"SYSCALL and SYSRET, many times", "SDM vol. 2, SYSCALL", syscall_many, NULL},
 	{"SYSENTER and SYSEXIT", "SDM vol. 2, APM vol. 3, SYSENTER", sysenter,
 	 "allows it in compatibility mode on AMD"},

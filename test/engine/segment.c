@@ -1,6 +1,6 @@
 /*
- * Segmentation: loading selectors, limits and bases outside 64-bit mode, far control transfers, gates,
- * the instructions about descriptors, FS and GS bases.
+ * Segmentation: loading selectors, limits and bases outside 64-bit mode, far control transfers,
+ * gates, the instructions about descriptors, FS and GS bases.
  */
 #include "guest.h"
 
@@ -13,8 +13,8 @@ enum {
 	CODE_RX = 0x9b,
 	CODE_CONFORMING = 0x9f,
 	DPL3 = 0x60,
-	FLAT = 0xc, /* G, D/B */
-	LONG = 0xa, /* G, L */
+	FLAT = 0xc,  /* G, D/B */
+	LONG = 0xa,  /* G, L */
 	BYTES = 0x4, /* D/B, limit in bytes */
 };
 
@@ -37,18 +37,18 @@ static struct state load(enum exec_mode mode, const u8 *code, u64 selector)
 	return s;
 }
 
-#define load_fails(mode, name, selector, vector, error)                                            \
-	do {                                                                                       \
-		struct state s_ = load(mode, name, selector);                                      \
-                                                                                                   \
-		expect_trap(&s_, vector, error, name##_at);                                        \
+#define load_fails(mode, name, selector, vector, error)       \
+	do {                                                  \
+		struct state s_ = load(mode, name, selector); \
+                                                              \
+		expect_trap(&s_, vector, error, name##_at);   \
 	} while (0)
 
-#define load_works(mode, name, selector)                                                           \
-	do {                                                                                       \
-		struct state s_ = load(mode, name, selector);                                      \
-                                                                                                   \
-		expect_done(&s_, name);                                                            \
+#define load_works(mode, name, selector)                      \
+	do {                                                  \
+		struct state s_ = load(mode, name, selector); \
+                                                              \
+		expect_done(&s_, name);                       \
 	} while (0)
 
 static void make_descriptors(void)
@@ -360,10 +360,11 @@ static void verify(void)
 		u8 entry, rpl;
 		bool user, read, write;
 	} cases[] = {
-		{0, 0, false, true, true},  {0, 3, false, false, false}, {0, 0, true, false, false},
-		{2, 0, false, false, false}, {3, 0, false, true, false}, {4, 3, true, true, false},
-		{5, 0, false, true, false}, {6, 3, true, true, true},    {6, 0, false, true, true},
-		{8, 0, false, false, false},
+		{0, 0, false, true, true},  {0, 3, false, false, false},
+		{0, 0, true, false, false}, {2, 0, false, false, false},
+		{3, 0, false, true, false}, {4, 3, true, true, false},
+		{5, 0, false, true, false}, {6, 3, true, true, true},
+		{6, 0, false, true, true},  {8, 0, false, false, false},
 	};
 
 	make_descriptors();
@@ -371,8 +372,8 @@ static void verify(void)
 		struct state s = query(cases[i].user ? USER64 : KERNEL64,
 				       (u64)(SEL(cases[i].entry) | cases[i].rpl));
 
-		check(s.r8 == cases[i].read && s.r9 == cases[i].write, "case %d: read %d write %d", (int)i,
-		      (int)s.r8, (int)s.r9);
+		check(s.r8 == cases[i].read && s.r9 == cases[i].write, "case %d: read %d write %d",
+		      (int)i, (int)s.r8, (int)s.r9);
 	}
 }
 
@@ -480,7 +481,6 @@ static void task_register_refused(void)
 	load_fails(KERNEL64, ltr, 0, VEC_GP, 0);
 }
 
-
 static void fs_gs_bases(void)
 {
 	u64 *p = page_alloc();
@@ -513,8 +513,9 @@ CODE_AT(use_wrfsbase, "", "wrfsbase %rcx", "mov %fs:(%rax), %rbx; rdfsbase %rdx"
 CODE_AT(use_wrgsbase, "", "wrgsbase %rcx", "mov %gs:(%rax), %rbx; rdgsbase %rdx");
 CODE_AT(use_wrfsbase32, "", "wrfsbase %ecx", "rdfsbase %rdx");
 CODE_AT(use_rdfsbase, "", "rdfsbase %rcx", "");
-CODE_AT(fs_address32, "", "wrfsbase %rcx", "mov %fs:(%eax), %rbx; .byte 0x64; lea 8(%rax), %rdx;"
-		      "mov %ds:(%rdi), %rsi");
+CODE_AT(fs_address32, "", "wrfsbase %rcx",
+	"mov %fs:(%eax), %rbx; .byte 0x64; lea 8(%rax), %rdx;"
+	"mov %ds:(%rdi), %rsi");
 
 static void fsgsbase(void)
 {
@@ -646,10 +647,10 @@ static void far_jump_errors(void)
 	gdt_set(SEL(12), descriptor(0, 0xfffff, CODE_RX & ~0x80, LONG));
 	gdt_set(SEL(13), descriptor(0, 0xfffff, CODE_RX, LONG | BYTES)); /* L and D */
 	gdt_set_system(SEL(14), (u64)&tss, sizeof(tss) - 1, 0x80 | DESC_TSS);
-#define jump_fails(mode, selector, vector, code)                                                   \
-	do {                                                                                       \
-		s = far_jump(mode, selector, landed);                                              \
-		expect_trap(&s, vector, code, jump_far32_at);                                      \
+#define jump_fails(mode, selector, vector, code)              \
+	do {                                                  \
+		s = far_jump(mode, selector, landed);         \
+		expect_trap(&s, vector, code, jump_far32_at); \
 	} while (0)
 	jump_fails(KERNEL64, 0, VEC_GP, 0);
 	jump_fails(KERNEL64, 3, VEC_GP, 0);
@@ -842,7 +843,8 @@ static void far_return_inner(void)
 	expect_trap(&s, VEC_GP, KCODE64, return_inner_at);
 }
 
-CODE(load_pointers, "lfs (%rax), %ebx; lgs (%rax), %ecx; lss (%rdx), %esi; mov %fs, %r8d; mov %gs, %r9d");
+CODE(load_pointers,
+     "lfs (%rax), %ebx; lgs (%rax), %ecx; lss (%rdx), %esi; mov %fs, %r8d; mov %gs, %r9d");
 
 static void load_far_pointers(void)
 {
@@ -879,8 +881,7 @@ static void store_selector(void)
 
 const struct test tests[] = {
 	{"Loading DS, ES, FS, GS", "SDM vol. 2, MOV", load_data, NULL},
-	{"Loading SS", "SDM vol. 2, MOV", load_stack,
-	 "takes a null SS with RPL 3 in ring 0"},
+	{"Loading SS", "SDM vol. 2, MOV", load_stack, "takes a null SS with RPL 3 in ring 0"},
 	{"The accessed bit", "SDM vol. 3, 3.4.5.1", accessed_bit, NULL},
 	{"Null selectors outside 64-bit mode", "SDM vol. 3, 3.4.2", null_in_compatibility,
 	 "does not check for null selectors on access"},

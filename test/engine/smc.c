@@ -1,13 +1,14 @@
 /*
- * Code that changes: by itself, from next to it, through another address, by every kind of store; and
- * code that is the same bytes in another place or mode.
+ * Code that changes: by itself, from next to it, through another address, by every kind of store;
+ * and code that is the same bytes in another place or mode.
  */
 #include "guest.h"
 
 /* The instruction stored to is the very next one; a jump lies between, or it does not. */
 CODE(next_jump, "movl $0x1234, 1f+1(%rip); jmp 1f; 1: mov $0, %eax");
 CODE(next_direct, "movl $0x5678, 1f+1(%rip); 1: mov $0, %eax");
-CODE(next_later, "movl $0x9abc, 1f+1(%rip); mov $1, %ecx; add %ecx, %ecx; lea (%rcx,%rcx), %edx; 1: mov $0, %eax");
+CODE(next_later, "movl $0x9abc, 1f+1(%rip); mov $1, %ecx; add %ecx, %ecx; lea (%rcx,%rcx), %edx; "
+		 "1: mov $0, %eax");
 
 static void same_block(void)
 {
@@ -20,8 +21,8 @@ static void same_block(void)
 		for (int k = 0; k < 4; k++) {
 			struct state s = run(k & 1 ? USER64 : KERNEL64, list[i].code);
 
-			check(s.vector == VEC_DONE && s.rax == list[i].value, "case %d: vector %d, rax 0x%lx",
-			      (int)i, (int)s.vector, s.rax);
+			check(s.vector == VEC_DONE && s.rax == list[i].value,
+			      "case %d: vector %d, rax 0x%lx", (int)i, (int)s.vector, s.rax);
 		}
 	}
 }
@@ -39,7 +40,8 @@ static void patched_loop(void)
 }
 
 /* The store hits an instruction before itself, which runs again in the next turn. */
-CODE(loop_backward, "mov $100, %ecx; xor %ebx, %ebx; 1: add $1, %ebx; incb 1b+2(%rip); dec %ecx; jnz 1b");
+CODE(loop_backward,
+     "mov $100, %ecx; xor %ebx, %ebx; 1: add $1, %ebx; incb 1b+2(%rip); dec %ecx; jnz 1b");
 
 static void backward(void)
 {
@@ -56,7 +58,8 @@ static void backward(void)
 /* mov $imm32, %eax; int VEC_DONE */
 static void write_function(u8 *at, u32 value)
 {
-	u8 code[7] = {0xb8, (u8)value, (u8)(value >> 8), (u8)(value >> 16), (u8)(value >> 24), 0xcd, VEC_DONE};
+	u8 code[7] = {0xb8, (u8)value, (u8)(value >> 8), (u8)(value >> 16), (u8)(value >> 24),
+		      0xcd, VEC_DONE};
 
 	for (u32 i = 0; i < sizeof(code); i++)
 		((volatile u8 *)at)[i] = code[i];
@@ -68,7 +71,8 @@ static u64 call_at(enum exec_mode mode, u64 address)
 
 	s.rip = address;
 	exec(&s);
-	check(s.vector == VEC_DONE, "vector %d error 0x%lx at 0x%lx", (int)s.vector, s.error, s.rip);
+	check(s.vector == VEC_DONE, "vector %d error 0x%lx at 0x%lx", (int)s.vector, s.error,
+	      s.rip);
 	return s.rax;
 }
 
@@ -98,21 +102,25 @@ CODE(by_lock, "mov 1(%rdi), %ebx; sub %ebx, %eax; lock add %eax, 1(%rdi)");
 CODE(by_cmpxchg, "mov %eax, %ecx; mov 1(%rdi), %eax; lock cmpxchg %ecx, 1(%rdi)");
 CODE(by_string, "push %rax; mov %rsp, %rsi; inc %rdi; mov $4, %ecx; cld; rep movsb");
 CODE(by_stos, "inc %rdi; cld; stosl");
-CODE(by_push, "movzbl 5(%rdi), %ebx; movb 6(%rdi), %bh; movb $0, %cl; movb 7(%rdi), %cl; movb 8(%rdi), %ch;"
-	      "lea 9(%rdi), %rsp; shl $32, %rbx; shl $48, %rcx; or %rcx, %rbx; or %rbx, %rax; push %rax");
+CODE(by_push,
+     "movzbl 5(%rdi), %ebx; movb 6(%rdi), %bh; movb $0, %cl; movb 7(%rdi), %cl; movb 8(%rdi), %ch;"
+     "lea 9(%rdi), %rsp; shl $32, %rbx; shl $48, %rcx; or %rcx, %rbx; or %rbx, %rax; push %rax");
 CODE(by_sse, "movups (%rdi), %xmm0; movd %eax, %xmm1; movss %xmm1, 1(%rdi)");
-CODE(by_sse_wide, "movups 1(%rdi), %xmm0; movd %eax, %xmm1; movss %xmm1, %xmm0; movups %xmm0, 1(%rdi)");
+CODE(by_sse_wide,
+     "movups 1(%rdi), %xmm0; movd %eax, %xmm1; movss %xmm1, %xmm0; movups %xmm0, 1(%rdi)");
 CODE(by_x87, "push %rax; fildl (%rsp); fistpl 1(%rdi)");
-CODE(by_unaligned, "lea -7(%rdi), %rsi; mov (%rsi), %rbx; shl $32, %rax; mov 1(%rdi), %ecx; mov %rbx, (%rsi);"
-		   "shr $32, %rax; mov %eax, 1(%rdi)");
-CODE(by_bts, "mov $0, %ecx; 1: bt %ecx, %eax; jc 2f; btr %ecx, 1(%rdi); jmp 3f; 2: bts %ecx, 1(%rdi);"
-	     "3: inc %ecx; cmp $32, %ecx; jb 1b");
+CODE(by_unaligned,
+     "lea -7(%rdi), %rsi; mov (%rsi), %rbx; shl $32, %rax; mov 1(%rdi), %ecx; mov %rbx, (%rsi);"
+     "shr $32, %rax; mov %eax, 1(%rdi)");
+CODE(by_bts,
+     "mov $0, %ecx; 1: bt %ecx, %eax; jc 2f; btr %ecx, 1(%rdi); jmp 3f; 2: bts %ecx, 1(%rdi);"
+     "3: inc %ecx; cmp $32, %ecx; jb 1b");
 
 static void every_store(void)
 {
 	static const u8 *const code[] = {
-		by_mov, by_movb, by_xchg, by_lock, by_cmpxchg, by_string, by_stos, by_push,
-		by_sse, by_sse_wide, by_x87, by_unaligned, by_bts,
+		by_mov,  by_movb, by_xchg,     by_lock, by_cmpxchg,   by_string, by_stos,
+		by_push, by_sse,  by_sse_wide, by_x87,  by_unaligned, by_bts,
 	};
 	u8 *page = page_alloc();
 	u64 at = TEST_AREA + 0x4000;
@@ -129,8 +137,8 @@ static void every_store(void)
 			exec(&s);
 			check(s.vector == VEC_DONE, "store %d: vector %d error 0x%lx", (int)i,
 			      (int)s.vector, s.error);
-			check(call_at(USER64, at + 0x200) == value, "store %d, turn %d: old code ran",
-			      (int)i, (int)k);
+			check(call_at(USER64, at + 0x200) == value,
+			      "store %d, turn %d: old code ran", (int)i, (int)k);
 		}
 	}
 }
@@ -186,8 +194,9 @@ static void remapped(void)
 }
 
 /* One page of code at several addresses: everything relative to RIP follows the address. */
-CODE(position, "lea (%rip), %rax; 1: call 2f; 2: pop %rbx; sub %rax, %rbx; jmp 3f; ud2; 3: mov (%rip), %rcx;"
-	       "lea 4f(%rip), %rdx; jmp *%rdx; ud2; 4: nop");
+CODE(position,
+     "lea (%rip), %rax; 1: call 2f; 2: pop %rbx; sub %rax, %rbx; jmp 3f; ud2; 3: mov (%rip), %rcx;"
+     "lea 4f(%rip), %rdx; jmp *%rdx; ud2; 4: nop");
 
 static void position_independent(void)
 {
@@ -285,7 +294,8 @@ static void kernel_patching(void)
 }
 
 /* Data next to code, written again and again. */
-CODE(data_beside, "mov $50000, %ecx; lea 2f(%rip), %rdi; 1: incl (%rdi); dec %ecx; jnz 1b; mov (%rdi), %eax; jmp 3f;"
+CODE(data_beside, "mov $50000, %ecx; lea 2f(%rip), %rdi; 1: incl (%rdi); dec %ecx; jnz 1b; mov "
+		  "(%rdi), %eax; jmp 3f;"
 		  "2: .long 0; 3: nop");
 
 static void data_next_to_code(void)
@@ -313,7 +323,8 @@ static void generated(void)
 }
 
 /* A caller and its callee; the callee changes while the caller is hot. */
-CODE(hot_caller, "mov $1000, %ecx; xor %ebx, %ebx; 1: call *%rdi; add %eax, %ebx; dec %ecx; jnz 1b");
+CODE(hot_caller,
+     "mov $1000, %ecx; xor %ebx, %ebx; 1: call *%rdi; add %eax, %ebx; dec %ecx; jnz 1b");
 
 static void callee_changes(void)
 {

@@ -1,5 +1,6 @@
 /*
- * String instructions: counts, directions, overlaps, faults in the middle, page ends, address sizes.
+ * String instructions: counts, directions, overlaps, faults in the middle, page ends, address
+ * sizes.
  */
 #include "guest.h"
 
@@ -53,7 +54,10 @@ static void moves(void)
 		const u8 *code, *end;
 		u32 size;
 	} list[] = {
-		{movsb, movsb_end, 1}, {movsw, movsw_end, 2}, {movsl, movsl_end, 4}, {movsq, movsq_end, 8},
+		{movsb, movsb_end, 1},
+		{movsw, movsw_end, 2},
+		{movsl, movsl_end, 4},
+		{movsq, movsq_end, 8},
 	};
 
 	make_areas();
@@ -81,7 +85,10 @@ static void stores(void)
 		const u8 *code, *end;
 		u32 size;
 	} list[] = {
-		{stosb, stosb_end, 1}, {stosw, stosw_end, 2}, {stosl, stosl_end, 4}, {stosq, stosq_end, 8},
+		{stosb, stosb_end, 1},
+		{stosw, stosw_end, 2},
+		{stosl, stosl_end, 4},
+		{stosq, stosq_end, 8},
 	};
 
 	make_areas();
@@ -396,7 +403,8 @@ static void address_size(void)
 	s.rcx = 0xffffffff00000000 | 100;
 	s.rax = 0x5a;
 	exec(&s);
-	check(s.vector == VEC_DONE, "vector %d error 0x%lx cr2 0x%lx", (int)s.vector, s.error, s.cr2);
+	check(s.vector == VEC_DONE, "vector %d error 0x%lx cr2 0x%lx", (int)s.vector, s.error,
+	      s.cr2);
 	expect_eq(s.rcx, 0);
 	expect_eq(s.rdi, at + 100); /* 32-bit results are zero-extended */
 	expect_eq(user_stack[99], 0x5a);

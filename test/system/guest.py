@@ -23,7 +23,6 @@ BUILD = DOPPEL = GUEST = ""
 PATIENCE = float(os.environ.get("DOPPEL_PATIENCE", "1"))
 
 
-
 def use_build(directory):
     """Set where the program and the small guest are; the environment has the last word."""
     global BUILD, DOPPEL, GUEST

@@ -239,8 +239,8 @@ void check_trap(const struct state *s, u64 vector, u64 error, const void *at, in
 void check_done(const struct state *s, const void *end, int line)
 {
 	check(s->vector == VEC_DONE && s->rip == address_seen(s, end) + 2,
-	      "line %d: vector %d error 0x%lx at 0x%lx cr2 0x%lx instead of the end of the code", line,
-	      (int)s->vector, s->error, s->rip, s->cr2);
+	      "line %d: vector %d error 0x%lx at 0x%lx cr2 0x%lx instead of the end of the code",
+	      line, (int)s->vector, s->error, s->rip, s->cr2);
 }
 
 bool cpu_is_amd(void)

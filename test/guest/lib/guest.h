@@ -1,9 +1,9 @@
 /*
  * The 64-bit environment of the conformance guests.
  *
- * A case describes the state of the processor (struct state), starts a piece of code with it through
- * exec(), and looks at the state that the next exception or interrupt found: the same way for ring 0 and
- * ring 3, 64-, 32- and 16-bit code. Code that ends well ends with INT VEC_DONE.
+ * A case describes the state of the processor (struct state), starts a piece of code with it
+ * through exec(), and looks at the state that the next exception or interrupt found: the same way
+ * for ring 0 and ring 3, 64-, 32- and 16-bit code. Code that ends well ends with INT VEC_DONE.
  *
  * Virtual memory, made anew for each case:
  *
@@ -12,7 +12,8 @@
  *   TEST_AREA   nothing; pages come by page_map()
  *   0xc0000000  device memory, one to one
  *
- * Everything else is unmapped. All vectors use a stack of their own (IST 1) so that a case may ruin RSP.
+ * Everything else is unmapped. All vectors use a stack of their own (IST 1) so that a case may ruin
+ * RSP.
  */
 #pragma once
 
@@ -22,7 +23,7 @@
 #define USER_ALIAS 0x40000000ul
 #define TEST_AREA  0x80000000ul
 /* Unmapped, and far away from the others: in the upper half. */
-#define TEST_HIGH  0xffffa00000000000ul
+#define TEST_HIGH 0xffffa00000000000ul
 
 enum selector {
 	KCODE64 = 0x08,
@@ -52,17 +53,18 @@ struct state {
 enum exec_mode { KERNEL64, KERNEL32, KERNEL16, USER64, USER32, USER16 };
 
 /*
- * A piece of code with the labels NAME, NAME_end (its final INT VEC_DONE). It is assembled in place and
- * must be position independent: ring 3 runs it through USER_ALIAS.
+ * A piece of code with the labels NAME, NAME_end (its final INT VEC_DONE). It is assembled in place
+ * and must be position independent: ring 3 runs it through USER_ALIAS.
  */
-#define CODE(name, text)                                                                           \
-	extern const u8 name[], name##_end[];                                                      \
-	__asm__(".pushsection .text.code, \"ax\"\n.balign 16\n" #name ":\n" text "\n" #name        \
+#define CODE(name, text)                                                                    \
+	extern const u8 name[], name##_end[];                                               \
+	__asm__(".pushsection .text.code, \"ax\"\n.balign 16\n" #name ":\n" text "\n" #name \
 		"_end: int $" STRINGIFY(0x30) "\n.code64\n.popsection")
 
-/* The same around one instruction of interest: NAME_at is its address, NAME_next the following one. */
-#define CODE_AT(name, before, instruction, after)                                                  \
-	extern const u8 name##_at[], name##_next[];                                                \
+/* The same around one instruction of interest: NAME_at is its address, NAME_next the following one.
+ */
+#define CODE_AT(name, before, instruction, after)   \
+	extern const u8 name##_at[], name##_next[]; \
 	CODE(name, before "\n" #name "_at: " instruction "\n" #name "_next: " after)
 
 struct tss {
@@ -82,8 +84,8 @@ extern u8 kernel_stack[8192], user_stack[8192], trap_stack[8192];
 extern const u8 trap_stubs[], exec_iret[];
 
 /*
- * Called for each trap while test code runs. True: go on with the (changed) state; false: the test code
- * ends here. Reset to NULL before each case.
+ * Called for each trap while test code runs. True: go on with the (changed) state; false: the test
+ * code ends here. Reset to NULL before each case.
  */
 extern bool (*trap_hook)(struct state *s);
 
@@ -125,7 +127,8 @@ void *page_alloc(void);
 /* The same, @count pages in a row, aligned to @align bytes. */
 void *pages_alloc(u32 count, u64 align);
 void tlb_flush(void);
-/* Make the tables of the map above and drop what page_alloc() gave; environment_reset() calls it. */
+/* Make the tables of the map above and drop what page_alloc() gave; environment_reset() calls it.
+ */
 void page_reset(void);
 
 /* CPUID by feature, true when present. */

@@ -9,7 +9,7 @@ enum {
 	LINE_STATUS = 5,
 	TRANSMITTER_EMPTY = 0x20,
 	DEBUG_EXIT = 0x501,
-	STATUS_DONE = 0x2a,  /* all cases ran, whatever their result */
+	STATUS_DONE = 0x2a, /* all cases ran, whatever their result */
 	STATUS_DIED = 0x2b,
 };
 
@@ -195,7 +195,8 @@ __noreturn void run_tests(void)
 		environment_reset();
 		t->run();
 		if (current.failed)
-			print("not ok %u - %s (%s): %s\n", i + 1, t->name, t->clause, current.reason);
+			print("not ok %u - %s (%s): %s\n", i + 1, t->name, t->clause,
+			      current.reason);
 		else if (current.skipped)
 			print("ok %u - %s # SKIP %s\n", i + 1, t->name, current.skipped);
 		else

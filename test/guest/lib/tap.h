@@ -1,9 +1,9 @@
 /*
  * Test cases and their report, in the Test Anything Protocol on the serial port.
  *
- * A guest lists its cases in tests[]; the library runs each in a fresh environment and prints "ok N -
- * name" or "not ok N - name: reason". The first failed check of a case is its reason; the case goes on,
- * so that what it allocated or changed is put back.
+ * A guest lists its cases in tests[]; the library runs each in a fresh environment and prints "ok N
+ * - name" or "not ok N - name: reason". The first failed check of a case is its reason; the case
+ * goes on, so that what it allocated or changed is put back.
  */
 #pragma once
 
@@ -13,7 +13,7 @@ struct test {
 	const char *name;
 	const char *clause; /* where the manual says so */
 	void (*run)(void);
-	const char *qemu;   /* not NULL: what QEMU's translator (7.2) does otherwise, and wrongly */
+	const char *qemu; /* not NULL: what QEMU's translator (7.2) does otherwise, and wrongly */
 };
 
 /* Ends with a NULL name. */

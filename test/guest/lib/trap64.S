@@ -1,6 +1,6 @@
 /*
- * Entry of every vector, and exec_state(), which starts a piece of test code with a given state of the
- * processor and returns when that code causes an exception or interrupt.
+ * Entry of every vector, and exec_state(), which starts a piece of test code with a given state of
+ * the processor and returns when that code causes an exception or interrupt.
  *
  * Both sides use struct state of guest.h: exec_state() loads it, a trap builds it on the stack.
  */

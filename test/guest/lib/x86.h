@@ -80,10 +80,10 @@ enum vector {
 #define CR4_SMAP       BIT(21)
 #define CR4_PKE        BIT(22)
 
-#define EFER_SCE   BIT(0)
-#define EFER_LME   BIT(8)
-#define EFER_LMA   BIT(10)
-#define EFER_NXE   BIT(11)
+#define EFER_SCE BIT(0)
+#define EFER_LME BIT(8)
+#define EFER_LMA BIT(10)
+#define EFER_NXE BIT(11)
 
 #define MSR_TSC            0x10
 #define MSR_APIC_BASE      0x1b
@@ -118,11 +118,11 @@ enum vector {
 #define PF_RSVD BIT(3)
 #define PF_I    BIT(4)
 
-#define DR6_BS  BIT(14)
-#define DR6_BD  BIT(13)
-#define DR7_GD  BIT(13)
-#define DR7_GE  BIT(9)
-#define DR7_LE  BIT(8)
+#define DR6_BS BIT(14)
+#define DR6_BD BIT(13)
+#define DR7_GD BIT(13)
+#define DR7_GE BIT(9)
+#define DR7_LE BIT(8)
 
 /* Type field of system descriptors and gates (SDM vol. 3, table 3-2). */
 enum descriptor_type {
@@ -179,7 +179,10 @@ static inline u64 rdmsr(u32 index)
 
 static inline void wrmsr(u32 index, u64 value)
 {
-	__asm__ volatile("wrmsr" : : "c"(index), "a"((u32)value), "d"((u32)(value >> 32)) : "memory");
+	__asm__ volatile("wrmsr"
+			 :
+			 : "c"(index), "a"((u32)value), "d"((u32)(value >> 32))
+			 : "memory");
 }
 
 static inline u64 rdtsc(void)
@@ -204,17 +207,17 @@ static inline struct cpuid cpuid(u32 leaf, u32 subleaf)
 	return r;
 }
 
-#define CONTROL_REGISTER(name)                                                                     \
-	static inline unsigned long read_##name(void)                                              \
-	{                                                                                          \
-		unsigned long value;                                                               \
-                                                                                                   \
-		__asm__ volatile("mov %%" #name ", %0" : "=r"(value) : : "memory");                \
-		return value;                                                                      \
-	}                                                                                          \
-	static inline void write_##name(unsigned long value)                                       \
-	{                                                                                          \
-		__asm__ volatile("mov %0, %%" #name : : "r"(value) : "memory");                    \
+#define CONTROL_REGISTER(name)                                                      \
+	static inline unsigned long read_##name(void)                               \
+	{                                                                           \
+		unsigned long value;                                                \
+                                                                                    \
+		__asm__ volatile("mov %%" #name ", %0" : "=r"(value) : : "memory"); \
+		return value;                                                       \
+	}                                                                           \
+	static inline void write_##name(unsigned long value)                        \
+	{                                                                           \
+		__asm__ volatile("mov %0, %%" #name : : "r"(value) : "memory");     \
 	}
 
 CONTROL_REGISTER(cr0)
