@@ -7,6 +7,7 @@
  * soft_interpret(). An instruction that needs a device ends run() with an exit; on the next call its
  * result is appended to cpu->frag[] and the instruction starts over, finding it there.
  */
+#include "cpu/msr.h"
 #include "engine/soft/translate.h"
 #include "engine/soft/layout.h"
 #include "engine/soft/util.h"
@@ -724,6 +725,8 @@ static int soft_state_get(struct engine_vcpu *vcpu, u32 parts, struct cpu_state 
 static bool state_is_valid(const struct soft_cpu *c, u32 parts, const struct cpu_state *s)
 {
 	if (parts & CPU_PART_CR && (s->cr.xcr0 & ~c->vm->xsave_mask || !(s->cr.xcr0 & XCR0_X87)))
+		return false;
+	if (parts & CPU_PART_MSR && !msr_state_is_valid(&s->msr, c->vm->cpuid))
 		return false;
 	if (parts & CPU_PART_FPU) {
 		u64 xstate_bv;
