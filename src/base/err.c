@@ -20,16 +20,23 @@ int err_set(struct err *e, int code, const char *fmt, ...)
 int err_prefix(struct err *e, const char *fmt, ...)
 {
 	char tail[sizeof(e->text)];
+	size_t used, room;
 	va_list ap;
-	int n;
 
 	if (!e)
 		return 0;
 	memcpy(tail, e->text, sizeof(tail));
 	va_start(ap, fmt);
-	n = vsnprintf(e->text, sizeof(e->text), fmt, ap);
+	vsnprintf(e->text, sizeof(e->text), fmt, ap);
 	va_end(ap);
-	if (n >= 0 && (size_t)n < sizeof(e->text))
-		snprintf(e->text + n, sizeof(e->text) - (size_t)n, ": %s", tail);
+	used = strlen(e->text);
+	room = sizeof(e->text) - 1 - used;
+	if (room > 2) {
+		size_t n = MIN(strnlen(tail, sizeof(tail)), room - 2);
+
+		memcpy(e->text + used, ": ", 2);
+		memcpy(e->text + used + 2, tail, n);
+		e->text[used + 2 + n] = '\0';
+	}
 	return e->code;
 }

@@ -30,12 +30,15 @@ static bool in_translated_code(const struct soft_cpu *c, u64 pc)
 	return c->vm && c->vm->cache && pc - c->vm->cache->rx < c->vm->cache->size;
 }
 
-static void pass_on(int sig)
+static void pass_on(int sig, const siginfo_t *info)
 {
 	for (u32 i = 0; i < ARRAY_SIZE(fault_signals); i++)
 		if (fault_signals[i] == sig)
 			sigaction(sig, &previous[i], NULL);
-	/* Returning re-executes the instruction, which faults again under the old disposition. */
+	/* Returning re-executes the instruction, which faults again under the old disposition; a signal
+	 * that somebody sent must be sent again. */
+	if (info->si_code <= 0)
+		raise(sig);
 }
 
 /*
@@ -60,7 +63,7 @@ static void on_fault(int sig, siginfo_t *info, void *context)
 		return;
 	}
 	if (!in_translated_code(c, (u64)reg[REG_RIP]) || reg[REG_TRAPNO] == TRAP_PAGE_FAULT) {
-		pass_on(sig);
+		pass_on(sig, info);
 		return;
 	}
 	c->fault_pc = (u64)reg[REG_RIP];
