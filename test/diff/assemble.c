@@ -9,12 +9,12 @@ enum { INT3 = 0xcc };
 static u32 item_length(const struct item *i)
 {
 	switch (i->kind) {
-	case ITEM_INSN:     return i->len;
-	case ITEM_CALL:     return 5;
-	case ITEM_RET:	    return 6;
+	case ITEM_INSN: return i->len;
+	case ITEM_CALL: return 5;
+	case ITEM_RET: return 6;
 	case ITEM_JMP_REG:
 	case ITEM_CALL_REG: return 7;
-	default:	    return 2;
+	default: return 2;
 	}
 }
 
@@ -27,9 +27,7 @@ static void put32(u8 *p, u32 v)
 static void item_assemble(const struct item *i, u8 *p, u32 at, u32 to)
 {
 	switch (i->kind) {
-	case ITEM_INSN:
-		memcpy(p, i->bytes, i->len);
-		return;
+	case ITEM_INSN: memcpy(p, i->bytes, i->len); return;
 	case ITEM_CALL:
 		p[0] = 0xe8;
 		put32(p + 1, to - (at + 5));
@@ -51,10 +49,10 @@ static void item_assemble(const struct item *i, u8 *p, u32 at, u32 to)
 		p[5] = 0xff;
 		p[6] = 0xd1;
 		return;
-	case ITEM_JCC:	 p[0] = 0x70 | (i->cond & 15); break;
+	case ITEM_JCC: p[0] = 0x70 | (i->cond & 15); break;
 	case ITEM_JRCXZ: p[0] = 0xe3; break;
-	case ITEM_LOOP:	 p[0] = 0xe0 + i->cond % 3; break;
-	default:	 p[0] = 0xeb; break;
+	case ITEM_LOOP: p[0] = 0xe0 + i->cond % 3; break;
+	default: p[0] = 0xeb; break;
 	}
 	p[1] = (u8)(to - (at + 2));
 }
@@ -96,7 +94,8 @@ u64 case_flags_live(const struct test_case *t, u64 rip)
 		if (at <= rip)
 			continue;
 		if (item->kind != ITEM_INSN)
-			return live; /* what is live at its target is for the translator to find out */
+			return live; /* what is live at its target is for the translator to find out
+				      */
 		insn_decode(&i, item->bytes, item->len, t->bits);
 		live |= i.flags_read & unknown;
 		unknown &= ~(u64)i.flags_kill;
@@ -143,7 +142,7 @@ static void print_vectors(const struct test_case *t, FILE *f)
 void case_print(const struct test_case *t, FILE *f)
 {
 	static const char *const name[] = {"rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi",
-					   "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15"};
+					   "r8",  "r9",  "r10", "r11", "r12", "r13", "r14", "r15"};
 
 	fprintf(f, "case %lu, %u-bit, guest at CPL %d\n", t->number, t->bits, t->user ? 3 : 0);
 	print_code(t, f);

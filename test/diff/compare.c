@@ -5,8 +5,16 @@
 #include <cpuid.h>
 #include <string.h>
 
-enum { X87_FOP = 6, X87_FDP_END = 24, X87_MXCSR = 24, X87_ST = 32, XMM = 160, LEGACY_END = 416,
-       HEADER = 512, EXTENDED = 576 };
+enum {
+	X87_FOP = 6,
+	X87_FDP_END = 24,
+	X87_MXCSR = 24,
+	X87_ST = 32,
+	XMM = 160,
+	LEGACY_END = 416,
+	HEADER = 512,
+	EXTENDED = 576
+};
 
 /* Flags a sequence can change. */
 #define FLAGS_COMPARED (RFLAGS_ARITH | RFLAGS_DF | RFLAGS_AC | RFLAGS_ID | RFLAGS_NT)
@@ -114,8 +122,8 @@ static void compare_memory(struct report *r, const u8 *a, const u8 *b)
 	char name[32];
 
 	for (u32 n = 0; n < MEMORY_BYTES; n += 8) {
-		u64 at = n < DATA_PAGES * PAGE_SIZE ? DATA_BASE + n :
-						      CODE_BASE + n - DATA_PAGES * PAGE_SIZE;
+		u64 at = n < DATA_PAGES * PAGE_SIZE ? DATA_BASE + n
+						    : CODE_BASE + n - DATA_PAGES * PAGE_SIZE;
 
 		if (word(a + n) == word(b + n))
 			continue;
@@ -125,13 +133,14 @@ static void compare_memory(struct report *r, const u8 *a, const u8 *b)
 }
 
 /*
- * Two faults of one instruction: the processor reports a misaligned SSE operand, a pending x87 exception,
- * or that it does not know the instruction, before the address that faults too; the engine reports the
- * address, and the other fault once the guest has put that right.
+ * Two faults of one instruction: the processor reports a misaligned SSE operand, a pending x87
+ * exception, or that it does not know the instruction, before the address that faults too; the
+ * engine reports the address, and the other fault once the guest has put that right.
  */
 static bool is_later_fault(const struct outcome *a, const struct outcome *b)
 {
-	bool early = (a->vector == VEC_GP && !a->error) || a->vector == VEC_UD || a->vector == VEC_MF;
+	bool early =
+		(a->vector == VEC_GP && !a->error) || a->vector == VEC_UD || a->vector == VEC_MF;
 	bool late = b->vector == VEC_PF || b->vector == VEC_SS || b->vector == VEC_GP;
 
 	return early && late && a->rip == b->rip;
@@ -163,11 +172,11 @@ static bool insn_at(const struct test_case *t, u64 rip, struct insn *i)
 static bool has_parts(const struct insn *i)
 {
 	switch (i->mnemonic) {
-	case ZYDIS_MNEMONIC_FRSTOR: case ZYDIS_MNEMONIC_FLDENV:
-	case ZYDIS_MNEMONIC_FXRSTOR: case ZYDIS_MNEMONIC_FXRSTOR64:
-		return true;
-	default:
-		return i->needs_x87 && i->mem_size == 10;
+	case ZYDIS_MNEMONIC_FRSTOR:
+	case ZYDIS_MNEMONIC_FLDENV:
+	case ZYDIS_MNEMONIC_FXRSTOR:
+	case ZYDIS_MNEMONIC_FXRSTOR64: return true;
+	default: return i->needs_x87 && i->mem_size == 10;
 	}
 }
 
@@ -178,7 +187,7 @@ static bool is_address_fault(const struct outcome *o)
 
 /* Several parts or operands may fault; which does first is the processor's own affair. */
 static bool has_several_faults(const struct test_case *t, const struct outcome *a,
-			    const struct outcome *b)
+			       const struct outcome *b)
 {
 	struct insn i;
 
@@ -197,9 +206,9 @@ static bool is_empty_store(const struct test_case *t, const struct outcome *a)
 }
 
 /*
- * Did the sequence overwrite itself? Then anything may have run, privileged instructions among it; a
- * repeated string instruction may not have noticed; and translated code may have clobbered flags that
- * only the new instructions read.
+ * Did the sequence overwrite itself? Then anything may have run, privileged instructions among it;
+ * a repeated string instruction may not have noticed; and translated code may have clobbered flags
+ * that only the new instructions read.
  */
 static bool has_changed_itself(const struct test_case *t, const struct outcome *a)
 {
@@ -246,7 +255,7 @@ bool outcome_compare(const struct layout *l, const struct test_case *t, const st
 		     const struct outcome *b, bool translated, const char *name, FILE *f)
 {
 	static const char *const reg[] = {"rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi",
-					  "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15"};
+					  "r8",  "r9",  "r10", "r11", "r12", "r13", "r14", "r15"};
 	u64 width = t->bits == 64 ? ~0ul : 0xfffffffful;
 	u64 flags = flags_compared(t, a, translated);
 	struct report r = {.f = f, .name = name, .same = true};

@@ -66,9 +66,9 @@ static bool run_case(struct diff *d, const struct test_case *t, FILE *f)
 		bool ok;
 
 		/* Code that changed itself is not what the previous run left. */
-		if (how == GUEST_AGAIN && memcmp(d->native->memory + DATA_PAGES * PAGE_SIZE,
-						 d->memory + DATA_PAGES * PAGE_SIZE,
-						 CODE_PAGES * PAGE_SIZE))
+		if (how == GUEST_AGAIN &&
+		    memcmp(d->native->memory + DATA_PAGES * PAGE_SIZE,
+			   d->memory + DATA_PAGES * PAGE_SIZE, CODE_PAGES * PAGE_SIZE))
 			break;
 		guest_run(d->guest, t, d->memory, how, d->other);
 		ok = outcome_compare(&d->layout, t, d->native, d->other, how != GUEST_INTERPRETED,
@@ -208,7 +208,8 @@ static int usage(void)
 	fputs("usage: diff [--seed N] [--count N] [--time SECONDS] [--only REGEX] [--bits 32|64]\n"
 	      "            [--singles] [--undecodable] [--keep-going] [--skip N]\n"
 	      "Compares the host CPU, the interpreter and translated code on random instructions.\n"
-	      "--only selects mnemonics (lower case); --skip N generates N cases without running.\n",
+	      "--only selects mnemonics (lower case); --skip N generates N cases without "
+	      "running.\n",
 	      stderr);
 	return 2;
 }
@@ -216,9 +217,10 @@ static int usage(void)
 static bool parse(struct options *o, int argc, char **argv)
 {
 	static const struct option table[] = {
-		{"seed", 1, NULL, 's'},	   {"count", 1, NULL, 'c'}, {"time", 1, NULL, 't'},
-		{"only", 1, NULL, 'o'},	   {"bits", 1, NULL, 'b'},  {"singles", 0, NULL, '1'},
-		{"keep-going", 0, NULL, 'k'}, {"skip", 1, NULL, 'n'},
+		{"seed", 1, NULL, 's'},        {"count", 1, NULL, 'c'},
+		{"time", 1, NULL, 't'},        {"only", 1, NULL, 'o'},
+		{"bits", 1, NULL, 'b'},        {"singles", 0, NULL, '1'},
+		{"keep-going", 0, NULL, 'k'},  {"skip", 1, NULL, 'n'},
 		{"undecodable", 0, NULL, 'u'}, {NULL, 0, NULL, 0},
 	};
 	int c;
@@ -282,6 +284,20 @@ static int prepare(struct diff *d, regex_t *only)
 	return setitimer(ITIMER_REAL, &tick, NULL) < 0 ? 2 : 0;
 }
 
+static void finish(struct diff *d)
+{
+	const struct itimerval never = {0};
+
+	setitimer(ITIMER_REAL, &never, NULL);
+	if (d->guest)
+		guest_destroy(d->guest);
+	free(d->gen);
+	free(d->t);
+	free(d->native);
+	free(d->other);
+	free(d->memory);
+}
+
 int main(int argc, char **argv)
 {
 	struct diff d = {0};
@@ -293,5 +309,10 @@ int main(int argc, char **argv)
 	if (d.opt.only && regcomp(&only, d.opt.only, REG_EXTENDED | REG_NOSUB))
 		return usage();
 	r = prepare(&d, &only);
-	return r ? r : loop(&d);
+	if (r == 0)
+		r = loop(&d);
+	finish(&d);
+	if (d.opt.only)
+		regfree(&only);
+	return r;
 }

@@ -1,12 +1,13 @@
 /*
- * Differential testing: the same short instruction sequence on the host CPU, in the interpreter and in
- * translated code.
+ * Differential testing: the same short instruction sequence on the host CPU, in the interpreter and
+ * in translated code.
  *
- * A case is a sequence of instructions with the whole register state before it. Three runners turn it
- * into an outcome: native.c (a signal frame loads the state, the exception that ends the sequence yields
- * the state after it), and guest.c twice (a virtual machine of the soft engine whose page tables show the
- * same memory at the same addresses; interpreted and translated). Every sequence ends with INT3, so that
- * an outcome always is an exception with its registers; then all outcomes must be equal.
+ * A case is a sequence of instructions with the whole register state before it. Three runners turn
+ * it into an outcome: native.c (a signal frame loads the state, the exception that ends the
+ * sequence yields the state after it), and guest.c twice (a virtual machine of the soft engine
+ * whose page tables show the same memory at the same addresses; interpreted and translated). Every
+ * sequence ends with INT3, so that an outcome always is an exception with its registers; then all
+ * outcomes must be equal.
  */
 #pragma once
 
@@ -55,8 +56,8 @@ struct item {
 
 struct test_case {
 	u64 number;
-	u32 bits;   /* 64, or 32: compatibility mode */
-	bool user;  /* CPL of the guest: 3 or 0 */
+	u32 bits;        /* 64, or 32: compatibility mode */
+	bool user;       /* CPL of the guest: 3 or 0 */
 	u32 code_offset; /* of the first byte, within the code region */
 	u32 items;
 	struct item item[DIFF_MAX_ITEMS];
@@ -100,8 +101,9 @@ u32 case_assemble(const struct test_case *t, u8 code[DIFF_MAX_CODE]);
 void case_memory(const struct test_case *t, const u8 *pattern, u8 memory[MEMORY_BYTES]);
 void case_print(const struct test_case *t, FILE *f);
 /*
- * Arithmetic flags that the instruction at @rip or one behind it reads before they are overwritten. The
- * translator's memory checks may clobber the others, so a fault there may show any value of them.
+ * Arithmetic flags that the instruction at @rip or one behind it reads before they are overwritten.
+ * The translator's memory checks may clobber the others, so a fault there may show any value of
+ * them.
  */
 u64 case_flags_live(const struct test_case *t, u64 rip);
 
@@ -142,7 +144,8 @@ enum guest_how {
 	GUEST_AGAIN, /* translated code as the previous run left it */
 };
 
-/* A machine for one layout of the XSAVE area, which is filled in. NULL after a message on stderr. */
+/* A machine for one layout of the XSAVE area, which is filled in. NULL after a message on stderr.
+ */
 struct guest *guest_create(struct layout *layout);
 void guest_destroy(struct guest *g);
 void guest_run(struct guest *g, const struct test_case *t, const u8 memory[MEMORY_BYTES],
@@ -155,8 +158,9 @@ void guest_kick(struct guest *g);
 /* Bring the vector state into a canonical form, in which equal states are equal bytes. */
 void outcome_normalise(const struct layout *l, struct outcome *o);
 /*
- * Equal in all that counts? Differences are printed to @f unless that is NULL. @translated: flags that
- * are dead at a fault may differ.
+ * Equal in all that counts? Differences are printed to @f unless that is NULL. @translated: flags
+ * that are dead at a fault may differ.
  */
-bool outcome_compare(const struct layout *l, const struct test_case *t, const struct outcome *native,
-		     const struct outcome *other, bool translated, const char *name, FILE *f);
+bool outcome_compare(const struct layout *l, const struct test_case *t,
+		     const struct outcome *native, const struct outcome *other, bool translated,
+		     const char *name, FILE *f);

@@ -9,7 +9,8 @@
 bool filter_accepts(const ZydisDecodedInstruction *z, const ZydisDecodedOperand *ops,
 		    const struct insn *i, bool user);
 
-/* Flags that the manuals leave undefined after an instruction which cannot run natively in 64-bit mode. */
+/* Flags that the manuals leave undefined after an instruction which cannot run natively in 64-bit
+ * mode. */
 u64 filter_undefined_flags(const struct insn *i);
 
 /* Bytes that do not decode: may the host CPU be asked whether it agrees? */

@@ -1,11 +1,12 @@
 /*
  * Cases out of random numbers.
  *
- * Opcodes are walked: each opcode map has a counter, so that all 256 opcodes of a map come up equally
- * often; prefixes, ModRM and what follows are random. The decoder says where the instruction ends and
- * what it touches; filter.c says whether it may run. Then its operands are given sense: base registers
- * that no earlier instruction of the sequence has written are chosen so that the address falls into the
- * data region (aligned, misaligned, across pages, sometimes into the hole or the read-only page).
+ * Opcodes are walked: each opcode map has a counter, so that all 256 opcodes of a map come up
+ * equally often; prefixes, ModRM and what follows are random. The decoder says where the
+ * instruction ends and what it touches; filter.c says whether it may run. Then its operands are
+ * given sense: base registers that no earlier instruction of the sequence has written are chosen so
+ * that the address falls into the data region (aligned, misaligned, across pages, sometimes into
+ * the hole or the read-only page).
  */
 #include "diff.h"
 #include "filter.h"
@@ -130,8 +131,9 @@ static void random_bytes(struct generator *g, u32 bits, u8 p[15])
 
 	for (n = 0; n < 15; n++)
 		p[n] = (u8)random_next(&g->rng);
-	n = map < MAP_VEX1 ? put_prefixes(g, bits, p) :
-	    random_chance(&g->rng, 3) ? put_prefixes(g, bits, p) : 0;
+	n = map < MAP_VEX1              ? put_prefixes(g, bits, p)
+	    : random_chance(&g->rng, 3) ? put_prefixes(g, bits, p)
+					: 0;
 	if (map < MAP_VEX1 && bits == 64 && random_chance(&g->rng, 45))
 		p[n++] = (u8)(0x40 | random_below(&g->rng, 16));
 	if (map == MAP_0F || map == MAP_0F38 || map == MAP_0F3A)
@@ -158,7 +160,8 @@ static bool decode(struct draft *d, const u8 *p)
 
 	insn_decode(&d->insn, p, 15, d->t->bits);
 	ZydisDecoderInit(&decoder,
-			 d->t->bits == 64 ? ZYDIS_MACHINE_MODE_LONG_64 : ZYDIS_MACHINE_MODE_LEGACY_32,
+			 d->t->bits == 64 ? ZYDIS_MACHINE_MODE_LONG_64
+					  : ZYDIS_MACHINE_MODE_LEGACY_32,
 			 d->t->bits == 64 ? ZYDIS_STACK_WIDTH_64 : ZYDIS_STACK_WIDTH_32);
 	ZydisDecoderEnableMode(&decoder, ZYDIS_DECODER_MODE_MPX, ZYAN_FALSE);
 	return ZYAN_SUCCESS(ZydisDecoderDecodeFull(&decoder, p, 15, &d->z, d->ops));
@@ -210,9 +213,10 @@ static void fix(struct draft *d, u8 reg, u64 value)
 
 static u64 segment_base(const struct draft *d, u8 seg)
 {
-	return d->t->bits != 64 ? 0 : seg == SEG_FS ? d->t->fs_base :
-	       seg == SEG_GS			    ? d->t->gs_base :
-						      0;
+	return d->t->bits != 64 ? 0
+	       : seg == SEG_FS  ? d->t->fs_base
+	       : seg == SEG_GS  ? d->t->gs_base
+				: 0;
 }
 
 /* Overwrite the instruction's displacement (or absolute address) of @size bytes. */
@@ -272,8 +276,8 @@ static void aim_at(struct draft *d, struct item *item, const struct aim *a)
 
 static u8 gpr_number(ZydisRegister r)
 {
-	ZyanI16 id = ZydisRegisterGetId(ZydisRegisterGetLargestEnclosing(
-		ZYDIS_MACHINE_MODE_LONG_64, r));
+	ZyanI16 id =
+		ZydisRegisterGetId(ZydisRegisterGetLargestEnclosing(ZYDIS_MACHINE_MODE_LONG_64, r));
 	ZydisRegisterClass c = ZydisRegisterGetClass(r);
 
 	if (c != ZYDIS_REGCLASS_GPR64 && c != ZYDIS_REGCLASS_GPR32 && c != ZYDIS_REGCLASS_GPR16 &&
@@ -323,10 +327,11 @@ static void aim_operand(struct draft *d, struct item *item, const ZydisDecodedOp
 		.base = NO_REG,
 		.index = NO_REG,
 		.scale = op->mem.scale ? op->mem.scale : 1,
-		.rip_relative = op->mem.base == ZYDIS_REGISTER_RIP ||
-				op->mem.base == ZYDIS_REGISTER_EIP,
-		.seg = op->mem.segment == ZYDIS_REGISTER_FS ? SEG_FS :
-		       op->mem.segment == ZYDIS_REGISTER_GS ? SEG_GS : SEG_DS,
+		.rip_relative =
+			op->mem.base == ZYDIS_REGISTER_RIP || op->mem.base == ZYDIS_REGISTER_EIP,
+		.seg = op->mem.segment == ZYDIS_REGISTER_FS   ? SEG_FS
+		       : op->mem.segment == ZYDIS_REGISTER_GS ? SEG_GS
+							      : SEG_DS,
 		.bits = d->insn.addrsize * 8u,
 		.size = op->size / 8,
 		.disp = op->mem.disp.has_displacement ? op->mem.disp.value : 0,
@@ -381,22 +386,25 @@ static void give_sense(struct draft *d, struct item *item)
 	u64 *s = &d->g->rng;
 
 	switch (i->mnemonic) {
-	case ZYDIS_MNEMONIC_DIV: case ZYDIS_MNEMONIC_IDIV:
+	case ZYDIS_MNEMONIC_DIV:
+	case ZYDIS_MNEMONIC_IDIV:
 		if (random_chance(s, 70))
 			fix_if_free(d, RDX, random_below(s, 4));
 		break;
-	case ZYDIS_MNEMONIC_CMPXCHG: case ZYDIS_MNEMONIC_CMPXCHG8B: case ZYDIS_MNEMONIC_CMPXCHG16B:
+	case ZYDIS_MNEMONIC_CMPXCHG:
+	case ZYDIS_MNEMONIC_CMPXCHG8B:
+	case ZYDIS_MNEMONIC_CMPXCHG16B:
 		if (random_chance(s, 50))
 			expect_memory(d);
 		break;
-	case ZYDIS_MNEMONIC_BT: case ZYDIS_MNEMONIC_BTS:
-	case ZYDIS_MNEMONIC_BTR: case ZYDIS_MNEMONIC_BTC:
+	case ZYDIS_MNEMONIC_BT:
+	case ZYDIS_MNEMONIC_BTS:
+	case ZYDIS_MNEMONIC_BTR:
+	case ZYDIS_MNEMONIC_BTC:
 		if (i->has_mem && i->reg.reg != NO_REG && random_chance(s, 80))
 			fix_if_free(d, i->reg.reg, random_below(s, 16384) - 8192);
 		break;
-	case ZYDIS_MNEMONIC_XLAT:
-		fix_if_free(d, RAX, random_next(s));
-		break;
+	case ZYDIS_MNEMONIC_XLAT: fix_if_free(d, RAX, random_next(s)); break;
 	case ZYDIS_MNEMONIC_ENTER:
 		fix_if_free(d, RBP, pick_pointer(d->g));
 		if (random_chance(s, 80))
@@ -404,11 +412,8 @@ static void give_sense(struct draft *d, struct item *item)
 		if (random_chance(s, 80))
 			item->bytes[i->opcode_off + 3] = (u8)random_below(s, 4);
 		break;
-	case ZYDIS_MNEMONIC_LEAVE:
-		fix_if_free(d, RBP, pick_pointer(d->g));
-		break;
-	default:
-		break;
+	case ZYDIS_MNEMONIC_LEAVE: fix_if_free(d, RBP, pick_pointer(d->g)); break;
+	default: break;
 	}
 	if (i->cls == INSN_STRING && (i->rep || i->repne) && random_chance(s, 85))
 		fix_if_free(d, RCX, random_below(s, 200));
@@ -463,8 +468,9 @@ static void make_branch(struct draft *d, struct item *item)
 			      .target = (u8)(d->t->items + 1 + random_below(s, 3))};
 	if (random_chance(s, 50))
 		item->kind = ITEM_JCC;
-	d->dirty |= item->kind == ITEM_JMP_REG ? 1u << RAX :
-		    item->kind == ITEM_CALL_REG || item->kind == ITEM_LOOP ? 1u << RCX : 0;
+	d->dirty |= item->kind == ITEM_JMP_REG                               ? 1u << RAX
+		    : item->kind == ITEM_CALL_REG || item->kind == ITEM_LOOP ? 1u << RCX
+									     : 0;
 }
 
 /* Run the whole sequence two or three times, when nothing in it changes rcx. */
@@ -476,8 +482,8 @@ static void make_loop(struct draft *d)
 	    filter_undefined_flags(&d->insn) || !random_chance(&d->g->rng, 25))
 		return;
 	fix(d, RCX, 2 + random_below(&d->g->rng, 2));
-	t->item[t->items++] = (struct item){.kind = ITEM_LOOP,
-					    .cond = (u8)random_below(&d->g->rng, 16)};
+	t->item[t->items++] =
+		(struct item){.kind = ITEM_LOOP, .cond = (u8)random_below(&d->g->rng, 16)};
 }
 
 static void random_state(struct draft *d)
@@ -505,8 +511,8 @@ static void place_code(struct draft *d)
 	u64 *s = &d->g->rng;
 	u32 page = (u32)random_below(s, CODE_PAGES - 1) * PAGE_SIZE;
 
-	d->t->code_offset = page + (u32)(random_chance(s, 15) ? PAGE_SIZE - random_below(s, 40) :
-								random_below(s, PAGE_SIZE - 256));
+	d->t->code_offset = page + (u32)(random_chance(s, 15) ? PAGE_SIZE - random_below(s, 40)
+							      : random_below(s, PAGE_SIZE - 256));
 }
 
 static u32 pick_length(struct generator *g)
@@ -530,8 +536,8 @@ bool generator_next(struct generator *g, struct test_case *t)
 	u32 want = pick_length(g);
 	bool branch;
 
-	*t = (struct test_case){.number = t->number + 1, .bits = pick_bits(g),
-				.user = random_chance(&g->rng, 60)};
+	*t = (struct test_case){
+		.number = t->number + 1, .bits = pick_bits(g), .user = random_chance(&g->rng, 60)};
 	random_state(&d);
 	place_code(&d);
 	branch = want > 1 && random_chance(&g->rng, 12);

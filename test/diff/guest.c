@@ -1,11 +1,11 @@
 /*
  * The soft engine as a runner.
  *
- * A machine without devices: 32 MiB of RAM, long mode, page tables that show the data and the code region
- * at the addresses native.c maps them at, and in the upper half a supervisor-only window with descriptor
- * tables, a TSS and one HLT per exception vector. All gates use one interrupt stack, so that the guest's
- * own stack pointer may be anything; the frame there tells where the exception happened. Selectors equal
- * those of a Linux process.
+ * A machine without devices: 32 MiB of RAM, long mode, page tables that show the data and the code
+ * region at the addresses native.c maps them at, and in the upper half a supervisor-only window
+ * with descriptor tables, a TSS and one HLT per exception vector. All gates use one interrupt
+ * stack, so that the guest's own stack pointer may be anything; the frame there tells where the
+ * exception happened. Selectors equal those of a Linux process.
  *
  * An armed breakpoint at an address nobody uses makes the engine interpret everything.
  */
@@ -132,9 +132,15 @@ static struct cpu_segment segment(u16 selector)
 		    selector == SEL_KERNEL_CS || selector == SEL_KERNEL_CS32;
 	bool is_long = selector == SEL_USER_CS || selector == SEL_KERNEL_CS;
 
-	return (struct cpu_segment){.selector = selector, .limit = 0xffffffff,
-				    .type = code ? 11 : 3, .s = 1, .dpl = selector & 3,
-				    .present = 1, .l = is_long, .db = !is_long, .g = 1};
+	return (struct cpu_segment){.selector = selector,
+				    .limit = 0xffffffff,
+				    .type = code ? 11 : 3,
+				    .s = 1,
+				    .dpl = selector & 3,
+				    .present = 1,
+				    .l = is_long,
+				    .db = !is_long,
+				    .g = 1};
 }
 
 /* What all runs have in common; the reset values of everything else are already there. */
@@ -151,8 +157,10 @@ static void set_base_state(struct guest *g)
 	};
 	s->segs.gdtr = (struct cpu_table){.base = WINDOW + GPA_GDT, .limit = 0x4f};
 	s->segs.idtr = (struct cpu_table){.base = WINDOW + GPA_IDT, .limit = 0xfff};
-	s->segs.seg[SEG_TR] = (struct cpu_segment){.selector = SEL_TSS, .limit = 0x67,
-						   .base = WINDOW + GPA_TSS, .type = 11,
+	s->segs.seg[SEG_TR] = (struct cpu_segment){.selector = SEL_TSS,
+						   .limit = 0x67,
+						   .base = WINDOW + GPA_TSS,
+						   .type = 11,
 						   .present = 1};
 	s->segs.seg[SEG_LDTR] = (struct cpu_segment){.unusable = 1, .type = 2};
 	s->segs.seg[SEG_FS] = (struct cpu_segment){.unusable = 1};
@@ -225,9 +233,9 @@ void guest_kick(struct guest *g)
 static void set_state(struct guest *g, const struct test_case *t, bool interpret)
 {
 	struct cpu_state *s = g->state;
-	u16 cs = t->bits == 64 ? t->user ? SEL_USER_CS : SEL_KERNEL_CS :
-		 t->user       ? SEL_USER_CS32 :
-				 SEL_KERNEL_CS32;
+	u16 cs = t->bits == 64 ? t->user ? SEL_USER_CS : SEL_KERNEL_CS
+		 : t->user     ? SEL_USER_CS32
+			       : SEL_KERNEL_CS32;
 	u16 ds = t->user ? SEL_USER_DS : SEL_KERNEL_DS;
 
 	*s = *g->base;

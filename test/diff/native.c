@@ -1,20 +1,21 @@
 /*
  * The host CPU as a runner.
  *
- * Signals do all the work. native_run() executes INT3; the handler keeps the interrupted context, writes
- * the case's registers and XSAVE image into the signal frame and returns, which makes the kernel load the
- * whole state at once (compatibility mode included: that is a matter of the CS selector). The exception
- * that ends the sequence brings the handler back, with the state after it in the frame; it copies that out
- * and restores the kept context.
+ * Signals do all the work. native_run() executes INT3; the handler keeps the interrupted context,
+ * writes the case's registers and XSAVE image into the signal frame and returns, which makes the
+ * kernel load the whole state at once (compatibility mode included: that is a matter of the CS
+ * selector). The exception that ends the sequence brings the handler back, with the state after it
+ * in the frame; it copies that out and restores the kept context.
  *
- * The FS base is the thread's own between runs. It is switched right before the handler returns to the
- * sequence and back as the first thing afterwards, so nothing here may use thread-local storage in between
- * (no stack protector).
+ * The FS base is the thread's own between runs. It is switched right before the handler returns to
+ * the sequence and back as the first thing afterwards, so nothing here may use thread-local storage
+ * in between (no stack protector).
  *
- * A sequence may overwrite itself and become anything, a system call for instance: those are refused by
- * the kernel where they come from the code region.
+ * A sequence may overwrite itself and become anything, a system call for instance: those are
+ * refused by the kernel where they come from the code region.
  *
- * Signal handlers have no argument: the state they share with native_run() is this file's static data.
+ * Signal handlers have no argument: the state they share with native_run() is this file's static
+ * data.
  */
 #include "diff.h"
 
@@ -54,7 +55,7 @@ static struct {
 
 static const u8 gpr_index[GPR_COUNT] = {
 	REG_RAX, REG_RCX, REG_RDX, REG_RBX, REG_RSP, REG_RBP, REG_RSI, REG_RDI,
-	REG_R8,	 REG_R9,  REG_R10, REG_R11, REG_R12, REG_R13, REG_R14, REG_R15,
+	REG_R8,  REG_R9,  REG_R10, REG_R11, REG_R12, REG_R13, REG_R14, REG_R15,
 };
 
 static u64 read_fs_base(void)
@@ -161,7 +162,7 @@ static void clear_flags(void)
 {
 	__asm__ volatile("pushfq\n\tandq %0, (%%rsp)\n\tpopfq"
 			 :
-			 : "i"((s32)~(RFLAGS_AC | RFLAGS_NT))
+			 : "i"((s32) ~(RFLAGS_AC | RFLAGS_NT))
 			 : "memory", "cc");
 }
 
@@ -175,11 +176,8 @@ static void on_signal(int sig, siginfo_t *info, void *context)
 		write_fs_base(native.fs_base);
 		end(context, fs_base);
 		return;
-	case PHASE_LAUNCH:
-		begin(context);
-		return;
-	default:
-		pass_on(sig, info, context);
+	case PHASE_LAUNCH: begin(context); return;
+	default: pass_on(sig, info, context);
 	}
 }
 
@@ -187,9 +185,9 @@ static int map_regions(void)
 {
 	void *data = mmap((void *)DATA_BASE, DATA_PAGES * PAGE_SIZE, PROT_READ | PROT_WRITE,
 			  MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE | MAP_POPULATE, -1, 0);
-	void *code = mmap((void *)CODE_BASE, CODE_PAGES * PAGE_SIZE,
-			  PROT_READ | PROT_WRITE | PROT_EXEC,
-			  MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE | MAP_POPULATE, -1, 0);
+	void *code =
+		mmap((void *)CODE_BASE, CODE_PAGES * PAGE_SIZE, PROT_READ | PROT_WRITE | PROT_EXEC,
+		     MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE | MAP_POPULATE, -1, 0);
 
 	if (data == MAP_FAILED || code == MAP_FAILED)
 		return -errno;
@@ -217,9 +215,9 @@ static int refuse_system_calls(void)
 {
 	const u64 end = CODE_BASE + CODE_PAGES * PAGE_SIZE;
 
-	return prctl(PR_SET_SYSCALL_USER_DISPATCH, PR_SYS_DISPATCH_ON, end, BIT(47) - end, 0) < 0 ?
-		       -errno :
-		       0;
+	return prctl(PR_SET_SYSCALL_USER_DISPATCH, PR_SYS_DISPATCH_ON, end, BIT(47) - end, 0) < 0
+		       ? -errno
+		       : 0;
 }
 
 int native_init(const struct layout *layout)

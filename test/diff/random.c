@@ -8,13 +8,32 @@
 u64 random_integer(u64 *s)
 {
 	static const u64 edge[] = {
-		0, 1, ~0ul, 2, 0x7f, 0x80, 0xff, 0x100, 0x7fff, 0x8000, 0xffff, 0x10000,
-		0x7fffffff, 0x80000000, 0xffffffff, 0x100000000, 0x7fffffffffffffff,
-		0x8000000000000000, 0xffffffff80000000, 0x5555555555555555, 0xaaaaaaaaaaaaaaaa,
+		0,
+		1,
+		~0ul,
+		2,
+		0x7f,
+		0x80,
+		0xff,
+		0x100,
+		0x7fff,
+		0x8000,
+		0xffff,
+		0x10000,
+		0x7fffffff,
+		0x80000000,
+		0xffffffff,
+		0x100000000,
+		0x7fffffffffffffff,
+		0x8000000000000000,
+		0xffffffff80000000,
+		0x5555555555555555,
+		0xaaaaaaaaaaaaaaaa,
 	};
 
 	switch (random_below(s, 8)) {
-	case 0: case 1: return edge[random_below(s, ARRAY_SIZE(edge))];
+	case 0:
+	case 1: return edge[random_below(s, ARRAY_SIZE(edge))];
 	case 2: return 1ul << random_below(s, 64);
 	case 3: return random_below(s, 256);
 	case 4: return -random_below(s, 256);
@@ -26,8 +45,8 @@ u64 random_integer(u64 *s)
 static u32 random_float(u64 *s)
 {
 	static const u32 edge[] = {
-		0, 0x80000000, 0x3f800000, 0xbf800000, 0x7f800000, 0xff800000, 0x7fc00000,
-		0x7f800001, 0xffc12345, 1, 0x80000001, 0x007fffff, 0x00800000, 0x7f7fffff,
+		0,          0x80000000, 0x3f800000, 0xbf800000, 0x7f800000, 0xff800000, 0x7fc00000,
+		0x7f800001, 0xffc12345, 1,          0x80000001, 0x007fffff, 0x00800000, 0x7f7fffff,
 		0x4f000000, 0xcf000000, 0x5f000000, 0x3f000000, 0x40490fdb,
 	};
 
@@ -41,10 +60,24 @@ static u32 random_float(u64 *s)
 static u64 random_double(u64 *s)
 {
 	static const u64 edge[] = {
-		0, 0x8000000000000000, 0x3ff0000000000000, 0xbff0000000000000, 0x7ff0000000000000,
-		0xfff0000000000000, 0x7ff8000000000000, 0x7ff0000000000001, 0xfff8123456789abc, 1,
-		0x000fffffffffffff, 0x0010000000000000, 0x7fefffffffffffff, 0x41e0000000000000,
-		0xc1e0000000000000, 0x43e0000000000000, 0xc3e0000000000000, 0x3fe0000000000000,
+		0,
+		0x8000000000000000,
+		0x3ff0000000000000,
+		0xbff0000000000000,
+		0x7ff0000000000000,
+		0xfff0000000000000,
+		0x7ff8000000000000,
+		0x7ff0000000000001,
+		0xfff8123456789abc,
+		1,
+		0x000fffffffffffff,
+		0x0010000000000000,
+		0x7fefffffffffffff,
+		0x41e0000000000000,
+		0xc1e0000000000000,
+		0x43e0000000000000,
+		0xc3e0000000000000,
+		0x3fe0000000000000,
 	};
 
 	if (random_chance(s, 40))
@@ -75,13 +108,34 @@ static void random_x87(u64 *s, u8 *p)
 	u16 exponent = (u16)(16383 - 80 + random_below(s, 160));
 
 	switch (random_below(s, 10)) {
-	case 0: fraction = 0; exponent = 0; break;
-	case 1: fraction = 1ul << 63; exponent = 16383; break;
-	case 2: fraction = 1ul << 63; exponent = 0x7fff; break;
-	case 3: fraction |= 3ul << 62; exponent = 0x7fff; break;
-	case 4: fraction = 1ul << 63 | 1; exponent = 0x7fff; break;
-	case 5: fraction &= ~(1ul << 63); exponent = 0; break;
-	case 6: fraction = random_next(s); exponent = (u16)random_next(s) & 0x7fff; break;
+	case 0:
+		fraction = 0;
+		exponent = 0;
+		break;
+	case 1:
+		fraction = 1ul << 63;
+		exponent = 16383;
+		break;
+	case 2:
+		fraction = 1ul << 63;
+		exponent = 0x7fff;
+		break;
+	case 3:
+		fraction |= 3ul << 62;
+		exponent = 0x7fff;
+		break;
+	case 4:
+		fraction = 1ul << 63 | 1;
+		exponent = 0x7fff;
+		break;
+	case 5:
+		fraction &= ~(1ul << 63);
+		exponent = 0;
+		break;
+	case 6:
+		fraction = random_next(s);
+		exponent = (u16)random_next(s) & 0x7fff;
+		break;
 	case 7: fraction = random_lane(s); break;
 	default: break;
 	}

@@ -1,17 +1,17 @@
 /*
- * Guest code. The input's first bytes choose mode, privilege and registers; the rest is code. It is decoded
- * at every offset and re-encoded as host code, then run by the soft engine: translated, and once more with
- * everything interpreted.
+ * Guest code. The input's first bytes choose mode, privilege and registers; the rest is code. It is
+ * decoded at every offset and re-encoded as host code, then run by the soft engine: translated, and
+ * once more with everything interpreted.
  *
- * Invariants: decoding stays within its bytes; emission stays within its buffer and leaves nothing behind
- * when it gives up; whatever the code does, the engine returns a typed exit, at the latest when it is
- * kicked, and does not crash.
+ * Invariants: decoding stays within its bytes; emission stays within its buffer and leaves nothing
+ * behind when it gives up; whatever the code does, the engine returns a typed exit, at the latest
+ * when it is kicked, and does not crash.
  *
- * Instructions reached are reported to libFuzzer as extra counters, because the engine itself is compiled
- * without instrumentation: its code runs while vector registers belong to the guest.
+ * Instructions reached are reported to libFuzzer as extra counters, because the engine itself is
+ * compiled without instrumentation: its code runs while vector registers belong to the guest.
  */
-#include "engine/soft/emit.h"
 #include "../unit/soft_machine.h"
+#include "engine/soft/emit.h"
 
 #include <pthread.h>
 #include <stdlib.h>
@@ -158,7 +158,9 @@ static void set_registers(struct soft_machine *m, const u8 *seed)
 		u64 v = seed[n];
 
 		if (n != RSP)
-			m->c->r[n] = v < 0x40 ? v : v < 0x80 ? AT_DATA + (v << 4) : v * 0x0101010101010101;
+			m->c->r[n] = v < 0x40   ? v
+				     : v < 0x80 ? AT_DATA + (v << 4)
+						: v * 0x0101010101010101;
 	}
 }
 
@@ -166,14 +168,16 @@ static void set_registers(struct soft_machine *m, const u8 *seed)
 static bool answer(struct vm_exit *exit)
 {
 	switch (exit->type) {
-	case EXIT_PIO:	     exit->pio.data = 0xff; return true;
-	case EXIT_MMIO:	     exit->mmio.data = exit->mmio.gpa; return true;
-	case EXIT_RDMSR:     exit->msr.value = 0; return true;
-	case EXIT_WRMSR:     return true;
+	case EXIT_PIO: exit->pio.data = 0xff; return true;
+	case EXIT_MMIO: exit->mmio.data = exit->mmio.gpa; return true;
+	case EXIT_RDMSR: exit->msr.value = 0; return true;
+	case EXIT_WRMSR: return true;
 	case EXIT_HYPERCALL: exit->hypercall.result = 0; return true;
-	case EXIT_IRQ_WINDOW: case EXIT_NONE: case EXIT_DEBUG: return true;
-	case EXIT_ERROR:     abort();
-	default:	     return false;
+	case EXIT_IRQ_WINDOW:
+	case EXIT_NONE:
+	case EXIT_DEBUG: return true;
+	case EXIT_ERROR: abort();
+	default: return false;
 	}
 }
 

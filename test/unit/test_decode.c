@@ -1,6 +1,6 @@
 /*
- * Decoding: class, operands, flags and byte layout of chosen instructions in all modes, and what must hold
- * for any bytes.
+ * Decoding: class, operands, flags and byte layout of chosen instructions in all modes, and what
+ * must hold for any bytes.
  */
 #include "engine/soft/decode.h"
 
@@ -159,8 +159,8 @@ static void finds_rip_relative_operand(void **state)
 
 static void knows_high_bytes(void **state)
 {
-	static const u8 high[] = {0x88, 0xe3};	     /* mov bl, ah */
-	static const u8 low[] = {0x40, 0x88, 0xe3};  /* mov bl, spl */
+	static const u8 high[] = {0x88, 0xe3};      /* mov bl, ah */
+	static const u8 low[] = {0x40, 0x88, 0xe3}; /* mov bl, spl */
 	struct insn i = decode(64, high, sizeof(high));
 
 	(void)state;
@@ -236,7 +236,7 @@ static void finds_layout(void **state)
 {
 	/* es lock 66 rex.w add [rbx + 0x12345678], imm32 */
 	static const u8 bytes[] = {0x26, 0xf0, 0x66, 0x48, 0x81, 0x83, 0x78,
-				   0x56, 0x34, 0x12, 1,	   2,	 3,    4};
+				   0x56, 0x34, 0x12, 1,    2,    3,    4};
 	static const u8 vex[] = {0xc4, 0xe3, 0x75, 0x0f, 0xc2, 0x05}; /* vpalignr */
 	struct insn i = decode(64, bytes, sizeof(bytes));
 

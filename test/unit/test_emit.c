@@ -1,6 +1,6 @@
 /*
- * Re-encoding of guest data instructions: random instructions of all three modes are emitted with other
- * registers and another memory operand, decoded again as host code, and must mean the same.
+ * Re-encoding of guest data instructions: random instructions of all three modes are emitted with
+ * other registers and another memory operand, decoded again as host code, and must mean the same.
  */
 #include "engine/soft/emit.h"
 #include "engine/soft/soft.h"
@@ -32,12 +32,12 @@ static bool decode(struct decoded *d, const u8 *p, u32 len, u32 bits)
 	ZydisDecoder decoder;
 
 	ZydisDecoderInit(&decoder,
-			 bits == 64 ? ZYDIS_MACHINE_MODE_LONG_64 :
-			 bits == 32 ? ZYDIS_MACHINE_MODE_LEGACY_32 :
-				      ZYDIS_MACHINE_MODE_LEGACY_16,
-			 bits == 64 ? ZYDIS_STACK_WIDTH_64 :
-			 bits == 32 ? ZYDIS_STACK_WIDTH_32 :
-				      ZYDIS_STACK_WIDTH_16);
+			 bits == 64   ? ZYDIS_MACHINE_MODE_LONG_64
+			 : bits == 32 ? ZYDIS_MACHINE_MODE_LEGACY_32
+				      : ZYDIS_MACHINE_MODE_LEGACY_16,
+			 bits == 64   ? ZYDIS_STACK_WIDTH_64
+			 : bits == 32 ? ZYDIS_STACK_WIDTH_32
+				      : ZYDIS_STACK_WIDTH_16);
 	return ZYAN_SUCCESS(ZydisDecoderDecodeFull(&decoder, p, len, &d->z, d->ops));
 }
 
@@ -55,11 +55,22 @@ static void random_insn(u64 *s, u32 bits, u8 p[15])
 	if (bits == 64 && r & 4)
 		p[n++] = 0x40 | (u8)(next_random(s) & 15);
 	switch (r >> 8 & 7) {
-	case 0: case 1: p[n++] = 0x0f; break;
-	case 2: p[n++] = 0x0f; p[n++] = r & 0x10000 ? 0x38 : 0x3a; break;
-	case 3: p[0] = 0xc4; p[1] = (p[1] & 0xe0) | (u8)(1 + (r >> 16) % 3); break;
+	case 0:
+	case 1: p[n++] = 0x0f; break;
+	case 2:
+		p[n++] = 0x0f;
+		p[n++] = r & 0x10000 ? 0x38 : 0x3a;
+		break;
+	case 3:
+		p[0] = 0xc4;
+		p[1] = (p[1] & 0xe0) | (u8)(1 + (r >> 16) % 3);
+		break;
 	case 4: p[0] = 0xc5; break;
-	case 5: p[0] = 0x62; p[1] = (p[1] & 0xf0) | (u8)(1 + (r >> 16) % 3); p[2] |= 4; break;
+	case 5:
+		p[0] = 0x62;
+		p[1] = (p[1] & 0xf0) | (u8)(1 + (r >> 16) % 3);
+		p[2] |= 4;
+		break;
 	default: break;
 	}
 	if (bits != 64 && r >> 8 & 4)
@@ -92,28 +103,30 @@ static bool same_operand(const ZydisDecodedOperand *a, const ZydisDecodedOperand
 		if (a->visibility != ZYDIS_OPERAND_VISIBILITY_EXPLICIT ||
 		    a->encoding == ZYDIS_OPERAND_ENCODING_NONE)
 			return number(a->reg.value) == number(b->reg.value);
-		return number(b->reg.value) ==
-		       (number(a->reg.value) < 16 ? map[number(a->reg.value)] :
-						    number(a->reg.value));
+		return number(b->reg.value) == (number(a->reg.value) < 16
+							? map[number(a->reg.value)]
+							: number(a->reg.value));
 	case ZYDIS_OPERAND_TYPE_MEMORY:
 		return b->mem.base == (ZydisRegister)(ZYDIS_REGISTER_RAX + m.base) &&
-		       (m.index == NO_REG ? b->mem.index == ZYDIS_REGISTER_NONE :
-					    b->mem.index == (ZydisRegister)(ZYDIS_REGISTER_RAX + m.index)) &&
+		       (m.index == NO_REG
+				? b->mem.index == ZYDIS_REGISTER_NONE
+				: b->mem.index == (ZydisRegister)(ZYDIS_REGISTER_RAX + m.index)) &&
 		       b->mem.disp.value == m.disp && b->mem.segment == ZYDIS_REGISTER_DS;
 	case ZYDIS_OPERAND_TYPE_IMMEDIATE:
-		return a->imm.value.u == b->imm.value.u || (u32)a->imm.value.u == (u32)b->imm.value.u;
-	default:
-		return true;
+		return a->imm.value.u == b->imm.value.u ||
+		       (u32)a->imm.value.u == (u32)b->imm.value.u;
+	default: return true;
 	}
 }
 
 static bool same_insn(const struct decoded *a, const struct decoded *b, const u8 map[GPR_COUNT],
 		      struct host_mem m)
 {
-	if (a->z.mnemonic != b->z.mnemonic || a->z.operand_count_visible != b->z.operand_count_visible)
+	if (a->z.mnemonic != b->z.mnemonic ||
+	    a->z.operand_count_visible != b->z.operand_count_visible)
 		return false;
 	if ((a->z.attributes ^ b->z.attributes) & (ZYDIS_ATTRIB_HAS_LOCK | ZYDIS_ATTRIB_HAS_REP |
-						    ZYDIS_ATTRIB_HAS_REPE | ZYDIS_ATTRIB_HAS_REPNE))
+						   ZYDIS_ATTRIB_HAS_REPE | ZYDIS_ATTRIB_HAS_REPNE))
 		return false;
 	if (memcmp(&a->z.avx, &b->z.avx, sizeof(a->z.avx)))
 		return false;
@@ -162,10 +175,11 @@ static bool check_one(u64 *s, u32 bits, u32 *failures)
 	insn_decode(&i, p, sizeof(p), bits);
 	if (i.cls != INSN_DATA)
 		return false;
-	/* In 64-bit mode the copied bytes differ for F3 REX.B 90 only, which Zydis takes for PAUSE. */
+	/* In 64-bit mode the copied bytes differ for F3 REX.B 90 only, which Zydis takes for PAUSE.
+	 */
 	assert_true(bits == 64 ? decode(&a, i.bytes, i.len, bits) : decode(&a, p, sizeof(p), bits));
-	if (bits != 64 && (a.z.mnemonic == ZYDIS_MNEMONIC_VZEROUPPER ||
-			   a.z.mnemonic == ZYDIS_MNEMONIC_VZEROALL))
+	if (bits != 64 &&
+	    (a.z.mnemonic == ZYDIS_MNEMONIC_VZEROUPPER || a.z.mnemonic == ZYDIS_MNEMONIC_VZEROALL))
 		return true; /* becomes several instructions */
 	choose_map(s, map);
 	if (i.has_mem) {

@@ -1,6 +1,6 @@
 /*
- * Translated code: whole programs give what the interpreter gives; what was found wrong once stays right;
- * and a table limits how many host instructions a guest instruction may become.
+ * Translated code: whole programs give what the interpreter gives; what was found wrong once stays
+ * right; and a table limits how many host instructions a guest instruction may become.
  */
 #include "engine/soft/cache.h"
 #include "soft_machine.h"
@@ -91,7 +91,7 @@ static void run_program(const struct program *p, bool translated, u64 r[GPR_COUN
 static void programs_agree_with_the_interpreter(void **state)
 {
 	const struct program list[] = {
-		{CODE_OF(fibonacci), false}, {CODE_OF(sieve), false},	{CODE_OF(dispatch), false},
+		{CODE_OF(fibonacci), false}, {CODE_OF(sieve), false},   {CODE_OF(dispatch), false},
 		{CODE_OF(long_sum), false},  {CODE_OF(strings), false}, {CODE_OF(sum_32), true},
 	};
 
@@ -120,8 +120,7 @@ static void results_are_known(void **state)
 
 /* ---- code that changes ---- */
 
-CODE(patch_self, 64,
-     "mov $3,%ecx; xor %eax,%eax; 1: add $1,%eax; incb 1b+2(%rip); loop 1b; hlt");
+CODE(patch_self, 64, "mov $3,%ecx; xor %eax,%eax; 1: add $1,%eax; incb 1b+2(%rip); loop 1b; hlt");
 CODE(patch_next, 64, "movb $7,1f+1(%rip); 1: mov $1,%eax; hlt");
 
 static void sees_its_own_stores(void **state)
@@ -157,8 +156,8 @@ static void sees_remapped_second_page(void **state)
 /* ---- regressions ---- */
 
 /*
- * Flags across a page boundary: the indirect-branch table holds, at the same index, a block that does not
- * need flags. Jumping to it by mistake must not lose those of the block that is meant.
+ * Flags across a page boundary: the indirect-branch table holds, at the same index, a block that
+ * does not need flags. Jumping to it by mistake must not lose those of the block that is meant.
  */
 CODE(flags_across, 64, "or %edi,%ebp; mov $0x12345678,%eax; sete %dl; hlt");
 
@@ -196,8 +195,9 @@ static void reloads_group_address_behind_slow_path(void **state)
 	machine_free(m);
 }
 
-CODE(high_byte_sp, 64, "mov %rsp,%rbx; mov $0x1234,%eax; movzx %ah,%esp; mov %esp,%ecx; mov %rbx,%rsp;"
-		       "hlt");
+CODE(high_byte_sp, 64,
+     "mov %rsp,%rbx; mov $0x1234,%eax; movzx %ah,%esp; mov %esp,%ecx; mov %rbx,%rsp;"
+     "hlt");
 
 static void high_byte_to_stack_pointer(void **state)
 {
@@ -267,8 +267,8 @@ static u32 host_instructions(const struct block *b, u32 k)
 	u32 n = 0;
 
 	for (; at < end; n++, at += d.info.length)
-		if (!ZYAN_SUCCESS(ZydisDisassembleIntel(ZYDIS_MACHINE_MODE_LONG_64, at,
-							(void *)at, end - at, &d)))
+		if (!ZYAN_SUCCESS(ZydisDisassembleIntel(ZYDIS_MACHINE_MODE_LONG_64, at, (void *)at,
+							end - at, &d)))
 			return ~0u;
 	return n;
 }
