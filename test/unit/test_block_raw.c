@@ -5,6 +5,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <semaphore.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -32,6 +33,45 @@ static void *run_loop(void *opaque)
 
 	loop_run(f->loop);
 	return NULL;
+}
+
+/* Run @fn on the loop's thread, where back ends are closed: none of its callbacks runs meanwhile. */
+struct errand {
+	void (*fn)(void *);
+	void *arg;
+	sem_t done;
+};
+
+static void run_errand(void *opaque)
+{
+	struct errand *errand = opaque;
+
+	errand->fn(errand->arg);
+	sem_post(&errand->done);
+}
+
+static void on_loop(struct fixture *f, void (*fn)(void *), void *arg)
+{
+	struct errand errand = {.fn = fn, .arg = arg};
+	struct loop_timer timer = {.fire = run_errand, .opaque = &errand};
+
+	sem_init(&errand.done, 0, 0);
+	loop_timer_arm(f->loop, &timer, host_clock_ns());
+	while (sem_wait(&errand.done))
+		;
+	sem_destroy(&errand.done);
+}
+
+static void close_now(void *opaque)
+{
+	struct block *b = opaque;
+
+	b->ops->close(b);
+}
+
+static void destroy_now(void *opaque)
+{
+	async_destroy(opaque);
 }
 
 static void fill_image(const char *path)
@@ -205,7 +245,7 @@ static void raw_file(void **state)
 	assert_non_null(b);
 	assert_int_equal(b->size, IMAGE_SIZE);
 	exercise(f, b);
-	b->ops->close(b);
+	on_loop(f, close_now, b);
 }
 
 static void pool_only(struct fixture *f, struct block **b, struct async **a, int (*execute)(struct block *,
@@ -241,7 +281,7 @@ static void thread_pool_completes_everything(void **state)
 	for (u32 i = 0; i < BATCH; i++)
 		assert_int_equal(job[i].result, i == 13 ? -EIO : 0);
 	pthread_mutex_unlock(&f->lock);
-	async_destroy(a);
+	on_loop(f, destroy_now, a);
 }
 
 static void drain_waits_for_the_ring(void **state)
@@ -268,7 +308,7 @@ static void drain_waits_for_the_ring(void **state)
 	pthread_mutex_unlock(&f->lock);
 	for (u32 i = 0; i < BATCH; i++)
 		check_sectors(data[i], i * 4096ul, 4096);
-	b->ops->close(b);
+	on_loop(f, close_now, b);
 }
 
 static void overlay_leaves_the_image_alone(void **state)
@@ -284,7 +324,7 @@ static void overlay_leaves_the_image_alone(void **state)
 	assert_non_null(b);
 	assert_false(b->readonly);
 	exercise(f, b);
-	b->ops->close(b);
+	on_loop(f, close_now, b);
 	assert_int_equal(chmod(f->path, 0600), 0);
 	fd = open(f->path, O_RDONLY);
 	assert_int_equal(read(fd, image, sizeof(image)), sizeof(image));
@@ -329,7 +369,7 @@ static void overlay_matches_a_model(void **state)
 			assert_memory_equal(data, model + off, len);
 		}
 	}
-	b->ops->close(b);
+	on_loop(f, close_now, b);
 }
 
 static void readonly_refuses_writes(void **state)
@@ -350,10 +390,10 @@ static void readonly_refuses_writes(void **state)
 	check_sectors(data, 512, 512);
 	second = open_image(f, ",snapshot=on"); /* readers share */
 	assert_non_null(second);
-	second->ops->close(second);
+	on_loop(f, close_now, second);
 	assert_null(open_image(f, "")); /* but keep a writer out */
 	assert_non_null(strstr(f->err.text, "in use"));
-	b->ops->close(b);
+	on_loop(f, close_now, b);
 }
 
 static void writers_exclude_each_other(void **state)
@@ -366,10 +406,10 @@ static void writers_exclude_each_other(void **state)
 	assert_non_null(strstr(f->err.text, "in use"));
 	assert_null(open_image(f, ",readonly=on"));
 	assert_null(open_image(f, ",snapshot=on"));
-	b->ops->close(b);
+	on_loop(f, close_now, b);
 	b = open_image(f, "");
 	assert_non_null(b);
-	b->ops->close(b);
+	on_loop(f, close_now, b);
 }
 
 static void truncated_file_is_an_error_not_a_hang(void **state)
@@ -384,7 +424,7 @@ static void truncated_file_is_an_error_not_a_hang(void **state)
 	assert_int_equal(truncate(f->path, 4096), 0);
 	assert_int_equal(run(f, b, BLOCK_READ, 0, data, 8192), -EIO);
 	assert_int_equal(run(f, b, BLOCK_READ, 65536, data, 8192), -EIO);
-	b->ops->close(b);
+	on_loop(f, close_now, b);
 }
 
 static void expect_open_error(struct fixture *f, const char *path, const char *message)
