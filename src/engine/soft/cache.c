@@ -212,15 +212,40 @@ static void block_span(const struct block *b, u32 k, u32 *off, u32 *len)
 	*len = k ? b->size - on_first : on_first;
 }
 
-static void page_add(struct cache *c, struct block *b, u32 k)
+/* Granules of the block's part @k: its bytes, and on the first page what its translation relies on. */
+static u64 block_granules(const struct block *b, u32 k)
 {
-	struct page_code *pc = c->pages[b->page[k]];
+	u64 mask;
 	u32 off, len;
 
 	block_span(b, k, &off, &len);
+	mask = granule_mask(off, len);
+	for (u32 n = 0; !k && n < b->peeks; n++)
+		mask |= granule_mask(b->peek_from[n], b->peek_to[n] - b->peek_from[n]);
+	return mask;
+}
+
+/* Does a store of @len bytes at @offset of the page of part @k change what the block was made from? */
+static bool block_is_hit(const struct block *b, u32 k, u32 offset, u32 len)
+{
+	u32 off, n;
+
+	block_span(b, k, &off, &n);
+	if (offset < off + n && off < offset + len)
+		return true;
+	for (n = 0; !k && n < b->peeks; n++)
+		if (offset < b->peek_to[n] && b->peek_from[n] < offset + len)
+			return true;
+	return false;
+}
+
+static void page_add(struct cache *c, struct block *b, u32 k)
+{
+	struct page_code *pc = c->pages[b->page[k]];
+
 	b->page_next[k] = pc->blocks;
 	pc->blocks = b;
-	pc->granules |= granule_mask(off, len);
+	pc->granules |= block_granules(b, k);
 }
 
 void cache_insert(struct cache *c, struct block *b, const struct emit *hot, const struct emit *cold)
@@ -370,12 +395,9 @@ void cache_claim_page(struct soft_vm *vm, s64 page, u8 *host)
 /* Blocks left on the page decide what its granule map must keep. */
 static void recompute_granules(struct page_code *pc, s64 page)
 {
-	u32 off, len;
-
 	pc->granules = 0;
 	for (struct block *b = pc->blocks; b; b = b->page_next[page_slot(b, page)]) {
-		block_span(b, page_slot(b, page), &off, &len);
-		pc->granules |= granule_mask(off, len);
+		pc->granules |= block_granules(b, page_slot(b, page));
 	}
 }
 
@@ -383,14 +405,12 @@ static bool drop_overlapping(struct soft_vm *vm, struct page_code *pc, s64 page,
 {
 	struct block *b = pc->blocks, *next;
 	bool dropped = false;
-	u32 boff, blen;
 
 	for (; b; b = next) {
 		u32 k = page_slot(b, page);
 
 		next = b->page_next[k];
-		block_span(b, k, &boff, &blen);
-		if (offset < boff + blen && boff < offset + len) {
+		if (block_is_hit(b, k, offset, len)) {
 			cache_drop(vm, b);
 			dropped = true;
 		}

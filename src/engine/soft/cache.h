@@ -20,6 +20,7 @@
 enum {
 	BLOCK_MAX_INSNS = 64,
 	BLOCK_NO_PAGE = -1,
+	MAX_PEEKS = 3,
 };
 
 /* A direct branch out of a block to the same guest page. */
@@ -46,7 +47,9 @@ struct block {
 	u16 size;         /* guest bytes */
 	u16 insns;
 	bool dead;
-	bool flags_live;  /* arithmetic flags are live at its entry */
+	bool flags_live;  /* arithmetic flags are live at its entry, whatever follows the block */
+	u8 peeks;         /* ranges of page[0] that were looked at besides the block's own bytes */
+	u16 peek_from[MAX_PEEKS], peek_to[MAX_PEEKS];
 	u64 code;         /* executable address of the indirect entry; block's hot code starts here */
 	u32 code_size;
 	u32 enter, poll, direct; /* entry points, relative to code; see translate.c */

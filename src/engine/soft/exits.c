@@ -14,34 +14,66 @@ static u16 live_before(const struct insn *i, u16 after)
 	return (u16)((after & ~i->flags_kill) | i->flags_read);
 }
 
+/* The translation depends on the bytes from page offset @from to @to being as they are. */
+static void note_peek(struct translation *t, s64 from, s64 to)
+{
+	t->peek_from[t->peeks] = (u16)from;
+	t->peek_to[t->peeks++] = (u16)MIN(to, (s64)PAGE_SIZE);
+}
+
 /* Flags live at page offset @off, by looking at what is there; all when it cannot be known. */
-u16 peek_live(struct translation *t, s64 off)
+static u16 look_ahead(const struct translation *t, s64 off, s64 *end)
 {
 	u16 unknown = RFLAGS_ARITH, killed = 0, read = 0;
-	struct block *b;
 	struct insn i;
 
-	if (off < 0 || off >= (s64)PAGE_SIZE)
-		return RFLAGS_ARITH;
-	b = cache_find(t->cache, (t->pa & PAGE_MASK) + (u64)off, t->mode & ~(u32)MODE_SINGLE);
-	if (b)
-		return b->flags_live ? RFLAGS_ARITH : 0;
 	for (u32 n = 0; n < PEEK_INSNS && unknown; n++) {
 		s64 pos = off - t->code_off;
 
 		if (pos < 0 || pos >= t->code_len)
-			return read | unknown;
+			break;
 		insn_decode(&i, t->code + pos, MIN(t->code_len - (u32)pos, 15u), t->bits);
 		if (!i.len)
-			return read | unknown;
+			break;
 		read |= i.flags_read & ~killed;
 		killed |= i.flags_kill;
 		unknown &= (u16)~killed;
-		if (insn_ends_block(&i))
-			return read | unknown;
 		off += i.len;
+		*end = off;
+		if (insn_ends_block(&i))
+			break;
 	}
 	return read | unknown;
+}
+
+u16 peek_live(struct translation *t, s64 off)
+{
+	struct block *b;
+	s64 end = off;
+	u16 live;
+
+	if (off < 0 || off >= (s64)PAGE_SIZE || t->peeks == MAX_PEEKS)
+		return RFLAGS_ARITH;
+	b = cache_find(t->cache, (t->pa & PAGE_MASK) + (u64)off, t->mode & ~(u32)MODE_SINGLE);
+	if (b && b->page[1] == BLOCK_NO_PAGE) {
+		live = b->flags_live ? RFLAGS_ARITH : 0;
+		end = off + b->size;
+	} else {
+		live = look_ahead(t, off, &end);
+	}
+	if (live != RFLAGS_ARITH && end > off)
+		note_peek(t, off, end);
+	return live;
+}
+
+/* Flags live at the block's entry whatever follows it: what others may rely on while its bytes stay. */
+bool flags_live_by_itself(const struct translation *t)
+{
+	u16 live = RFLAGS_ARITH;
+
+	for (u32 k = t->n; k-- > 0;)
+		live = live_before(&t->in[k], live);
+	return live != 0;
 }
 
 void compute_liveness(struct translation *t)

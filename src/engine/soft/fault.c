@@ -58,6 +58,11 @@ static void on_fault(int sig, siginfo_t *info, void *context)
 	greg_t *reg = uc->uc_mcontext.gregs;
 	struct soft_cpu *c = &soft_tls_cpu;
 
+	/* A signal that somebody sent says nothing about the instruction it interrupted. */
+	if (info->si_code <= 0) {
+		pass_on(sig, info);
+		return;
+	}
 	if (is_stack_overflow(c, uc, info)) {
 		reg[REG_RSP] = (greg_t)c->ras_base;
 		return;

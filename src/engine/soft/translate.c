@@ -432,7 +432,7 @@ static void begin(struct translation *t, struct soft_cpu *c, const struct soft_x
 	t->mode = mode;
 	t->bits = mode & MODE_BITS_64 ? 64 : 32;
 	t->half = mode & MODE_USER ? HALF_USER : HALF_SUPER;
-	t->n = t->skips = t->exits = 0;
+	t->n = t->skips = t->exits = t->peeks = 0;
 	t->ended = false;
 	t->loaded = NO_GROUP;
 	t->bit_reg = NO_REG;
@@ -454,10 +454,15 @@ static struct block *finish(struct translation *t)
 	b->second = t->second;
 	b->insns = (u16)t->n;
 	b->size = (u16)(t->off[t->n] - t->off[0]);
-	b->flags_live = t->live[0] != 0;
+	b->flags_live = flags_live_by_itself(t);
 	cache_emit_begin(t->cache, &t->hot, &t->cold);
 	emit_block(t);
 	b->exits = t->exits;
+	b->peeks = (u8)t->peeks;
+	for (u32 k = 0; k < t->peeks; k++) {
+		b->peek_from[k] = t->peek_from[k];
+		b->peek_to[k] = t->peek_to[k];
+	}
 	if (t->hot.overflow || t->cold.overflow)
 		return NULL;
 	cache_insert(t->cache, b, &t->hot, &t->cold);

@@ -42,6 +42,8 @@ struct translation {
 	u8 *skip[MAX_SKIPS];               /* cold jumps to the next instruction */
 	u32 skips;
 	u32 exits;
+	u32 peeks;                         /* byte ranges outside the block that liveness relies on */
+	u16 peek_from[MAX_PEEKS], peek_to[MAX_PEEKS];
 	bool ended;                        /* the last instruction emitted its own way out */
 	s64 page[2];                       /* as in struct block */
 	gpa_t pa, second;
@@ -131,3 +133,4 @@ bool emit_ret(struct translation *t, u32 k);
 bool emit_loop(struct translation *t, u32 k);
 void emit_adjust_sp(struct translation *t, s32 by);
 void compute_liveness(struct translation *t);
+bool flags_live_by_itself(const struct translation *t);
