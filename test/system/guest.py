@@ -35,15 +35,18 @@ use_build(os.environ.get("DOPPEL_BUILD", os.path.join(ROOT, "build")))
 
 ESCAPES = re.compile(r"\x1b(?:\[[0-9;?]*[a-zA-Z]|\][^\x07]*\x07|[()][0-9A-B]|[=>78])")
 
+# The end of a command line as Console.command() types it; an editor may have wrapped it anywhere.
+ECHO = re.compile(r"[ \n]{0,2}".join(re.escape(c) for c in "@st''atus=$?") + r"[ \n]{0,2}\n")
+
 
 class Failure(AssertionError):
     """The guest or the monitor did not do what the test expects; the text carries the console's end."""
 
 
 class Console:
-    """A program on a pseudo-terminal."""
+    """A program on a pseudo-terminal. @keep_terminal: keep its side open here too, as .terminal."""
 
-    def __init__(self, argv, stdin_is_tty=True):
+    def __init__(self, argv, keep_terminal=False):
         self.argv = argv
         self.text = ""
         self.position = 0
@@ -53,10 +56,11 @@ class Console:
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 25, 200, 0, 0))
         try:
             self.process = subprocess.Popen(
-                argv, stdin=slave if stdin_is_tty else subprocess.DEVNULL, stdout=slave,
-                stderr=self.stderr_file, start_new_session=True)
+                argv, stdin=slave, stdout=slave, stderr=self.stderr_file, start_new_session=True)
         finally:
-            os.close(slave)
+            if not keep_terminal:
+                os.close(slave)
+        self.terminal = slave if keep_terminal else -1
 
     def __enter__(self):
         return self
@@ -69,9 +73,10 @@ class Console:
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait()
-        if self.master >= 0:
-            os.close(self.master)
-            self.master = -1
+        for fd in (self.master, self.terminal):
+            if fd >= 0:
+                os.close(fd)
+        self.master = self.terminal = -1
         self.stderr_file.close()
 
     def stderr(self):
@@ -119,13 +124,13 @@ class Console:
         """Run a shell command in the guest; return its output, fail on another exit status."""
         # The marker is written split, so that the echo of the typed line does not match it.
         self.send(line + "; echo @st''atus=$?\n")
-        self.expect(r"@st''atus=\$\?.*\n", timeout)
         start = self.position
         match = self.expect(r"@status=(\d+)\n", timeout)
         if status is not None and int(match[1]) != status:
             raise Failure(f"{line!r} ended with status {match[1]}{self.tail()}")
-        # A shell that was still starting shows the line twice: as the terminal's echo, then as its own.
-        return self.text[start:match.start()].rpartition("@st''atus=$?\n")[2]
+        # The output is what follows the echo. A shell that was still starting shows the line twice: as
+        # the terminal's echo, then as its own.
+        return ECHO.split(self.text[start:match.start()])[-1]
 
     def wait(self, timeout=60):
         """Wait until the program ends by itself; return its exit status (negative: signal)."""

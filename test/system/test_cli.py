@@ -1,0 +1,227 @@
+#!/usr/bin/env python3
+"""Bad input: one clear line on standard error, the right exit status, nothing left behind."""
+
+import os
+import resource
+import subprocess
+import threading
+
+import guest
+import suite
+
+USAGE, FAILURE = 2, 1
+
+# What is wrong, status, arguments of "run", and what the line must name. Words in {braces} are files.
+RUN = (
+    ("nothing to boot", USAGE, "", "--kernel"),
+    ("unknown option", USAGE, "--bogus", "--bogus"),
+    ("stray word", USAGE, "--kernel {kernel} stray", "stray"),
+    ("option without value", USAGE, "--kernel", "--kernel"),
+    ("no such kernel", FAILURE, "--kernel {missing}", "missing"),
+    ("directory as kernel", FAILURE, "--kernel {folder}", "directory"),
+    ("empty kernel", FAILURE, "--kernel {empty}", "empty"),
+    ("noise as kernel", FAILURE, "--kernel {noise}", "not a kernel"),
+    ("text as kernel", FAILURE, "--kernel {text}", "not a kernel"),
+    ("truncated kernel", FAILURE, "--kernel {truncated}", "truncated"),
+    ("damaged kernel payload", FAILURE, "--kernel {damaged}", "damaged"),
+    ("no such initrd", FAILURE, "--kernel {kernel} --initrd {missing}", "missing"),
+    ("directory as initrd", FAILURE, "--kernel {kernel} --initrd {folder}", "directory"),
+    ("initrd larger than memory", FAILURE, "--kernel {kernel} --initrd {large} -m 128M", "large"),
+    ("command line too long", FAILURE, "--kernel {kernel} --append " + "x" * 5000, "command line"),
+    ("kernel larger than memory", FAILURE, "--kernel {kernel} -m 16M", "-m"),
+    ("no memory", USAGE, "--kernel {kernel} -m 0", "-m"),
+    ("memory that is no number", USAGE, "--kernel {kernel} -m much", "much"),
+    ("negative memory", USAGE, "--kernel {kernel} -m -5M", "-m"),
+    ("memory larger than the host's", FAILURE, "--kernel {kernel} -m 1000G", "memory"),
+    ("memory beyond all numbers", USAGE, "--kernel {kernel} -m 99999999999999999999G", "-m"),
+    ("no processors", USAGE, "--kernel {kernel} -c 0", "-c"),
+    ("too many processors", USAGE, "--kernel {kernel} -c 100000", "-c"),
+    ("no such disk", FAILURE, "--kernel {kernel} --disk path={missing}", "missing"),
+    ("empty disk", FAILURE, "--kernel {kernel} --disk path={empty}", "empty"),
+    ("directory as disk", FAILURE, "--kernel {kernel} --disk path={folder}", "directory"),
+    ("odd disk size", FAILURE, "--kernel {kernel} --disk path={odd}", "512"),
+    ("disk shorter than its header says", FAILURE,
+     "--kernel {kernel} --disk path={short_qcow2},format=qcow2", "short_qcow2"),
+    ("raw disk as qcow2", FAILURE, "--kernel {kernel} --disk path={disk},format=qcow2", "disk"),
+    ("unknown disk format", USAGE, "--kernel {kernel} --disk path={disk},format=vmdk", "vmdk"),
+    ("unknown disk key", USAGE, "--kernel {kernel} --disk path={disk},colour=red", "colour"),
+    ("disk without a path", USAGE, "--kernel {kernel} --disk readonly=on", "path"),
+    ("disk key without a value", USAGE, "--kernel {kernel} --disk path={disk},readonly", "readonly"),
+    ("disk key that is neither on nor off", USAGE,
+     "--kernel {kernel} --disk path={disk},readonly=maybe", "maybe"),
+    ("unknown network", USAGE, "--kernel {kernel} --net carrier-pigeon", "carrier-pigeon"),
+    ("bad forward", USAGE, "--kernel {kernel} --net user,hostfwd=nonsense", "nonsense"),
+    ("forward from a bad port", USAGE,
+     "--kernel {kernel} --net user,hostfwd=tcp:127.0.0.1:99999-:80", "99999"),
+    ("unknown console", FAILURE, "--kernel {kernel} --console telepathy", "telepathy"),
+    ("console in no folder", FAILURE, "--kernel {kernel} --console file:{missing}/log", "missing"),
+    ("socket in no folder", FAILURE, "--kernel {kernel} --console unix:{missing}/s", "missing"),
+    ("unknown engine", USAGE, "--kernel {kernel} --engine steam", "steam"),
+)
+
+VERBS = (
+    ("no verb", USAGE, [], "help"),
+    ("unknown verb", USAGE, ["frobnicate"], "frobnicate"),
+    ("stray word behind check", USAGE, ["check", "stray"], "stray"),
+)
+
+
+def processes():
+    """Children of this process that are still there."""
+    with open(f"/proc/self/task/{threading.get_native_id()}/children", encoding="ascii") as file:
+        return file.read().split()
+
+
+class BadInput(suite.Case):
+    def setUp(self):
+        super().setUp()
+        with open(guest.kernel(), "rb") as file:
+            kernel = file.read()
+        middle = len(kernel) // 2
+        damaged = kernel[:middle] + bytes(x ^ 0x5a for x in kernel[middle:middle + 4096]) + \
+            kernel[middle + 4096:]
+        self.files = {
+            "kernel": guest.kernel(),
+            "missing": self.path("missing"),
+            "folder": self.folder,
+            "empty": self.file("empty", b""),
+            "noise": self.file("noise", os.urandom(5000)),
+            "text": self.file("text", b"#!/bin/sh\necho this is no kernel\n" * 40),
+            "truncated": self.file("truncated", kernel[:200000]),
+            "damaged": self.file("damaged", damaged),
+            "disk": self.file("disk", bytes(1 << 20)),
+            "odd": self.file("odd", bytes(1000)),
+            "short_qcow2": self.file("short_qcow2", b"QFI\xfb\0\0\0\3" + bytes(600)),
+            "large": self.file("large", b""),
+        }
+        os.truncate(self.files["large"], 300 << 20)
+
+    def check(self, what, argv, status, word, **options):
+        """@argv ends with @status after one line on standard error that contains @word."""
+        done = subprocess.run([guest.DOPPEL, *argv], stdin=subprocess.DEVNULL, text=True,
+                              stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                              timeout=60 * guest.PATIENCE, **options)
+        with self.subTest(what):
+            self.assertEqual(done.returncode, status, done.stderr)
+            self.assertEqual(done.stderr.count("\n"), 1, done.stderr)
+            self.assertTrue(done.stderr.startswith("doppel: "), done.stderr)
+            self.assertIn(word, done.stderr)
+            self.assertEqual(done.stdout, "")
+            self.assertEqual(processes(), [])
+
+    def test_run(self):
+        """bad options and files of run"""
+        before = sorted(os.listdir(self.folder))
+        for what, status, arguments, word in RUN:
+            argv = [part.format(**self.files) for part in arguments.split()]
+            self.check(what, ["run", *argv], status, word)
+        self.assertEqual(sorted(os.listdir(self.folder)), before)
+
+    def test_verbs(self):
+        """bad verbs"""
+        for what, status, argv, word in VERBS:
+            self.check(what, argv, status, word)
+
+    def as_nobody(self):
+        """Options for a child that may not do everything."""
+        if os.geteuid() != 0:
+            return {}
+        nobody = {"user": 65534, "group": 65534, "extra_groups": []}
+        os.chmod(self.folder, 0o755)
+        try:
+            subprocess.run([guest.DOPPEL, "version"], check=True, stdout=subprocess.DEVNULL, **nobody)
+            subprocess.run(["test", "-r", guest.kernel()], check=True, **nobody)
+        except (OSError, subprocess.CalledProcessError):
+            self.skipTest("other users cannot reach the build, and root may do everything")
+        return nobody
+
+    def test_unreadable(self):
+        """files without permission"""
+        options = self.as_nobody()
+        secret = self.file("secret", bytes(4096))
+        os.chmod(secret, 0)
+        self.check("kernel", ["run", "--kernel", secret], FAILURE, "secret", **options)
+        self.check("initrd", ["run", "--kernel", guest.kernel(), "--initrd", secret], FAILURE, "secret",
+                   **options)
+        self.check("disk", ["run", "--kernel", guest.kernel(), "--disk", "path=" + secret], FAILURE,
+                   "secret", **options)
+
+    def test_unwritable_disk(self):
+        """a disk on which the user may not write"""
+        options = self.as_nobody()
+        os.chmod(self.files["disk"], 0o444)
+        self.check("disk", ["run", "--kernel", guest.kernel(), "--disk", "path=" + self.files["disk"]],
+                   FAILURE, "disk", **options)
+
+    def test_address_space_limit(self):
+        """a limit on the address space"""
+        self.check("limit", ["run", "--kernel", guest.kernel(), "-m", "512M"], FAILURE, "memory",
+                   preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (400 << 20,) * 2))
+
+    def test_help(self):
+        """help and version go to standard output with status 0"""
+        for argv in (["help"], ["--help"], ["run", "--help"], ["version"], ["--version"], ["check"]):
+            done = subprocess.run([guest.DOPPEL, *argv], stdin=subprocess.DEVNULL, text=True,
+                                  stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=60)
+            with self.subTest(" ".join(argv)):
+                self.assertEqual((done.returncode, done.stderr), (0, ""))
+                self.assertTrue(done.stdout.strip())
+
+
+class Streams(suite.Case):
+    """Standard input, output and error that are not what one expects."""
+
+    def boot(self, **streams):
+        argv = guest.doppel("--net", "none", append='quiet doppel.net=off doppel.cmd="echo all is well"')
+        return subprocess.run(argv, timeout=60 * guest.PATIENCE, **streams)
+
+    def test_no_terminal(self):
+        """input at its end, output into a pipe"""
+        done = self.boot(stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertIn(b"all is well", done.stdout)
+        self.assertEqual(done.stderr, b"")
+
+    def test_closed_output(self):
+        """standard output closed"""
+        done = self.boot(stdin=subprocess.DEVNULL, stderr=subprocess.PIPE,
+                         preexec_fn=lambda: os.close(1))
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertLessEqual(done.stderr.count(b"\n"), 1, done.stderr)
+
+    def test_closed_input(self):
+        """standard input closed"""
+        done = self.boot(stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                         preexec_fn=lambda: os.close(0))
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertIn(b"all is well", done.stdout)
+
+    def test_all_closed(self):
+        """all three closed"""
+        def close_all():
+            for fd in range(3):
+                os.close(fd)
+        # The pipe that reports a failed exec lives beyond 2, so the test sees how it ended.
+        self.assertIn(self.boot(preexec_fn=close_all).returncode, (0, 1))
+
+    def test_broken_pipe(self):
+        """nobody reads standard output any more"""
+        read, write = os.pipe()
+        os.close(read)
+        try:
+            done = self.boot(stdin=subprocess.DEVNULL, stdout=write, stderr=subprocess.PIPE)
+        finally:
+            os.close(write)
+        self.assertGreaterEqual(done.returncode, 0, "died of a signal")
+        self.assertLessEqual(done.stderr.count(b"\n"), 1, done.stderr)
+
+    def test_full_output(self):
+        """a device that is full as standard output"""
+        with open("/dev/full", "wb") as full:
+            done = self.boot(stdin=subprocess.DEVNULL, stdout=full, stderr=subprocess.PIPE)
+        self.assertGreaterEqual(done.returncode, 0, "died of a signal")
+        self.assertLessEqual(done.stderr.count(b"\n"), 1, done.stderr)
+
+
+if __name__ == "__main__":
+    suite.main()
