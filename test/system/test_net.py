@@ -1,0 +1,171 @@
+#!/usr/bin/env python3
+"""virtio-net over user networking: addresses, TCP, UDP, forwards, and what "none" means."""
+
+import functools
+import hashlib
+import http.server
+import os
+import socket
+import struct
+import threading
+import time
+
+import guest
+import suite
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+
+class Net(suite.Case):
+    def serve_http(self):
+        """An HTTP server for the test's folder; its port."""
+        server = http.server.ThreadingHTTPServer(
+            ("127.0.0.1", 0), functools.partial(Quiet, directory=self.folder))
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        self.addCleanup(thread.join)
+        self.addCleanup(server.server_close)
+        self.addCleanup(server.shutdown)
+        return server.server_address[1]
+
+    def boot(self, *arguments):
+        console = self.start(guest.doppel(*arguments, append="quiet"))
+        console.expect(r"# $")
+        return console
+
+    def power_off(self, console):
+        console.send("poweroff -f\n")
+        self.assertEqual(console.wait(), 0)
+        self.assertEqual(console.stderr(), "")
+
+    def test_address(self):
+        """an address by DHCP, a gateway, a name server"""
+        console = self.boot("--net", "user")
+        self.assertIn("inet 10.0.2.", console.command("ip addr show eth0"))
+        self.assertIn("default via 10.0.2.2", console.command("ip route"))
+        self.assertIn("nameserver 10.0.2.3", console.command("cat /etc/resolv.conf"))
+        self.power_off(console)
+
+    def test_default(self):
+        """user networking is the default"""
+        console = self.boot()
+        self.assertIn("inet 10.0.2.", console.command("ip addr show eth0"))
+        self.power_off(console)
+
+    def test_none(self):
+        """--net none: no interface"""
+        console = self.boot("--net", "none")
+        console.command("test -e /sys/class/net/eth0", status=1)
+        self.power_off(console)
+
+    def test_fetch(self):
+        """100 MB over HTTP, checksum equal"""
+        data = os.urandom(1 << 20) * 100
+        self.file("data", data)
+        port = self.serve_http()
+        console = self.boot("--net", "user")
+        text = console.command(f"wget -q -O - http://10.0.2.2:{port}/data | sha256sum", 180)
+        self.assertIn(hashlib.sha256(data).hexdigest(), text)
+        self.power_off(console)
+
+    def test_send(self):
+        """20 MB from the guest to the host"""
+        listener = socket.create_server(("127.0.0.1", 0))
+        self.addCleanup(listener.close)
+        digest = hashlib.sha256()
+
+        def take():
+            peer, _ = listener.accept()
+            with peer:
+                while block := peer.recv(65536):
+                    digest.update(block)
+
+        thread = threading.Thread(target=take)
+        thread.start()
+        console = self.boot("--net", "user")
+        port = listener.getsockname()[1]
+        console.command(f"head -c 20000000 /dev/urandom >/tmp/data; nc 10.0.2.2 {port} </tmp/data", 120)
+        thread.join(20)
+        self.assertIn(digest.hexdigest(), console.command("sha256sum /tmp/data"))
+        self.power_off(console)
+
+    def serve_tftp(self, server, data):
+        """Answer one read request (RFC 1350) on @server, a UDP socket."""
+        _, peer = server.recvfrom(1000)
+        for block in range(1, len(data) // 512 + 2):
+            part = data[(block - 1) * 512:block * 512]
+            server.sendto(struct.pack(">HH", 3, block) + part, peer)
+            answer, _ = server.recvfrom(1000)
+            if answer != struct.pack(">HH", 4, block):
+                return
+
+    def test_udp(self):
+        """a file by TFTP, hundreds of datagrams there and back"""
+        data = os.urandom(200000)
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
+            server.bind(("127.0.0.1", 0))
+            server.settimeout(60 * guest.PATIENCE)
+            thread = threading.Thread(target=self.serve_tftp, args=(server, data))
+            thread.start()
+            console = self.boot("--net", "user")
+            port = server.getsockname()[1]
+            console.command(f"tftp -g -b 512 -r file -l /tmp/file 10.0.2.2 {port}")
+            thread.join(5)
+        self.assertIn(hashlib.sha256(data).hexdigest(), console.command("sha256sum /tmp/file"))
+        self.power_off(console)
+
+    def test_ping(self):
+        """the gateway answers pings"""
+        console = self.boot("--net", "user")
+        self.assertIn(" 0% packet loss", console.command("ping -c 5 -i 0.2 -s 1000 10.0.2.2"))
+        self.power_off(console)
+
+    def test_forward(self):
+        """a host port forwarded to a server in the guest"""
+        with socket.create_server(("127.0.0.1", 0)) as probe:
+            port = probe.getsockname()[1]
+        console = self.boot("--net", f"user,hostfwd=tcp:127.0.0.1:{port}-:80")
+        console.command("mkdir /tmp/www; seq 1 100000 >/tmp/www/numbers; httpd -h /tmp/www -p 80")
+        time.sleep(0.5)
+        with socket.create_connection(("127.0.0.1", port), timeout=60 * guest.PATIENCE) as peer:
+            peer.sendall(b"GET /numbers HTTP/1.0\r\n\r\n")
+            data = b""
+            while block := peer.recv(65536):
+                data += block
+        self.assertEqual(data.split(b"\r\n\r\n", 1)[1].split(), [b"%d" % i for i in range(1, 100001)])
+        self.power_off(console)
+
+    def test_many_connections(self):
+        """two hundred connections, ten at a time"""
+        self.file("small", b"small\n")
+        port = self.serve_http()
+        console = self.boot("--net", "user")
+        text = console.command(
+            "for i in $(seq 20); do for k in $(seq 10); do "
+            f"wget -q -O - http://10.0.2.2:{port}/small >>/tmp/all & done; wait; done; wc -l </tmp/all", 180)
+        self.assertEqual(text.split()[-1], "200")
+        self.power_off(console)
+
+    def test_refused(self):
+        """a port nobody listens on, and forwards to nobody, do no harm"""
+        with socket.create_server(("127.0.0.1", 0)) as probe:
+            closed = probe.getsockname()[1]
+        with socket.create_server(("127.0.0.1", 0)) as probe:
+            forwarded = probe.getsockname()[1]
+        console = self.boot("--net", f"user,hostfwd=tcp:127.0.0.1:{forwarded}-:81")
+        console.command(f"nc -w 5 10.0.2.2 {closed} </dev/null", status=1)
+        with socket.create_connection(("127.0.0.1", forwarded), timeout=20) as peer:
+            peer.settimeout(20)
+            try:
+                self.assertEqual(peer.recv(10), b"")
+            except ConnectionResetError:
+                pass
+        console.command("ping -c 1 10.0.2.2")
+        self.power_off(console)
+
+
+if __name__ == "__main__":
+    suite.main()
