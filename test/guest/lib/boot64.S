@@ -22,6 +22,7 @@
 boot32:
 	cld
 	cli
+	mov	%ebx, boot_info
 	lgdt	boot_gdtr
 	mov	$boot_stack_top, %esp
 
@@ -82,4 +83,7 @@ boot_pd:
 	.skip	4096
 	.skip	16384
 boot_stack_top:
+	.global	boot_info
+boot_info:
+	.skip	4		/* physical address of struct hvm_start_info */
 	.section .note.GNU-stack, "", @progbits
