@@ -8,6 +8,7 @@ import os
 import shutil
 import sys
 import tempfile
+import time
 import unittest
 
 import guest
@@ -25,7 +26,13 @@ class TapResult(unittest.TestResult):
         self.count += 1
         for line in reason.rstrip().split("\n") if reason else ():
             print("#", line)
-        print(f"{word} {self.count} - {test.shortDescription() or test.id()}{comment}", flush=True)
+        name = test.shortDescription() or test.id()
+        print(f"# {time.monotonic() - self.started:.1f} s")
+        print(f"{word} {self.count} - {name}{comment}", flush=True)
+
+    def startTest(self, test):
+        super().startTest(test)
+        self.started = time.monotonic()
 
     def addSuccess(self, test):
         super().addSuccess(test)
