@@ -232,6 +232,16 @@ static void tells_flags(void **state)
 
 /* ---- layout ---- */
 
+/* SDM vol. 2, FISTTP: #NM like any other x87 instruction, though it came with SSE3 */
+static void fisttp_needs_x87(void **state)
+{
+	const u8 fisttp[] = {0xdb, 0x08}, addsubps[] = {0xf2, 0x0f, 0xd0, 0xc1};
+
+	(void)state;
+	assert_true(decode(64, fisttp, sizeof(fisttp)).needs_x87);
+	assert_false(decode(64, addsubps, sizeof(addsubps)).needs_x87);
+}
+
 static void finds_layout(void **state)
 {
 	/* es lock 66 rex.w add [rbx + 0x12345678], imm32 */
@@ -335,6 +345,7 @@ int main(void)
 		cmocka_unit_test(knows_high_bytes),
 		cmocka_unit_test(knows_masked_operands),
 		cmocka_unit_test(tells_flags),
+		cmocka_unit_test(fisttp_needs_x87),
 		cmocka_unit_test(finds_layout),
 		cmocka_unit_test(asks_for_more_bytes),
 		cmocka_unit_test(limits_length),

@@ -274,6 +274,8 @@ static void set_flags(struct insn *i, const ZydisDecodedInstruction *z)
 
 		if (!i->has_imm || !count)
 			i->flags_kill = 0;
+		else if (count > 1) /* Intel's rotates leave OF alone then */
+			i->flags_kill &= (u16)~RFLAGS_OF;
 	}
 	if (i->rep || i->repne)
 		i->flags_kill = 0;
@@ -381,7 +383,8 @@ static void set_needs(struct insn *i, const ZydisDecodedInstruction *z,
 {
 	ZydisISAExt ext = z->meta.isa_ext;
 
-	i->needs_x87 = ext == ZYDIS_ISA_EXT_X87 || ext == ZYDIS_ISA_EXT_MMX;
+	i->needs_x87 = ext == ZYDIS_ISA_EXT_X87 || ext == ZYDIS_ISA_EXT_MMX ||
+		       z->mnemonic == ZYDIS_MNEMONIC_FISTTP;
 	i->needs_avx512 = i->encoding == ENC_EVEX || ext == ZYDIS_ISA_EXT_AVX512VEX;
 	i->needs_avx = i->encoding == ENC_VEX && !i->needs_avx512 && ext != ZYDIS_ISA_EXT_BMI1 &&
 		       ext != ZYDIS_ISA_EXT_BMI2;
