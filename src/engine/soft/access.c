@@ -291,17 +291,22 @@ static int stack_linear(struct soft_cpu *c, const struct stack *st, u64 sp, u32 
 	return SOFT_OK;
 }
 
-int stack_push(struct soft_cpu *c, struct stack *st, u32 size, u64 value)
+int stack_push_low(struct soft_cpu *c, struct stack *st, u32 size, u32 stored, u64 value)
 {
 	u64 sp = (st->sp - size) & st->mask;
 	gva_t lin;
-	int r = stack_linear(c, st, sp, size, true, &lin);
+	int r = stack_linear(c, st, sp, stored, true, &lin);
 
 	if (r == SOFT_OK)
-		r = write_as(c, lin, &value, size, st->access | ACC_WRITE);
+		r = write_as(c, lin, &value, stored, st->access | ACC_WRITE);
 	if (r == SOFT_OK)
 		st->sp = sp;
 	return r;
+}
+
+int stack_push(struct soft_cpu *c, struct stack *st, u32 size, u64 value)
+{
+	return stack_push_low(c, st, size, size, value);
 }
 
 int stack_pop(struct soft_cpu *c, struct stack *st, u32 size, u64 *value)

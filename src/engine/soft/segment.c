@@ -277,11 +277,13 @@ static u32 pushed_segment(const struct insn *i)
 
 int op_push_segment(struct soft_cpu *c, const struct insn *i)
 {
+	/* Intel's processors leave the upper half of a 32-bit slot alone (SDM vol. 2, PUSH). */
+	u32 stored = i->opsize == 4 && !soft_interp(c)->is_amd ? 2 : i->opsize;
 	struct stack st;
 	int r;
 
 	stack_open(c, &st);
-	r = stack_push(c, &st, i->opsize, c->seg[pushed_segment(i)].selector);
+	r = stack_push_low(c, &st, i->opsize, stored, c->seg[pushed_segment(i)].selector);
 	if (r == SOFT_OK)
 		stack_commit(c, &st);
 	return r;

@@ -421,17 +421,37 @@ static int advance(struct soft_cpu *c, struct string *s, bool observed, u64 coun
 	return r;
 }
 
+/*
+ * Intel's processors clear the upper halves of the registers that a repetition with 32-bit addresses
+ * counts in before the first element (the pointers with MOVS and STOS only), AMD's with each element.
+ */
+static void truncate_registers(struct soft_cpu *c, const struct string *s)
+{
+	gpr_set(c, RCX, s->asize, c->r[RCX]);
+	if (!s->writes_dest)
+		return;
+	if (s->uses_source)
+		gpr_set(c, RSI, s->asize, c->r[RSI]);
+	gpr_set(c, RDI, s->asize, c->r[RDI]);
+}
+
 int exec_string(struct soft_cpu *c, const struct insn *i)
 {
 	struct string s = string_of(c, i);
 	bool observed = each_is_observed(c);
 	u64 count = s.rep ? gpr_get(c, RCX, s.asize) : 1;
+	u64 flags = c->flags;
 	int r;
 
+	if (s.rep && !soft_interp(c)->is_amd)
+		truncate_registers(c, &s);
 	if (!count)
 		return SOFT_OK;
 	for (;;) {
 		r = advance(c, &s, observed, count);
+		/* Intel's processors take the flags of finished elements back (SDM vol. 2, REP). */
+		if (r == SOFT_FAULT && !soft_interp(c)->is_amd)
+			c->flags = flags;
 		if (r != SOFT_OK)
 			return r;
 		if (!s.rep || s.done)

@@ -59,7 +59,7 @@ struct interp {
 	u64 waiting_rip;
 
 	/* Properties of the CPU model, looked up once. */
-	bool is_amd; /* SYSCALL and SYSENTER follow the APM instead of the SDM */
+	bool is_amd; /* where the APM and the SDM differ (SYSCALL, SYSENTER, PUSH) the APM is followed */
 	bool has_hypervisor;
 	bool has_rdtscp, has_rdpid, has_invpcid, has_smap, has_xsaveopt, has_xgetbv1;
 	u64 cr4_mask; /* bits the guest may set */
@@ -228,6 +228,8 @@ struct stack {
 /* The current stack. */
 void stack_open(const struct soft_cpu *c, struct stack *st);
 int stack_push(struct soft_cpu *c, struct stack *st, u32 size, u64 value);
+/* The same, but of the @size bytes only the lower @stored are written. */
+int stack_push_low(struct soft_cpu *c, struct stack *st, u32 size, u32 stored, u64 value);
 int stack_pop(struct soft_cpu *c, struct stack *st, u32 size, u64 *value);
 /* Push @count values of @size bytes, value[0] first (at the highest address). */
 int stack_push_all(struct soft_cpu *c, struct stack *st, u32 size, const u64 *value, u32 count);
