@@ -1,9 +1,9 @@
 /*
  * See filter.h.
  *
- * Left out: what enters the kernel, what depends on the host's own system state (descriptor tables,
- * selectors, counters), what is not deterministic, and what stores addresses of the last x87
- * instruction.
+ * Left out: what the guest's processor does not have though the host's may, what enters the kernel,
+ * what depends on the host's own system state (descriptor tables, selectors, counters), what is not
+ * deterministic, and what stores addresses of the last x87 instruction.
  */
 #include "filter.h"
 
@@ -38,6 +38,11 @@ static bool category_is_comparable(ZydisInstructionCategory c)
 	case ZYDIS_CATEGORY_PCONFIG:
 	case ZYDIS_CATEGORY_PADLOCK:
 	case ZYDIS_CATEGORY_ENQCMD:
+	case ZYDIS_CATEGORY_AMX_TILE: /* see src/cpu/cpuid_model.c */
+	case ZYDIS_CATEGORY_MOVDIR:
+	case ZYDIS_CATEGORY_PT:
+	case ZYDIS_CATEGORY_KEYLOCKER:
+	case ZYDIS_CATEGORY_KEYLOCKER_WIDE:
 	case ZYDIS_CATEGORY_TSX_LDTRK:
 	case ZYDIS_CATEGORY_SERIALIZE:
 	case ZYDIS_CATEGORY_HRESET: return false;
@@ -72,6 +77,10 @@ static bool mnemonic_is_comparable(ZydisMnemonic m)
 	case ZYDIS_MNEMONIC_RMPADJUST:
 	case ZYDIS_MNEMONIC_RMPUPDATE:
 	case ZYDIS_MNEMONIC_PSMASH: /* #UD or #GP by what the host's EFER says */
+	case ZYDIS_MNEMONIC_SEAMCALL:
+	case ZYDIS_MNEMONIC_SEAMOPS:
+	case ZYDIS_MNEMONIC_SEAMRET:
+	case ZYDIS_MNEMONIC_TDCALL:
 	case ZYDIS_MNEMONIC_XSAVES:
 	case ZYDIS_MNEMONIC_XSAVES64:
 	case ZYDIS_MNEMONIC_XRSTORS:
@@ -109,13 +118,18 @@ static bool is_privileged(const ZydisDecodedInstruction *z)
 
 /*
  * PREFETCH of a register: AMD processors raise #UD, others take it as a NOP. VPINSRQ and VPEXTRQ
- * outside 64-bit mode: #UD or VPINSRD and VPEXTRD.
+ * outside 64-bit mode: #UD or VPINSRD and VPEXTRD. F3 before an XCHG of r8 and rax: ignored, or it
+ * is a PAUSE all the same. MOVSXD to 16 bits reads two bytes or four.
  */
 static bool is_vendor_specific(const ZydisDecodedInstruction *z, const struct insn *i)
 {
 	if (i->bits != 64 && i->encoding != ENC_LEGACY &&
 	    (i->mnemonic == ZYDIS_MNEMONIC_VPINSRD || i->mnemonic == ZYDIS_MNEMONIC_VPEXTRD))
 		return z->raw.vex.W || z->raw.evex.W;
+	if (z->mnemonic == ZYDIS_MNEMONIC_MOVSXD)
+		return i->opsize == 2;
+	if (z->mnemonic == ZYDIS_MNEMONIC_PAUSE)
+		return i->rex & 1;
 	return i->encoding == ENC_LEGACY && i->opcode_len == 2 &&
 	       i->bytes[i->opcode_off + 1] == 0x0d && i->bytes[i->modrm_off] >= 0xc0;
 }
