@@ -203,6 +203,8 @@ static const struct {
 	{"and", BYTES(0x21, 0xd8), 0, RFLAGS_ARITH, RFLAGS_ARITH},
 	{"mov", BYTES(0x89, 0xd8), 0, 0, 0},
 	{"shl by 3", BYTES(0xc1, 0xe0, 0x03), 0, RFLAGS_ARITH, RFLAGS_ARITH},
+	{"rol by 1", BYTES(0xd1, 0xc0), 0, RFLAGS_CF | RFLAGS_OF, RFLAGS_CF | RFLAGS_OF},
+	{"rol by 3", BYTES(0xc1, 0xc0, 0x03), 0, RFLAGS_CF, RFLAGS_CF | RFLAGS_OF},
 	{"shl by 32", BYTES(0xc1, 0xe0, 0x20), 0, 0, RFLAGS_ARITH},
 	{"shl by cl", BYTES(0xd3, 0xe0), 0, 0, RFLAGS_ARITH},
 	{"imul leaves the undefined ones alone", BYTES(0x0f, 0xaf, 0xc3), 0, RFLAGS_CF | RFLAGS_OF,

@@ -266,9 +266,9 @@ static void string_compares(void **state)
 	machine_exec(m, CODE_OF(lods));
 	assert_int_equal(c->r[RAX], 0xffffffffffff7878);
 	assert_int_equal(c->r[RSI], AT_DATA + 0xffd + 20);
-	c->r[RCX] = 0xabcd00000000; /* ECX is zero: nothing happens, not even to the upper half */
+	c->r[RCX] = 0xabcd00000000; /* ECX is zero: nothing happens, to AMD's upper half neither */
 	machine_exec(m, CODE_OF(stos32));
-	assert_int_equal(c->r[RCX], 0xabcd00000000);
+	assert_int_equal(c->r[RCX], m->cpuid.is_amd ? 0xabcd00000000 : 0);
 	machine_free(m);
 }
 

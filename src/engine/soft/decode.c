@@ -257,6 +257,12 @@ static bool writes_undefined(ZydisMnemonic m)
 	}
 }
 
+static bool is_rotate(ZydisMnemonic m)
+{
+	return m == ZYDIS_MNEMONIC_ROL || m == ZYDIS_MNEMONIC_ROR || m == ZYDIS_MNEMONIC_RCL ||
+	       m == ZYDIS_MNEMONIC_RCR;
+}
+
 static void set_flags(struct insn *i, const ZydisDecodedInstruction *z)
 {
 	const ZydisAccessedFlags *f = z->cpu_flags;
@@ -274,7 +280,7 @@ static void set_flags(struct insn *i, const ZydisDecodedInstruction *z)
 
 		if (!i->has_imm || !count)
 			i->flags_kill = 0;
-		else if (count > 1) /* Intel's rotates leave OF alone then */
+		else if (count > 1 && is_rotate(z->mnemonic)) /* Intel's leave OF alone then */
 			i->flags_kill &= (u16)~RFLAGS_OF;
 	}
 	if (i->rep || i->repne)
