@@ -118,7 +118,8 @@ soft_stub_host_fault:
 
 /*
  * Called from translated code: r10 = address, r11d = site description. The C helper returns 0 to resume
- * after the call, 1 to resume 5 bytes further, or 2 + enum soft_leave.
+ * after the call, 1 to resume 5 bytes further, or 2 + enum soft_leave. LEAVE_GO_ON is a way on without
+ * leaving: to cpu->link, which starts the private stack over and finds the block at rip.
  */
 .macro helper_stub name, helper
 	.globl \name
@@ -140,7 +141,11 @@ soft_stub_host_fault:
 	load_registers
 	ret
 2:	sub $2, %eax
-	jmp leave_to_c
+	cmp $LEAVE_GO_ON_, %eax
+	jne leave_to_c
+	load_registers
+	mov CPU(OFF_RIP), %r10
+	jmp *CPU(OFF_LINK)
 	.size \name, . - \name
 .endm
 

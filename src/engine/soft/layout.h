@@ -12,3 +12,4 @@
 /* enum soft_leave */
 #define LEAVE_HOST_FAULT_ 6
 #define LEAVE_THUNK_      7
+#define LEAVE_GO_ON_      8

@@ -30,7 +30,8 @@ _Static_assert(offsetof(struct soft_cpu, link) == OFF_LINK, "layout.h");
 _Static_assert(offsetof(struct soft_cpu, host_rsp) == OFF_HOST_RSP, "layout.h");
 _Static_assert(offsetof(struct soft_cpu, ras_base) == OFF_RAS_BASE, "layout.h");
 _Static_assert(offsetof(struct soft_cpu, ras_rsp) == OFF_RAS_RSP, "layout.h");
-_Static_assert(LEAVE_HOST_FAULT == LEAVE_HOST_FAULT_ && LEAVE_THUNK == LEAVE_THUNK_, "layout.h");
+_Static_assert(LEAVE_HOST_FAULT == LEAVE_HOST_FAULT_ && LEAVE_THUNK == LEAVE_THUNK_ &&
+	       LEAVE_GO_ON == LEAVE_GO_ON_, "layout.h");
 _Static_assert(sizeof(struct tlb_entry) == 32 && sizeof(struct ibt_entry) == 16, "translate.c");
 
 static struct soft_vm *vm_of(struct engine_vm *vm)
@@ -411,18 +412,52 @@ static u32 leave_with(enum soft_leave why)
 	return 2 + (u32)why;
 }
 
-/* After the interpreter ran the instruction of @site: go on behind it in the block, or leave? */
+/* Is there something that the run loop must see before the next instruction? */
+static bool run_loop_is_due(const struct soft_cpu *c)
+{
+	return c->mode & MODE_INTERPRET || c->sysflags & RFLAGS_RF || c->shadow ||
+	       c->shadow_mov_ss || c->irq_window || c->nmi_pending ||
+	       atomic_load_explicit(&c->exit_req, memory_order_relaxed);
+}
+
+/* On at c->rip, which is not in the running block: without a detour through the run loop if possible. */
+static u32 go_on(struct soft_cpu *c)
+{
+	u32 half = c->mode & MODE_USER ? HALF_USER : HALF_SUPER;
+
+	if (run_loop_is_due(c) || soft_half(c, half)->ibt_mode != c->mode)
+		return leave_with(LEAVE_LOOKUP);
+	c->branch_site = BRANCH_SITE_NONE;
+	c->link = c->vm->cache->entry.ras_bottom[half];
+	*(u64 *)c->ras_base = c->link;
+	soft_fpu_live(c);
+	return leave_with(LEAVE_GO_ON);
+}
+
+/* Deliver the exception that is recorded in c->exc, and go on in its handler. */
+static u32 deliver(struct soft_cpu *c)
+{
+	int status;
+
+	do {
+		c->counters[COUNT_EXCEPTIONS]++;
+		status = soft_deliver_exception(c);
+	} while (status == SOFT_FAULT);
+	return status == SOFT_EXIT ? leave_with(LEAVE_EXIT) : go_on(c);
+}
+
+/* After the interpreter ran the instruction of @site: go on behind it in the block, or elsewhere? */
 static u32 resume(struct soft_cpu *c, int status, u64 next, u32 mode, u32 site)
 {
 	if (status != SOFT_EXIT)
 		c->frag_count = 0;
 	if (status == SOFT_FAULT)
-		return leave_with(LEAVE_FAULT);
+		return deliver(c);
 	if (status == SOFT_EXIT)
 		return leave_with(LEAVE_EXIT);
 	if (site & SITE_TERMINAL || c->rip != next || c->mode != mode || c->code_changed ||
 	    c->shadow || c->shadow_mov_ss || c->irq_window)
-		return leave_with(LEAVE_LOOKUP);
+		return go_on(c);
 	soft_fpu_live(c);
 	return 1;
 }
@@ -462,7 +497,7 @@ u32 soft_miss(struct soft_cpu *c, gva_t address, u32 site)
 		if (status == SOFT_OK && filled)
 			return 0;
 		if (status == SOFT_FAULT && !(site & (SITE_MASKED | SITE_GROUP)))
-			return leave_with(LEAVE_FAULT);
+			return deliver(c);
 	}
 	if (site & SITE_GROUP) {
 		c->counters[COUNT_GROUP_FALLBACKS]++;

@@ -157,6 +157,7 @@ enum soft_leave {
 	LEAVE_EXIT,      /* cpu->exit is filled in */
 	LEAVE_HOST_FAULT, /* a host fault in translated code: cpu->fault_* */
 	LEAVE_THUNK,     /* soft_thunk's instruction is done */
+	LEAVE_GO_ON,     /* not left at all: on to the code that cpu->link leads to, for cpu->rip */
 };
 
 /* Bits of exit_req. */
@@ -181,7 +182,7 @@ struct soft_cpu {
 	u64 sysflags;     /* the other RFLAGS bits: TF IOPL NT RF VM AC VIF VIP ID */
 	u64 spill[8];     /* translated code's temporaries */
 	u64 group[8];     /* host addresses of memory groups */
-	u64 link;         /* LEAVE_LINK: host address of the exit's descriptor */
+	u64 link;         /* LEAVE_LINK: host address of the exit's descriptor; LEAVE_GO_ON: of code */
 	u64 host_rsp;     /* the C stack while translated code runs */
 	u64 ras_base;     /* initial host rsp for translated code */
 	u64 stub[8];      /* entry points in dispatch.S (enum soft_stub) */
