@@ -94,7 +94,9 @@ static int setup(void **state)
 	f->vm.cpu[0] = c;
 	f->vm.cpus = 1;
 	c->vm = &f->vm;
-	c->ibt_miss = 0x1234;
+	c->ibt_miss[HALF_SUPER] = 0x1234;
+	c->ibt_miss[HALF_USER] = 0x2345;
+	c->ibt_leave = 0x3456;
 	c->cr0 = CR0_PE | CR0_PG | CR0_WP;
 	c->cr4 = CR4_PAE | CR4_PGE;
 	c->efer = EFER_LME | EFER_LMA | EFER_NXE;
@@ -632,8 +634,11 @@ static void many_local_pages_are_dropped(void **state)
 static u64 ibt_code(struct fixture *f, gva_t gva)
 {
 	const struct ibt_entry *e = &soft_half(&f->c, HALF_SUPER)->ibt[IBT_INDEX(gva)];
+	const struct ibt_entry *second = &soft_half(&f->c, HALF_SUPER)->ibt[IBT2_INDEX(gva)];
 
-	return e->code == f->c.ibt_miss || e->gva != gva ? 0 : e->code;
+	if (e->code == f->c.ibt_miss[HALF_SUPER] || e->gva != gva)
+		e = second;
+	return e->code == f->c.ibt_leave || e->gva != gva ? 0 : e->code;
 }
 
 static void indirect_branches_follow_flushes(void **state)
@@ -656,6 +661,12 @@ static void indirect_branches_follow_flushes(void **state)
 	soft_ibt_insert(c, HALF_SUPER, 6, PAGE + 0x4000, 400); /* another mode */
 	assert_int_equal(ibt_code(f, PAGE + 0x3000), 0);
 	assert_int_equal(ibt_code(f, PAGE + 0x4000), 400);
+	soft_ibt_insert(c, HALF_SUPER, 6, PAGE + 0x14000, 500); /* the same entry of the first level */
+	assert_int_equal(ibt_code(f, PAGE + 0x4000), 400);
+	assert_int_equal(ibt_code(f, PAGE + 0x14000), 500);
+	soft_tlb_flush_page(c, PAGE + 0x4000);
+	assert_int_equal(ibt_code(f, PAGE + 0x4000), 0);
+	assert_int_equal(ibt_code(f, PAGE + 0x14000), 500);
 	soft_ibt_flush_all(&f->vm);
 	assert_int_equal(ibt_code(f, PAGE + 0x4000), 0);
 	for (u32 n = 0; n < IBT_SIZE; n++)

@@ -52,6 +52,29 @@ static struct emit emitter(struct cache *c, u64 from, u64 to)
 			     .cpu = cpu_offset()};
 }
 
+/* HOST_S1 = rip, which the first level of the indirect-branch table does not have. Flags stay. */
+static void emit_second_level(struct cache *c, struct emit *e, u32 half)
+{
+	const u32 gva = offsetof(struct soft_half, ibt) + offsetof(struct ibt_entry, gva);
+	u8 *other;
+
+	emit_align(e, 16, 0);
+	c->entry.ibt_miss[half] = emit_here(e);
+	emit_store_cpu(e, CPU_DISP(e, spill[0]), RCX);
+	emit_pext_cpu(e, HOST_S2, HOST_S1, CPU_DISP(e, ibt2_mask));
+	emit_lea(e, 64, HOST_S2, HOST_S2, HOST_S2, 1, 2 * IBT_SIZE);
+	emit_half_op(e, half, 0x8b, RCX, HOST_S2, 8, gva);
+	emit_not(e, RCX);
+	emit_lea(e, 64, RCX, RCX, HOST_S1, 1, 1);
+	emit_jrcxz(e, 5);
+	other = emit_jmp_forward(e);
+	emit_load_cpu(e, RCX, CPU_DISP(e, spill[0]));
+	emit_table_jump(e, half, false);
+	emit_patch(e, other, emit_here(e));
+	emit_load_cpu(e, RCX, CPU_DISP(e, spill[0]));
+	emit_jmp(e, c->entry.ibt_leave);
+}
+
 static void emit_entries(struct cache *c)
 {
 	struct emit e = emitter(c, 0, ENTRY_BYTES);
@@ -60,9 +83,11 @@ static void emit_entries(struct cache *c)
 	c->entry.miss = emit_trampoline(c, &e, STUB_MISS);
 	c->entry.step = emit_trampoline(c, &e, STUB_STEP);
 	c->entry.thunk_done = emit_trampoline(c, &e, STUB_THUNK_DONE);
-	c->entry.ibt_miss = emit_here(&e);
+	c->entry.ibt_leave = emit_here(&e);
 	emit_mov_imm32(&e, HOST_S2, LEAVE_LOOKUP);
 	emit_jmp_cpu(&e, CPU_DISP(&e, stub[STUB_LEAVE]));
+	for (u32 half = 0; half < HALVES; half++)
+		emit_second_level(c, &e, half);
 	for (u32 half = 0; half < HALVES; half++) {
 		emit_align(&e, 16, 0);
 		c->entry.ras_bottom[half] = emit_here(&e);
@@ -322,7 +347,7 @@ void cache_drop(struct soft_vm *vm, struct block *b)
 {
 	struct cache *c = vm->cache;
 	u8 patch[8] = {0xe9};
-	u32 rel = (u32)(c->entry.ibt_miss - (b->code + 5));
+	u32 rel = (u32)(c->entry.ibt_leave - (b->code + 5));
 	u64 word;
 
 	while (b->incoming)

@@ -59,7 +59,7 @@ struct block {
 
 /* Trampolines at fixed places in code memory: rel32-reachable from everywhere in it. */
 struct cache_entries {
-	u64 leave, miss, step, thunk_done, ibt_miss, ras_bottom[HALVES];
+	u64 leave, miss, step, thunk_done, ibt_miss[HALVES], ibt_leave, ras_bottom[HALVES];
 };
 
 struct cache {

@@ -108,16 +108,6 @@ static u32 tag_offset(bool write)
 			(u32)offsetof(struct tlb_entry, tag_read));
 }
 
-void emit_rorx(struct emit *e, u8 dst, u8 src, u8 count)
-{
-	emit_u8(e, 0xc4);
-	emit_u8(e, (u8)((dst & 8 ? 0 : 0x80) | 0x40 | (src & 8 ? 0 : 0x20) | 3));
-	emit_u8(e, 0xfb); /* W1, vvvv unused, pp = F2 */
-	emit_u8(e, 0xf0);
-	emit_u8(e, (u8)(0xc0 | (dst & 7) << 3 | (src & 7)));
-	emit_u8(e, count);
-}
-
 static void emit_and32_imm(struct emit *e, u8 reg, u32 imm)
 {
 	emit_u8(e, 0x41);
@@ -132,20 +122,6 @@ static void emit_cmp64_imm(struct emit *e, u8 reg, u32 imm)
 	emit_u8(e, 0x81);
 	emit_u8(e, (u8)(0xf8 | (reg & 7)));
 	emit_u32(e, imm);
-}
-
-void emit_not(struct emit *e, u8 reg)
-{
-	emit_u8(e, reg & 8 ? 0x49 : 0x48);
-	emit_u8(e, 0xf7);
-	emit_u8(e, (u8)(0xd0 | (reg & 7)));
-}
-
-/* jrcxz over @bytes */
-void emit_jrcxz(struct emit *e, u8 bytes)
-{
-	emit_u8(e, 0xe3);
-	emit_u8(e, bytes);
 }
 
 /* Flags dead: HOST_S1 becomes the page offset, HOST_S2 the host page. Returns the branch to patch. */

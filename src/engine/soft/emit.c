@@ -87,6 +87,29 @@ u8 *emit_jcc_forward(struct emit *e, u8 cond)
 	return e->p - 4;
 }
 
+void emit_not(struct emit *e, u8 reg)
+{
+	emit_u8(e, reg & 8 ? 0x49 : 0x48);
+	emit_u8(e, 0xf7);
+	emit_u8(e, (u8)(0xd0 | (reg & 7)));
+}
+
+void emit_jrcxz(struct emit *e, u8 bytes)
+{
+	emit_u8(e, 0xe3);
+	emit_u8(e, bytes);
+}
+
+void emit_rorx(struct emit *e, u8 dst, u8 src, u8 count)
+{
+	emit_u8(e, 0xc4);
+	emit_u8(e, (u8)((dst & 8 ? 0 : 0x80) | 0x40 | (src & 8 ? 0 : 0x20) | 3));
+	emit_u8(e, 0xfb); /* W1, vvvv unused, pp = F2 */
+	emit_u8(e, 0xf0);
+	emit_u8(e, (u8)(0xc0 | (dst & 7) << 3 | (src & 7)));
+	emit_u8(e, count);
+}
+
 void emit_patch(struct emit *e, u8 *rel32, u64 target)
 {
 	u32 rel = (u32)(target - ((u64)rel32 + (u64)e->exec_delta + 4));
@@ -722,14 +745,18 @@ bool emit_data(struct emit *e, const struct insn *i, struct host_mem m)
 	return true;
 }
 
-void emit_indirect(struct emit *e, u32 half, bool call)
+void emit_table_jump(struct emit *e, u32 half, bool call)
 {
-	s32 disp;
+	s32 disp = put_half(e, half, offsetof(struct soft_half, ibt) + offsetof(struct ibt_entry, code));
 
-	emit_pext_cpu(e, HOST_S2, HOST_S1, CPU_DISP(e, ibt_mask));
-	emit_lea(e, 64, HOST_S2, HOST_S2, HOST_S2, 1, 0);
-	disp = put_half(e, half, offsetof(struct soft_half, ibt) + offsetof(struct ibt_entry, code));
 	put_rex(e, false, NO_REG, HOST_S2, NO_REG);
 	emit_u8(e, 0xff);
 	put_mem(e, call ? 2 : 4, NO_REG, HOST_S2, 8, disp, false);
+}
+
+void emit_indirect(struct emit *e, u32 half, bool call)
+{
+	emit_pext_cpu(e, HOST_S2, HOST_S1, CPU_DISP(e, ibt_mask));
+	emit_lea(e, 64, HOST_S2, HOST_S2, HOST_S2, 1, 0);
+	emit_table_jump(e, half, call);
 }

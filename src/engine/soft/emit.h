@@ -53,6 +53,11 @@ void emit_call(struct emit *e, u64 target);
 u8 *emit_jmp_forward(struct emit *e);
 u8 *emit_jcc_forward(struct emit *e, u8 cond);
 void emit_patch(struct emit *e, u8 *rel32, u64 target);
+void emit_jrcxz(struct emit *e, u8 bytes); /* over @bytes */
+
+/* Without touching flags. */
+void emit_not(struct emit *e, u8 reg);
+void emit_rorx(struct emit *e, u8 dst, u8 src, u8 count); /* 64 bits */
 
 /* mov to and from fs:[disp], 64 bits; flags untouched, as with all emit_*cpu* except cmp. */
 void emit_load_cpu(struct emit *e, u8 reg, s32 disp);
@@ -117,3 +122,6 @@ bool emit_data(struct emit *e, const struct insn *i, struct host_mem m);
  * call or jump; clobbers HOST_S2, leaves flags alone.
  */
 void emit_indirect(struct emit *e, u32 half, bool call);
+
+/* The last step of that: HOST_S2 is the entry's position in the table, doubled. */
+void emit_table_jump(struct emit *e, u32 half, bool call);

@@ -7,7 +7,7 @@
 #define OFF_LINK       296
 #define OFF_HOST_RSP   304
 #define OFF_RAS_BASE   312
-#define OFF_RAS_RSP    448
+#define OFF_RAS_RSP    472
 
 /* enum soft_leave */
 #define LEAVE_HOST_FAULT_ 6

@@ -202,7 +202,10 @@ static void cpu_constants(struct soft_cpu *c)
 	c->ibt_mask = IBT_MASK;
 	c->bit_mask64 = 63;
 	c->bit_mask32 = 31;
-	c->ibt_miss = c->vm->cache->entry.ibt_miss;
+	c->ibt2_mask = IBT2_MASK;
+	for (u32 half = 0; half < HALVES; half++)
+		c->ibt_miss[half] = c->vm->cache->entry.ibt_miss[half];
+	c->ibt_leave = c->vm->cache->entry.ibt_leave;
 }
 
 static int soft_state_set(struct engine_vcpu *vcpu, u32 parts, const struct cpu_state *s);
@@ -537,26 +540,39 @@ static int enter(struct soft_cpu *c, u64 code, u64 index2)
 	return why;
 }
 
-/* The translated code for rip by the indirect-branch table; 0 when it is not there. */
-static u64 probe_table(struct soft_cpu *c)
+/* The entry of the indirect-branch table that has the translated code for rip, or NULL. */
+static const struct ibt_entry *probe_table(struct soft_cpu *c)
 {
 	const struct soft_half *h = soft_half(c, c->mode & MODE_USER ? HALF_USER : HALF_SUPER);
-	const struct ibt_entry *entry = &h->ibt[IBT_INDEX(c->rip)];
+	const struct ibt_entry *first = &h->ibt[IBT_INDEX(c->rip)];
+	const struct ibt_entry *second = &h->ibt[IBT2_INDEX(c->rip)];
 
-	if (h->ibt_mode != c->mode || entry->gva != c->rip || entry->code == c->ibt_miss)
-		return 0;
-	return entry->code;
+	if (h->ibt_mode != c->mode)
+		return NULL;
+	if (first->gva == c->rip && first->code != c->ibt_miss[HALF_USER] &&
+	    first->code != c->ibt_miss[HALF_SUPER])
+		return first;
+	return second->gva == c->rip && second->code != c->ibt_leave ? second : NULL;
+}
+
+/* Translated code checks that entry @e is the right one: it wants the entry's position, doubled. */
+static int enter_by_table(struct soft_cpu *c, const struct ibt_entry *e)
+{
+	const struct soft_half *h = soft_half(c, c->mode & MODE_USER ? HALF_USER : HALF_SUPER);
+
+	return enter(c, e->code, (u64)(e - h->ibt) * 2);
 }
 
 /* Run translated code from rip on; SOFT_OK when it came back for the next block. */
 static int run_translated(struct soft_cpu *c)
 {
-	u64 code = probe_table(c), rip = c->rip;
+	const struct ibt_entry *entry = probe_table(c);
+	u64 rip = c->rip;
 	struct block *b;
 	int status, why = LEAVE_LOOKUP;
 
-	if (code)
-		why = enter(c, code, IBT_INDEX(rip) * 2);
+	if (entry)
+		why = enter_by_table(c, entry);
 	/* A dropped block's entry leads straight back here. */
 	if (why == LEAVE_LOOKUP && c->rip == rip) {
 		status = find_block(c, 0, &b);

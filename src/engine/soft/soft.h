@@ -42,6 +42,8 @@ enum {
 	TLB_SIZE = 1 << TLB_BITS,
 	IBT_BITS = 14, /* 4,096 entries took 4 of 5 lookups for conflicts among kernel functions */
 	IBT_SIZE = 1 << IBT_BITS,
+	IBT_TOTAL = 2 * IBT_SIZE, /* first and second level */
+	IBT_LOG = 4096,
 	CTX_LOG = 1024,
 	FETCH_SIZE = 64,
 	SOFT_CONTEXTS = 16,
@@ -62,15 +64,19 @@ struct tlb_entry {
 
 /*
  * gva to translated code. The jump goes through code unconditionally; the block it reaches compares gva
- * with the address wanted (it knows whether it may clobber flags). An empty entry's code is the miss
- * trampoline, cpu->ibt_miss.
+ * with the address wanted (it knows whether it may clobber flags). When they differ, and through the
+ * code of an empty entry, the second level is tried, which follows the first in the table and is indexed
+ * by other bits: functions 64 KiB apart share an entry of the first. What is not there either is looked
+ * up in C. Every block is entered in both levels.
  */
 struct ibt_entry {
 	u64 gva;
 	u64 code; /* host address of the block's indirect entry */
 };
-#define IBT_MASK       0xfffcul /* address bits that index the table */
+#define IBT_MASK       0xfffcul /* address bits that index the first level */
 #define IBT_INDEX(gva) (((gva) & IBT_MASK) >> 2)
+#define IBT2_MASK      0xff0fcul /* and the second */
+#define IBT2_INDEX(gva) (IBT_SIZE + (((gva) >> 2 & 0x3f) | ((gva) >> 12 & 0xff) << 6))
 
 /* Index of the privilege half: supervisor (CPL 0-2) or user. */
 enum { HALF_SUPER, HALF_USER, HALVES };
@@ -91,10 +97,10 @@ struct soft_fetch_entry {
  */
 struct soft_half {
 	struct tlb_entry tlb[TLB_SIZE];
-	struct ibt_entry ibt[IBT_SIZE];
+	struct ibt_entry ibt[IBT_TOTAL];
 	/* Touched indices since the last flush, so that a flush costs what was used; full: flush all. */
 	u32 tlb_logged, ibt_logged;
-	u16 tlb_log[CTX_LOG], ibt_log[CTX_LOG];
+	u16 tlb_log[CTX_LOG], ibt_log[IBT_LOG];
 	u32 ibt_mode;       /* mode key of the blocks in ibt[] */
 	u64 exec_pages[64]; /* hashed set of virtual pages with entries in ibt[] */
 
@@ -189,8 +195,8 @@ struct soft_cpu {
 	u64 tsc_offset;   /* guest TSC = host TSC + this */
 	u64 tlb_index_mask; /* constants for flag-free checks: pext masks */
 	u64 page_mask;
-	u64 ibt_mask;
-	u64 ibt_miss;     /* code of empty indirect-branch entries */
+	u64 ibt_mask, ibt2_mask;
+	u64 ibt_miss[HALVES], ibt_leave; /* code of empty entries of the first and second level */
 	u64 bit_mask64, bit_mask32; /* 63 and 31 */
 	u32 branch_site;  /* see translate.h */
 	u64 ras_rsp;      /* host rsp of translated code while a helper runs */

@@ -34,7 +34,6 @@
 
 #define CTX_FREE  (~0ul)
 #define CTX_BYTES align_up(SOFT_CONTEXTS * sizeof(struct soft_ctx), PAGE_SIZE)
-#define LOG_FULL  (CTX_LOG + 1u)
 
 enum {
 	IBT_STRADDLE = 15
@@ -67,20 +66,25 @@ static void fetch_reset(struct soft_half *h)
 		h->exec_large[i] = h->exec_huge[i] = 0;
 }
 
-static void ibt_clear(struct soft_cpu *c, struct ibt_entry *e)
+/* The code of entry @i of @h when it is empty. */
+static u64 ibt_empty(const struct soft_cpu *c, const struct soft_half *h, u32 i)
 {
-	e->gva = 0;
-	e->code = c->ibt_miss;
+	return i < IBT_SIZE ? c->ibt_miss[h == &c->super ? HALF_SUPER : HALF_USER] : c->ibt_leave;
+}
+
+static void ibt_clear(struct soft_cpu *c, struct soft_half *h, u32 i)
+{
+	h->ibt[i] = (struct ibt_entry){.code = ibt_empty(c, h, i)};
 }
 
 static void ibt_reset(struct soft_cpu *c, struct soft_half *h)
 {
-	if (h->ibt_logged > CTX_LOG)
-		for (u32 i = 0; i < IBT_SIZE; i++)
-			ibt_clear(c, &h->ibt[i]);
+	if (h->ibt_logged > IBT_LOG)
+		for (u32 i = 0; i < IBT_TOTAL; i++)
+			ibt_clear(c, h, i);
 	else
 		for (u32 n = 0; n < h->ibt_logged; n++)
-			ibt_clear(c, &h->ibt[h->ibt_log[n]]);
+			ibt_clear(c, h, h->ibt_log[n]);
 	h->ibt_logged = 0;
 	soft_fill64(h->exec_pages, 0, ARRAY_SIZE(h->exec_pages));
 }
@@ -103,7 +107,8 @@ static void half_reset(struct soft_cpu *c, struct soft_half *h)
 /* Zeroed memory is not an empty table: tag 0 is page 0. */
 static void half_prepare(struct soft_cpu *c, struct soft_half *h)
 {
-	h->tlb_logged = h->ibt_logged = LOG_FULL;
+	h->tlb_logged = CTX_LOG + 1;
+	h->ibt_logged = IBT_LOG + 1;
 	half_reset(c, h);
 }
 
@@ -287,17 +292,20 @@ static bool has_executed_large(const struct soft_half *h, gva_t gva)
 	return h->exec_large[upper] & exec_large_bit(gva) || h->exec_huge[upper] & huge_bit(gva);
 }
 
-/* Remove indirect-branch entries in the page of @gva, from offset @from on. */
+static void ibt_drop(struct soft_cpu *c, struct soft_half *h, gva_t gva, u32 first, u32 last)
+{
+	for (u32 i = first; i <= last; i++)
+		if (!((h->ibt[i].gva ^ gva) & PAGE_MASK) && h->ibt[i].code != ibt_empty(c, h, i))
+			ibt_clear(c, h, i);
+}
+
+/* Remove indirect-branch entries in the page of @gva, from offset @from on (or more of them). */
 static void ibt_drop_page(struct soft_cpu *c, struct soft_half *h, gva_t gva, u32 from)
 {
-	u32 first = IBT_INDEX((gva & PAGE_MASK) + from), last = IBT_INDEX(gva | ~PAGE_MASK);
+	gva_t page = gva & PAGE_MASK, last = gva | ~PAGE_MASK;
 
-	for (u32 i = first; i <= last; i++) {
-		struct ibt_entry *e = &h->ibt[i];
-
-		if (!((e->gva ^ gva) & PAGE_MASK) && e->code != c->ibt_miss)
-			ibt_clear(c, e);
-	}
+	ibt_drop(c, h, gva, IBT_INDEX(page + from), IBT_INDEX(last));
+	ibt_drop(c, h, gva, IBT2_INDEX(page), IBT2_INDEX(last));
 }
 
 static void half_flush_page(struct soft_cpu *c, struct soft_half *h, gva_t gva)
@@ -409,24 +417,26 @@ void soft_ibt_note_page(struct soft_cpu *c, u32 half, gva_t gva)
 	bitmap_set(soft_half(c, half)->exec_pages, exec_page_bit(gva));
 }
 
+static void ibt_enter(struct soft_cpu *c, struct soft_half *h, u32 i, gva_t gva, u64 code)
+{
+	if (h->ibt[i].code == ibt_empty(c, h, i)) {
+		if (h->ibt_logged < IBT_LOG)
+			h->ibt_log[h->ibt_logged] = (u16)i;
+		h->ibt_logged = MIN(h->ibt_logged, (u32)IBT_LOG) + 1;
+	}
+	h->ibt[i] = (struct ibt_entry){.gva = gva, .code = code};
+}
+
 void soft_ibt_insert(struct soft_cpu *c, u32 half, u32 mode, gva_t gva, u64 code)
 {
 	struct soft_half *h = soft_half(c, half);
-	u32 i = IBT_INDEX(gva);
-	struct ibt_entry *e = &h->ibt[i];
 
 	if (h->ibt_mode != mode) {
 		ibt_reset(c, h);
 		h->ibt_mode = mode;
 	}
-	if (e->code == c->ibt_miss) {
-		if (h->ibt_logged < CTX_LOG)
-			h->ibt_log[h->ibt_logged++] = (u16)i;
-		else
-			h->ibt_logged = LOG_FULL;
-	}
-	e->gva = gva;
-	e->code = code;
+	ibt_enter(c, h, IBT_INDEX(gva), gva, code);
+	ibt_enter(c, h, IBT2_INDEX(gva), gva, code);
 	soft_ibt_note_page(c, half, gva);
 }
 

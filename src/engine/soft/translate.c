@@ -334,7 +334,7 @@ static void emit_entries(struct translation *t)
 	miss = emit_unless_same(e);
 	emit_patch(e, miss, emit_here(cold));
 	emit_mov(cold, RCX, HOST_S2);
-	emit_jmp(cold, t->cache->entry.ibt_miss);
+	emit_jmp(cold, t->cache->entry.ibt_miss[t->half]);
 	t->b->enter = (u32)(emit_here(e) - t->b->code);
 	emit_lea(e, 64, HOST_S2, HOST_S1, NO_REG, 1, -(s32)t->off[0]);
 	emit_store_cpu(e, CPU_DISP(e, code_va), HOST_S2);

@@ -101,11 +101,6 @@ void find_groups(struct translation *t);
 /* The checks that stand before instruction @k. */
 void emit_group_checks(struct translation *t, u32 k);
 
-void emit_not(struct emit *e, u8 reg);
-void emit_jrcxz(struct emit *e, u8 bytes); /* over @bytes */
-
-void emit_rorx(struct emit *e, u8 dst, u8 src, u8 count);
-
 /* ---- inline.c ---- */
 
 /* A system instruction in place; false: the interpreter is wanted. */
