@@ -98,7 +98,8 @@ static void emit_linear(struct translation *t, struct emit *e, const struct ea *
 }
 
 
-#define HOST_OFFSET ((u32)(offsetof(struct soft_half, tlb) + offsetof(struct tlb_entry, host)))
+#define HOST_OFFSET  ((u32)(offsetof(struct soft_half, tlb) + offsetof(struct tlb_entry, host)))
+#define DELTA_OFFSET ((u32)(offsetof(struct soft_half, tlb) + offsetof(struct tlb_entry, delta)))
 
 /* Offset of an entry's tag in struct soft_half. */
 static u32 tag_offset(bool write)
@@ -124,18 +125,21 @@ static void emit_cmp64_imm(struct emit *e, u8 reg, u32 imm)
 	emit_u32(e, imm);
 }
 
-/* Flags dead: HOST_S1 becomes the page offset, HOST_S2 the host page. Returns the branch to patch. */
-static u8 *emit_lookup(struct translation *t, u32 size, bool write)
+/*
+ * Flags dead: HOST_S1 becomes the page offset, HOST_S2 the entry's word at @word. @address: a register
+ * that holds the address too, for the shorter way. Returns the branch to patch.
+ */
+static u8 *emit_lookup(struct translation *t, u8 address, u32 size, bool write, u32 word)
 {
 	struct emit *e = &t->hot;
 	u8 *slow;
 
-	emit_rorx(e, HOST_S2, HOST_S1, PAGE_SHIFT - 5);
+	emit_rorx(e, HOST_S2, address, PAGE_SHIFT - 5);
 	emit_and32_imm(e, HOST_S2, (TLB_SIZE - 1) << 5);
 	emit_half_op(e, t->half, 0x33, HOST_S1, HOST_S2, 1, tag_offset(write));
 	emit_cmp64_imm(e, HOST_S1, (u32)PAGE_SIZE - size);
 	slow = emit_jcc_forward(e, COND_A);
-	emit_half_op(e, t->half, 0x8b, HOST_S2, HOST_S2, 1, HOST_OFFSET);
+	emit_half_op(e, t->half, 0x8b, HOST_S2, HOST_S2, 1, word);
 	return slow;
 }
 
@@ -165,7 +169,25 @@ static u8 *emit_lookup_flags_live(struct translation *t, u32 size, bool write)
 static u8 *emit_any_lookup(struct translation *t, u32 k, const struct ea *ea, u32 size, bool write)
 {
 	emit_linear(t, &t->hot, ea, size);
-	return t->live[k] ? emit_lookup_flags_live(t, size, write) : emit_lookup(t, size, write);
+	return t->live[k] ? emit_lookup_flags_live(t, size, write) :
+			    emit_lookup(t, HOST_S1, size, write, HOST_OFFSET);
+}
+
+/*
+ * Can the access use its own base register and displacement, with the entry's delta for an index? Then
+ * the address need not wait for the tag.
+ */
+static bool is_based(const struct translation *t, const struct ea *ea)
+{
+	return t->bits == 64 && ea->bits == 64 && !has_segment_base(ea) && !ea->rip_relative &&
+	       ea->base != NO_REG && !is_slot(ea->base) && ea->index == NO_REG &&
+	       t->bit_reg == NO_REG;
+}
+
+static u8 *emit_based_lookup(struct translation *t, const struct ea *ea, u32 size, bool write)
+{
+	emit_offset(&t->hot, ea, HOST_S1, 64);
+	return emit_lookup(t, ea->disp ? HOST_S1 : host_reg(ea->base), size, write, DELTA_OFFSET);
 }
 
 static struct host_mem emit_single_check(struct translation *t, u32 k, const struct ea *ea, u32 size,
@@ -174,7 +196,9 @@ static struct host_mem emit_single_check(struct translation *t, u32 k, const str
 	struct emit *cold = &t->cold;
 	u64 retry = emit_here(&t->hot);
 	u32 info = site_info(t, k) | (size - 1) << SITE_SIZE_SHIFT;
-	u8 *slow = emit_any_lookup(t, k, ea, size, write);
+	bool based = !t->live[k] && is_based(t, ea);
+	u8 *slow = based ? emit_based_lookup(t, ea, size, write) :
+			   emit_any_lookup(t, k, ea, size, write);
 
 	emit_patch(&t->hot, slow, emit_here(cold));
 	if (t->live[k])
@@ -190,6 +214,9 @@ static struct host_mem emit_single_check(struct translation *t, u32 k, const str
 	else
 		t->skip[t->skips++] = emit_jmp_forward(cold);
 	t->loaded = NO_GROUP;
+	if (based)
+		return (struct host_mem){.base = host_reg(ea->base), .index = HOST_S2,
+					 .disp = (s32)ea->disp};
 	return (struct host_mem){.base = HOST_S2, .index = HOST_S1};
 }
 
@@ -223,7 +250,7 @@ struct host_mem emit_check_one(struct translation *t, u32 k, const struct ea *ea
 {
 	struct host_mem m = emit_check(t, k, ea, size, write);
 
-	if (m.index == NO_REG)
+	if (m.index != HOST_S1)
 		return m;
 	emit_lea(&t->hot, 64, HOST_S2, m.base, m.index, 1, 0);
 	return (struct host_mem){.base = HOST_S2, .index = NO_REG};

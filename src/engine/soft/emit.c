@@ -708,7 +708,7 @@ bool emit_data(struct emit *e, const struct insn *i, struct host_mem m)
 		return emit_high_byte(e, i, map, m);
 	if (has_high_byte(i) && uses_sp(i))
 		return emit_high_byte_sp(e, i, map);
-	if (slots && m.index != NO_REG && m.base != NO_REG) {
+	if (slots && m.index == HOST_S1) {
 		emit_lea(e, 64, HOST_S2, m.base, m.index, 1, m.disp);
 		m = (struct host_mem){.base = HOST_S2, .index = NO_REG};
 	}

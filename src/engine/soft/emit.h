@@ -112,7 +112,7 @@ bool emit_insn_identity(struct emit *e, const struct insn *i, struct host_mem m)
 
 /*
  * The same with the register convention of translated code: rsp in r9, r9-r11 through cpu->r[]. @m's
- * base is NO_REG, HOST_S2, or HOST_S2 plus HOST_S1 as index. HOST_S1 and HOST_S2 are clobbered. False
+ * base is NO_REG, HOST_S2, or HOST_S2 plus HOST_S1 as index, or a guest register plus HOST_S2. HOST_S1 and HOST_S2 are clobbered. False
  * when it cannot be done; then nothing was emitted.
  */
 bool emit_data(struct emit *e, const struct insn *i, struct host_mem m);

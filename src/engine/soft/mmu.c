@@ -282,8 +282,8 @@ static bool tlb_enter(struct soft_cpu *c, gva_t gva, u32 access, const struct so
 	note_entry(h, i, gva, x->global, shift);
 	tlb_set_tag(&e->tag_write, TLB_EMPTY(i));
 	__atomic_store_n(&e->host, (u64)x->host & PAGE_MASK, __ATOMIC_RELEASE);
-	e->shift = shift;
-	e->local = !x->global;
+	e->delta = e->host - tag;
+	h->tlb_page[i] = (struct tlb_page){.shift = shift, .local = !x->global};
 	tlb_set_tag(&e->tag_read, tag);
 	c->counters[COUNT_TLB_FILLS]++;
 	if (!x->writable)

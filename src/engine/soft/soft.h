@@ -56,7 +56,10 @@ enum {
  */
 struct tlb_entry {
 	u64 tag_read, tag_write;
-	u64 host; /* hva of the page's first byte */
+	u64 host;  /* hva of the page's first byte */
+	u64 delta; /* host - gva: what to add to an address in the page */
+};
+struct tlb_page {
 	u8 shift;   /* log2 of the size of the page that it is a part of */
 	bool local; /* not global */
 };
@@ -97,6 +100,7 @@ struct soft_fetch_entry {
  */
 struct soft_half {
 	struct tlb_entry tlb[TLB_SIZE];
+	struct tlb_page tlb_page[TLB_SIZE]; /* what else is known of each entry's page */
 	struct ibt_entry ibt[IBT_TOTAL];
 	/* Touched indices since the last flush, so that a flush costs what was used; full: flush all. */
 	u32 tlb_logged, ibt_logged;

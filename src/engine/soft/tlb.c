@@ -122,7 +122,7 @@ static void ctx_prepare(struct soft_cpu *c, struct soft_ctx *ctx)
 
 static void drop_if_local(struct soft_half *h, u32 i)
 {
-	if (h->tlb[i].local)
+	if (h->tlb_page[i].local)
 		tlb_entry_clear(h, i);
 }
 
@@ -262,8 +262,9 @@ void soft_tlb_flush_context(struct soft_cpu *c)
 static void drop_if_large(struct soft_half *h, u32 i, gva_t gva)
 {
 	const struct tlb_entry *e = &h->tlb[i];
+	u8 shift = h->tlb_page[i].shift;
 
-	if (e->tag_read != TLB_EMPTY(i) && e->shift > PAGE_SHIFT && !((e->tag_read ^ gva) >> e->shift))
+	if (e->tag_read != TLB_EMPTY(i) && shift > PAGE_SHIFT && !((e->tag_read ^ gva) >> shift))
 		tlb_entry_clear(h, i);
 }
 

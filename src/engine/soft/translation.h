@@ -87,8 +87,9 @@ bool ea_is_supported(const struct translation *t, const struct ea *ea);
 void emit_offset(struct emit *e, const struct ea *ea, u8 dst, u32 bits);
 
 /*
- * Check the next access of instruction @k. Returns its host address: HOST_S2 + HOST_S1, or HOST_S2 and a
- * displacement. emit_check_one() leaves HOST_S1 free.
+ * Check the next access of instruction @k. Returns its host address: HOST_S2 + HOST_S1, HOST_S2 and a
+ * displacement, or the access's base register + HOST_S2 and its displacement. emit_check_one() leaves
+ * HOST_S1 free.
  */
 struct host_mem emit_check(struct translation *t, u32 k, const struct ea *ea, u32 size, bool write);
 struct host_mem emit_check_one(struct translation *t, u32 k, const struct ea *ea, u32 size, bool write);
