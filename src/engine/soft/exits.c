@@ -6,6 +6,7 @@
  */
 #include "engine/soft/translate.h"
 #include "engine/soft/translation.h"
+#include "engine/soft/util.h"
 
 #include <Zydis/Zydis.h>
 
@@ -21,49 +22,57 @@ static void note_peek(struct translation *t, s64 from, s64 to)
 	t->peek_to[t->peeks++] = (u16)MIN(to, (s64)PAGE_SIZE);
 }
 
+/* Instruction at page offset @off, which need not be in the block. False when it cannot be known. */
+static bool decode_ahead(const struct translation *t, s64 off, struct insn *i)
+{
+	u8 bytes[15];
+	u32 len;
+
+	if (off < 0 || off >= (s64)PAGE_SIZE)
+		return false;
+	len = MIN((u32)(PAGE_SIZE - off), (u32)sizeof(bytes));
+	soft_copy(bytes, t->page_host + off, len);
+	insn_decode(i, bytes, len, t->bits);
+	return i->len;
+}
+
 /* Flags live at page offset @off, by looking at what is there; all when it cannot be known. */
-static u16 look_ahead(const struct translation *t, s64 off, s64 *end)
+static u16 look_ahead(struct translation *t, s64 off, u32 insns)
 {
 	u16 unknown = RFLAGS_ARITH, killed = 0, read = 0;
+	s64 start = off, next = -1;
 	struct insn i;
 
-	for (u32 n = 0; n < PEEK_INSNS && unknown; n++) {
-		s64 pos = off - t->code_off;
-
-		if (pos < 0 || pos >= t->code_len)
-			break;
-		insn_decode(&i, t->code + pos, MIN(t->code_len - (u32)pos, 15u), t->bits);
-		if (!i.len)
-			break;
+	while (insns-- && unknown && decode_ahead(t, off, &i)) {
 		read |= i.flags_read & ~killed;
 		killed |= i.flags_kill;
 		unknown &= (u16)~killed;
 		off += i.len;
-		*end = off;
+		if (i.cls == INSN_JMP && i.opsize != 2)
+			next = off + i.imm;
 		if (insn_ends_block(&i))
 			break;
 	}
+	if ((read | unknown) == RFLAGS_ARITH && next < 0)
+		return RFLAGS_ARITH;
+	note_peek(t, start, off);
+	if (unknown && next >= 0 && t->peeks < MAX_PEEKS)
+		unknown &= look_ahead(t, next, insns);
 	return read | unknown;
 }
 
 u16 peek_live(struct translation *t, s64 off)
 {
 	struct block *b;
-	s64 end = off;
-	u16 live;
 
 	if (off < 0 || off >= (s64)PAGE_SIZE || t->peeks == MAX_PEEKS)
 		return RFLAGS_ARITH;
 	b = cache_find(t->cache, (t->pa & PAGE_MASK) + (u64)off, t->mode & ~(u32)MODE_SINGLE);
-	if (b && b->page[1] == BLOCK_NO_PAGE) {
-		live = b->flags_live ? RFLAGS_ARITH : 0;
-		end = off + b->size;
-	} else {
-		live = look_ahead(t, off, &end);
+	if (b && b->page[1] == BLOCK_NO_PAGE && !b->flags_live) {
+		note_peek(t, off, off + b->size);
+		return 0;
 	}
-	if (live != RFLAGS_ARITH && end > off)
-		note_peek(t, off, end);
-	return live;
+	return look_ahead(t, off, PEEK_INSNS);
 }
 
 /* Flags live at the block's entry whatever follows it: what others may rely on while its bytes stay. */

@@ -248,6 +248,7 @@ static void copy_code(struct translation *t, const struct soft_xlat *x)
 {
 	u32 off = (u32)(x->gpa & ~PAGE_MASK);
 
+	t->page_host = x->host - off;
 	t->code_off = off;
 	t->code_len = MIN((u32)PAGE_SIZE - off, (u32)CODE_COPY);
 	soft_copy(t->code, x->host, t->code_len);

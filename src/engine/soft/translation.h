@@ -55,6 +55,7 @@ struct translation {
 	u32 access;                        /* next access of the current instruction */
 	u8 bit_reg;                        /* emit_check_bits(): the register with the bit offset */
 	u8 loaded;                         /* group whose host address HOST_S2 holds, or NO_GROUP */
+	const u8 *page_host;               /* the first page */
 	u32 code_len, code_off;            /* bytes at code[], page offset of its first byte */
 	u8 code[CODE_COPY + 16];
 };
