@@ -101,6 +101,10 @@ static void emit_linear(struct translation *t, struct emit *e, const struct ea *
 #define HOST_OFFSET  ((u32)(offsetof(struct soft_half, tlb) + offsetof(struct tlb_entry, host)))
 #define DELTA_OFFSET ((u32)(offsetof(struct soft_half, tlb) + offsetof(struct tlb_entry, delta)))
 
+#define STACK_OFFSET(member) \
+	((u32)(offsetof(struct soft_half, stack) + offsetof(struct stack_page, member)))
+#define NO_WORD (~0u)
+
 /* Offset of an entry's tag in struct soft_half. */
 static u32 tag_offset(bool write)
 {
@@ -126,12 +130,12 @@ static void emit_cmp64_imm(struct emit *e, u8 reg, u32 imm)
 }
 
 /*
- * Flags dead: HOST_S1 becomes the page offset, HOST_S2 the entry's word at @word. @address: a register
- * that holds the address too, for the shorter way. Returns the branch to patch.
+ * Flags dead: HOST_S1 becomes the page offset, HOST_S2 the entry's word at @word, or with NO_WORD the
+ * entry's offset. @address: a register that holds the address too, for the shorter way. Returns the
+ * branch to patch.
  */
-static u8 *emit_lookup(struct translation *t, u8 address, u32 size, bool write, u32 word)
+static u8 *emit_lookup(struct translation *t, struct emit *e, u8 address, u32 size, bool write, u32 word)
 {
-	struct emit *e = &t->hot;
 	u8 *slow;
 
 	emit_rorx(e, HOST_S2, address, PAGE_SHIFT - 5);
@@ -139,7 +143,8 @@ static u8 *emit_lookup(struct translation *t, u8 address, u32 size, bool write, 
 	emit_half_op(e, t->half, 0x33, HOST_S1, HOST_S2, 1, tag_offset(write));
 	emit_cmp64_imm(e, HOST_S1, (u32)PAGE_SIZE - size);
 	slow = emit_jcc_forward(e, COND_A);
-	emit_half_op(e, t->half, 0x8b, HOST_S2, HOST_S2, 1, word);
+	if (word != NO_WORD)
+		emit_half_op(e, t->half, 0x8b, HOST_S2, HOST_S2, 1, word);
 	return slow;
 }
 
@@ -170,7 +175,7 @@ static u8 *emit_any_lookup(struct translation *t, u32 k, const struct ea *ea, u3
 {
 	emit_linear(t, &t->hot, ea, size);
 	return t->live[k] ? emit_lookup_flags_live(t, size, write) :
-			    emit_lookup(t, HOST_S1, size, write, HOST_OFFSET);
+			    emit_lookup(t, &t->hot, HOST_S1, size, write, HOST_OFFSET);
 }
 
 /*
@@ -187,7 +192,44 @@ static bool is_based(const struct translation *t, const struct ea *ea)
 static u8 *emit_based_lookup(struct translation *t, const struct ea *ea, u32 size, bool write)
 {
 	emit_offset(&t->hot, ea, HOST_S1, 64);
-	return emit_lookup(t, ea->disp ? HOST_S1 : host_reg(ea->base), size, write, DELTA_OFFSET);
+	return emit_lookup(t, &t->hot, ea->disp ? HOST_S1 : host_reg(ea->base), size, write,
+			   DELTA_OFFSET);
+}
+
+/* cpu's stack page becomes that of the write tag of the entry at HOST_S2; HOST_S1 is clobbered. */
+static void emit_fill_stack_page(struct translation *t, struct emit *e)
+{
+	emit_half_op(e, t->half, 0x8b, HOST_S1, HOST_S2, 1, tag_offset(true));
+	emit_half_op(e, t->half, 0x89, HOST_S1, NO_REG, 1, STACK_OFFSET(base));
+	emit_half_op(e, t->half, 0x8b, HOST_S1, HOST_S2, 1, DELTA_OFFSET);
+	emit_half_op(e, t->half, 0x89, HOST_S1, NO_REG, 1, STACK_OFFSET(delta));
+	emit_half_store_imm(e, t->half, PAGE_SIZE - STACK_SMALL + 1, STACK_OFFSET(limit[0]));
+	emit_half_store_imm(e, t->half, PAGE_SIZE - STACK_LARGE + 1, STACK_OFFSET(limit[1]));
+}
+
+/*
+ * Flags dead, base rsp: HOST_S2 becomes the delta, by the stack page or else the TLB. Returns the branch
+ * to patch.
+ */
+static u8 *emit_stack_lookup(struct translation *t, const struct ea *ea, u32 size, bool write)
+{
+	u32 limit = size <= STACK_SMALL ? STACK_OFFSET(limit[0]) : STACK_OFFSET(limit[1]);
+	struct emit *e = &t->hot, *cold = &t->cold;
+	u8 *other, *slow;
+
+	emit_offset(e, ea, HOST_S1, 64);
+	emit_half_op(e, t->half, 0x2b, HOST_S1, NO_REG, 1, STACK_OFFSET(base));
+	emit_half_op(e, t->half, 0x3b, HOST_S1, NO_REG, 1, limit);
+	other = emit_jcc_forward(e, COND_AE);
+	emit_half_op(e, t->half, 0x8b, HOST_S2, NO_REG, 1, STACK_OFFSET(delta));
+	emit_patch(e, other, emit_here(cold));
+	emit_offset(cold, ea, HOST_S1, 64);
+	slow = emit_lookup(t, cold, HOST_S1, size, write, NO_WORD);
+	if (write)
+		emit_fill_stack_page(t, cold);
+	emit_half_op(cold, t->half, 0x8b, HOST_S2, HOST_S2, 1, DELTA_OFFSET);
+	emit_jmp(cold, emit_here(e));
+	return slow;
 }
 
 static struct host_mem emit_single_check(struct translation *t, u32 k, const struct ea *ea, u32 size,
@@ -239,9 +281,14 @@ struct host_mem emit_check(struct translation *t, u32 k, const struct ea *ea, u3
 
 	if (g == NO_GROUP || !t->group[g].used)
 		return emit_single_check(t, k, ea, size, write);
-	if (t->loaded != g)
+	if (t->loaded != g) {
 		emit_load_cpu(&t->hot, HOST_S2, CPU_DISP(&t->hot, group[0]) + 8 * (s32)g);
+		t->group[g].reloaded = true;
+	}
 	t->loaded = g;
+	if (t->group[g].by_delta)
+		return (struct host_mem){.base = host_reg(ea->base), .index = HOST_S2,
+					 .disp = (s32)ea->disp};
 	return (struct host_mem){.base = HOST_S2, .index = NO_REG,
 				 .disp = (s32)(t->group_off[k][n] - t->group[g].lo)};
 }
@@ -271,6 +318,21 @@ static struct ea group_ea(const struct translation *t, const struct group *g, u3
 	return ea;
 }
 
+/* The lookup of group @g before instruction @k; HOST_S2 is then what its members want. */
+static u8 *emit_group_lookup(struct translation *t, u32 k, struct group *g, const struct ea *ea)
+{
+	u32 size = (u32)(g->hi - g->lo);
+	u8 *slow;
+
+	g->by_delta = !t->live[k] && is_based(t, ea);
+	if (g->by_delta)
+		return g->base == RSP ? emit_stack_lookup(t, ea, size, g->write) :
+					emit_based_lookup(t, ea, size, g->write);
+	slow = emit_any_lookup(t, k, ea, size, g->write);
+	emit_lea(&t->hot, 64, HOST_S2, HOST_S2, HOST_S1, 1, 0);
+	return slow;
+}
+
 static void emit_group_check(struct translation *t, u32 k, u32 n)
 {
 	struct group *g = &t->group[n];
@@ -279,10 +341,11 @@ static void emit_group_check(struct translation *t, u32 k, u32 n)
 	u64 retry = emit_here(hot);
 	u32 size = (u32)(g->hi - g->lo);
 	struct block_exit *x = &t->b->exit[t->exits++];
-	u8 *slow = emit_any_lookup(t, k, &ea, size, g->write);
+	u8 *slow = emit_group_lookup(t, k, g, &ea);
 
-	emit_lea(hot, 64, HOST_S2, HOST_S2, HOST_S1, 1, 0);
+	g->kept = hot->p;
 	emit_store_cpu(hot, CPU_DISP(hot, group[0]) + 8 * (s32)n, HOST_S2);
+	g->kept_end = hot->p;
 	t->loaded = (u8)n;
 	emit_patch(hot, slow, emit_here(cold));
 	if (t->live[k])
@@ -306,6 +369,17 @@ void emit_group_checks(struct translation *t, u32 k)
 	for (u32 n = 0; n < t->groups; n++)
 		if (t->group[n].used && t->group[n].check_at == k)
 			emit_group_check(t, k, n);
+}
+
+void drop_unused_stores(struct translation *t)
+{
+	struct emit e = t->hot;
+
+	for (u32 n = 0; n < t->groups && !e.overflow; n++)
+		if (t->group[n].used && !t->group[n].reloaded) {
+			e.p = t->group[n].kept;
+			emit_nops(&e, (u32)(t->group[n].kept_end - e.p));
+		}
 }
 
 /* An access that can be a group's member. */

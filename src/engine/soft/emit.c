@@ -34,18 +34,22 @@ void emit_u64(struct emit *e, u64 v)
 	emit_u32(e, (u32)(v >> 32));
 }
 
-void emit_align(struct emit *e, u32 align, u32 bias)
+void emit_nops(struct emit *e, u32 n)
 {
 	static const u8 nop[8][8] = {
 		{0}, {0x90}, {0x66, 0x90}, {0x0f, 0x1f, 0x00}, {0x0f, 0x1f, 0x40, 0x00},
 		{0x0f, 0x1f, 0x44, 0x00, 0x00}, {0x66, 0x0f, 0x1f, 0x44, 0x00, 0x00},
 		{0x0f, 0x1f, 0x80, 0x00, 0x00, 0x00, 0x00},
 	};
-	u32 n = (u32)(-(emit_here(e) + bias)) & (align - 1);
 
 	for (; n >= 8; n -= 7)
 		emit_bytes(e, nop[7], 7);
 	emit_bytes(e, nop[n], n);
+}
+
+void emit_align(struct emit *e, u32 align, u32 bias)
+{
+	emit_nops(e, (u32)(-(emit_here(e) + bias)) & (align - 1));
 }
 
 static void put_rel32(struct emit *e, u64 target)
@@ -357,6 +361,16 @@ void emit_half_op(struct emit *e, u32 half, u8 opcode, u8 reg, u8 index, u8 scal
 		emit_u8(e, opcode);
 		put_mem(e, reg, NO_REG, index, scale, disp, false);
 	}
+}
+
+void emit_half_store_imm(struct emit *e, u32 half, s32 imm, u32 off)
+{
+	s32 disp = put_half(e, half, off);
+
+	put_rex(e, true, NO_REG, NO_REG, NO_REG);
+	emit_u8(e, 0xc7);
+	put_mem(e, 0, NO_REG, NO_REG, 1, disp, true);
+	emit_u32(e, (u32)imm);
 }
 
 void emit_push_host(struct emit *e, u8 reg)

@@ -37,6 +37,8 @@ void emit_u32(struct emit *e, u32 v);
 void emit_u64(struct emit *e, u64 v);
 void emit_bytes(struct emit *e, const void *p, u32 n);
 
+void emit_nops(struct emit *e, u32 n); /* @n bytes */
+
 /* Pad with NOPs until (address + @bias) % @align == 0. */
 void emit_align(struct emit *e, u32 align, u32 bias);
 
@@ -90,9 +92,12 @@ void emit_store_imm(struct emit *e, struct host_mem m, s32 imm, u32 size);
 
 /*
  * @opcode between @reg and offset @off of the tables (struct soft_half) of privilege half @half, plus
- * @index * @scale. 64 bits.
+ * @index * @scale (NO_REG and 1: nothing). 64 bits.
  */
 void emit_half_op(struct emit *e, u32 half, u8 opcode, u8 reg, u8 index, u8 scale, u32 off);
+
+/* mov of @imm to the 64 bits at offset @off of those tables. */
+void emit_half_store_imm(struct emit *e, u32 half, s32 imm, u32 off);
 
 /* The private stack. */
 void emit_push_host(struct emit *e, u8 reg);

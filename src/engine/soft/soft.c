@@ -10,6 +10,7 @@
 #include "cpu/msr.h"
 #include "engine/soft/translate.h"
 #include "engine/soft/layout.h"
+#include "engine/soft/tlb.h"
 #include "engine/soft/util.h"
 
 #include <errno.h>
@@ -535,6 +536,8 @@ static int enter(struct soft_cpu *c, u64 code, u64 index2)
 		return LEAVE_LOOKUP;
 	}
 	*(u64 *)c->ras_base = c->vm->cache->entry.ras_bottom[half];
+	stack_page_clear(&c->super);
+	stack_page_clear(&c->ctx->user);
 	why = soft_enter(c, code, index2);
 	atomic_store_explicit(&c->in_code, false, memory_order_release);
 	return why;

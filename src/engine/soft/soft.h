@@ -66,6 +66,20 @@ struct tlb_page {
 #define TLB_EMPTY(i) ((u64)((i) ^ (TLB_SIZE / 2)) << PAGE_SHIFT)
 
 /*
+ * The page that the stack was last written in: translated code compares with it before it asks the TLB,
+ * so that the address of a stack access does not wait for a tag. An access at offset < limit[] of the
+ * page that spans up to STACK_SMALL or STACK_LARGE bytes stays in it; 0 when nothing is known. Filled by
+ * translated code from a write tag, emptied with the TLB, when write tags are dropped, and whenever
+ * translated code is entered.
+ */
+enum { STACK_SMALL = 64, STACK_LARGE = 512 };
+
+struct stack_page {
+	u64 base, delta;
+	u64 limit[2];
+};
+
+/*
  * gva to translated code. The jump goes through code unconditionally; the block it reaches compares gva
  * with the address wanted (it knows whether it may clobber flags). When they differ, and through the
  * code of an empty entry, the second level is tried, which follows the first in the table and is indexed
@@ -101,6 +115,7 @@ struct soft_fetch_entry {
 struct soft_half {
 	struct tlb_entry tlb[TLB_SIZE];
 	struct tlb_page tlb_page[TLB_SIZE]; /* what else is known of each entry's page */
+	struct stack_page stack;
 	struct ibt_entry ibt[IBT_TOTAL];
 	/* Touched indices since the last flush, so that a flush costs what was used; full: flush all. */
 	u32 tlb_logged, ibt_logged;

@@ -56,6 +56,7 @@ static void tlb_reset(struct soft_half *h)
 			tlb_entry_clear(h, h->tlb_log[n]);
 	__atomic_store_n(&h->tlb_logged, 0, __ATOMIC_RELEASE);
 	h->local_logged = 0;
+	stack_page_clear(h);
 }
 
 static void fetch_reset(struct soft_half *h)
@@ -131,6 +132,7 @@ static void drop_local(struct soft_cpu *c)
 {
 	struct soft_half *h = &c->super;
 
+	stack_page_clear(h);
 	if (h->local_logged > CTX_LOG)
 		for (u32 i = 0; i < TLB_SIZE; i++)
 			drop_if_local(h, i);
@@ -314,6 +316,7 @@ static void half_flush_page(struct soft_cpu *c, struct soft_half *h, gva_t gva)
 	struct soft_fetch_entry *f = &h->fetch[fetch_index(gva)];
 	u32 i = tlb_index(gva);
 
+	stack_page_clear(h);
 	if (h->tlb[i].tag_read == (gva & PAGE_MASK))
 		tlb_entry_clear(h, i);
 	if (f->tag == (gva & PAGE_MASK))
@@ -387,6 +390,7 @@ static void half_drop_write_tags(struct soft_half *h, u64 page, u64 host)
 
 	if (!bitmap_test(h->write_pages, write_page_bit(page)))
 		return;
+	stack_page_clear(h);
 	if (logged > CTX_LOG)
 		for (u32 i = 0; i < TLB_SIZE; i++)
 			drop_write_tag(h, i, host);

@@ -35,12 +35,20 @@ static inline void tlb_set_tag(u64 *tag, u64 value)
 	__atomic_store_n(tag, value, __ATOMIC_RELEASE);
 }
 
+/* Also from other threads. */
+static inline void stack_page_clear(struct soft_half *h)
+{
+	for (u32 n = 0; n < 2; n++)
+		__atomic_store_n(&h->stack.limit[n], 0, __ATOMIC_RELEASE);
+}
+
 static inline void tlb_entry_clear(struct soft_half *h, u32 i)
 {
 	struct tlb_entry *e = &h->tlb[i];
 
 	tlb_set_tag(&e->tag_write, TLB_EMPTY(i));
 	tlb_set_tag(&e->tag_read, TLB_EMPTY(i));
+	stack_page_clear(h);
 }
 
 /* Position of RAM page @page in soft_half.write_pages. */

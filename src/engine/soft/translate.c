@@ -391,6 +391,7 @@ static void emit_block(struct translation *t)
 	}
 	if (!t->ended && !insn_is_terminal(last))
 		emit_exit(t, t->off[t->n], BRANCH_JMP);
+	drop_unused_stores(t);
 	t->b->code_size = (u32)(emit_here(&t->hot) - t->b->code);
 }
 

@@ -5,14 +5,15 @@
 
 #include "engine/soft/cache.h"
 
-enum { COND_B = 2, COND_E = 4, COND_NE = 5, COND_A = 7 };
+enum { COND_B = 2, COND_AE = 3, COND_E = 4, COND_NE = 5, COND_A = 7 };
 enum { MAX_SKIPS = 8, PEEK_INSNS = 8, CODE_COPY = 1024, MAX_GROUPS = 8, GROUP_SPAN = 512, NO_GROUP = 0xff,
        GROUP_RIP = GPR_COUNT, GROUP_BASES };
 
 /*
  * Memory accesses with the same base register (its value changing by constants at most), checked once.
  * The check is made before instruction @check_at, where flags are dead if possible; it leaves the host
- * address of the lowest byte in cpu->group[].
+ * address of the lowest byte, or the difference between host and guest addresses, in HOST_S2, and in
+ * cpu->group[] for when something else comes to HOST_S2 before the last member.
  */
 struct group {
 	u8 base;     /* enum gpr, or GROUP_RIP */
@@ -23,6 +24,9 @@ struct group {
 	u8 members;
 	bool write;
 	bool used;
+	bool by_delta; /* HOST_S2 is what to add to an address, not the address of the range */
+	bool reloaded; /* from cpu->group[] */
+	u8 *kept, *kept_end; /* the store to it */
 	s64 lo, hi;  /* byte range, relative to the base before instruction @since */
 	struct block_exit *exit; /* to the block variant without groups, for when the check fails */
 };
@@ -102,6 +106,8 @@ struct host_mem emit_check_bits(struct translation *t, u32 k, const struct ea *e
 void find_groups(struct translation *t);
 /* The checks that stand before instruction @k. */
 void emit_group_checks(struct translation *t, u32 k);
+/* When the block is complete: groups that were never reloaded need not be kept in cpu->group[]. */
+void drop_unused_stores(struct translation *t);
 
 /* ---- inline.c ---- */
 
