@@ -189,13 +189,6 @@ static bool is_based(const struct translation *t, const struct ea *ea)
 	       t->bit_reg == NO_REG;
 }
 
-static u8 *emit_based_lookup(struct translation *t, const struct ea *ea, u32 size, bool write)
-{
-	emit_offset(&t->hot, ea, HOST_S1, 64);
-	return emit_lookup(t, &t->hot, ea->disp ? HOST_S1 : host_reg(ea->base), size, write,
-			   DELTA_OFFSET);
-}
-
 /* cpu's stack page becomes that of the write tag of the entry at HOST_S2; HOST_S1 is clobbered. */
 static void emit_fill_stack_page(struct translation *t, struct emit *e)
 {
@@ -230,6 +223,15 @@ static u8 *emit_stack_lookup(struct translation *t, const struct ea *ea, u32 siz
 	emit_half_op(cold, t->half, 0x8b, HOST_S2, HOST_S2, 1, DELTA_OFFSET);
 	emit_jmp(cold, emit_here(e));
 	return slow;
+}
+
+static u8 *emit_based_lookup(struct translation *t, const struct ea *ea, u32 size, bool write)
+{
+	emit_offset(&t->hot, ea, HOST_S1, 64);
+	if (ea->base == RSP)
+		return emit_stack_lookup(t, ea, size, write);
+	return emit_lookup(t, &t->hot, ea->disp ? HOST_S1 : host_reg(ea->base), size, write,
+			   DELTA_OFFSET);
 }
 
 static struct host_mem emit_single_check(struct translation *t, u32 k, const struct ea *ea, u32 size,
@@ -326,8 +328,7 @@ static u8 *emit_group_lookup(struct translation *t, u32 k, struct group *g, cons
 
 	g->by_delta = !t->live[k] && is_based(t, ea);
 	if (g->by_delta)
-		return g->base == RSP ? emit_stack_lookup(t, ea, size, g->write) :
-					emit_based_lookup(t, ea, size, g->write);
+		return emit_based_lookup(t, ea, size, g->write);
 	slow = emit_any_lookup(t, k, ea, size, g->write);
 	emit_lea(&t->hot, 64, HOST_S2, HOST_S2, HOST_S1, 1, 0);
 	return slow;
@@ -350,7 +351,7 @@ static void emit_group_check(struct translation *t, u32 k, u32 n)
 	emit_patch(hot, slow, emit_here(cold));
 	if (t->live[k])
 		emit_load_cpu(cold, RCX, CPU_DISP(cold, spill[0]));
-	emit_align(cold, 4, 1);
+	emit_align_site(cold, 1);
 	*x = (struct block_exit){.from = t->b, .target = (u16)t->off[k], .single = true};
 	x->site = emit_jmp_forward(cold);
 	x->unlinked = emit_here(cold);

@@ -36,15 +36,25 @@ void emit_u64(struct emit *e, u64 v)
 
 void emit_nops(struct emit *e, u32 n)
 {
-	static const u8 nop[8][8] = {
+	static const u8 nop[][9] = {
 		{0}, {0x90}, {0x66, 0x90}, {0x0f, 0x1f, 0x00}, {0x0f, 0x1f, 0x40, 0x00},
 		{0x0f, 0x1f, 0x44, 0x00, 0x00}, {0x66, 0x0f, 0x1f, 0x44, 0x00, 0x00},
 		{0x0f, 0x1f, 0x80, 0x00, 0x00, 0x00, 0x00},
+		{0x0f, 0x1f, 0x84, 0x00, 0x00, 0x00, 0x00, 0x00},
+		{0x66, 0x0f, 0x1f, 0x84, 0x00, 0x00, 0x00, 0x00, 0x00},
 	};
 
-	for (; n >= 8; n -= 7)
-		emit_bytes(e, nop[7], 7);
+	for (; n > 9; n -= 9)
+		emit_bytes(e, nop[9], 9);
 	emit_bytes(e, nop[n], n);
+}
+
+void emit_align_site(struct emit *e, u32 bias)
+{
+	u32 at = (u32)(emit_here(e) + bias) & 7;
+
+	if (at > 4)
+		emit_nops(e, 8 - at);
 }
 
 void emit_align(struct emit *e, u32 align, u32 bias)
@@ -229,6 +239,11 @@ void emit_store_cpu_imm32(struct emit *e, s32 disp, u32 value)
 {
 	put_cpu(e, false, 0xc7, 0, disp);
 	emit_u32(e, value);
+}
+
+void emit_cmp_cpu(struct emit *e, u8 reg, s32 disp)
+{
+	put_cpu(e, true, 0x3b, reg, disp);
 }
 
 void emit_cmp_cpu32_imm8(struct emit *e, s32 disp, u8 value)

@@ -42,6 +42,9 @@ void emit_nops(struct emit *e, u32 n); /* @n bytes */
 /* Pad with NOPs until (address + @bias) % @align == 0. */
 void emit_align(struct emit *e, u32 align, u32 bias);
 
+/* Pad so that the rel32 which follows @bias bytes lies in one quadword: stores to it are atomic then. */
+void emit_align_site(struct emit *e, u32 bias);
+
 /* Executable address of the next byte. */
 static inline u64 emit_here(const struct emit *e)
 {
@@ -66,6 +69,7 @@ void emit_load_cpu(struct emit *e, u8 reg, s32 disp);
 void emit_store_cpu(struct emit *e, s32 disp, u8 reg);
 void emit_store_cpu_imm8(struct emit *e, s32 disp, u8 value);
 void emit_store_cpu_imm32(struct emit *e, s32 disp, u32 value); /* 32 bits */
+void emit_cmp_cpu(struct emit *e, u8 reg, s32 disp); /* 64 bits */
 void emit_cmp_cpu32_imm8(struct emit *e, s32 disp, u8 value);
 void emit_load_cpu32(struct emit *e, u8 reg, s32 disp);
 void emit_load_cpu8(struct emit *e, u8 reg, s32 disp); /* zero-extended */

@@ -167,7 +167,7 @@ void emit_exit(struct translation *t, s64 off, u32 branch)
 		emit_exit_across(t, off, branch);
 		return;
 	}
-	emit_align(hot, 4, branch == BRANCH_JMP || branch == BRANCH_CALL ? 1 : 2);
+	emit_align_site(hot, branch == BRANCH_JMP || branch == BRANCH_CALL ? 1 : 2);
 	x = &t->b->exit[t->exits++];
 	site = emit_branch(hot, branch);
 	*x = (struct block_exit){.from = t->b, .site = site, .unlinked = emit_here(cold),
@@ -211,7 +211,7 @@ void emit_adjust_sp(struct translation *t, s32 by)
 	emit_lea(&t->hot, t->bits, HOST_SP, HOST_SP, NO_REG, 1, by);
 }
 
-/* Push the address of the next instruction; it is left in HOST_S1. */
+/* Push the address of the next instruction, and its complement on the private stack. */
 static void emit_push_return(struct translation *t, u32 k)
 {
 	u32 size = t->bits / 8;
@@ -221,6 +221,8 @@ static void emit_push_return(struct translation *t, u32 k)
 	emit_rip(t, &t->hot, (s64)t->off[k] + t->in[k].len);
 	emit_store(&t->hot, m, HOST_S1, size);
 	emit_adjust_sp(t, -(s32)size);
+	emit_not(&t->hot, HOST_S1);
+	emit_push_host(&t->hot, HOST_S1);
 }
 
 /*
@@ -241,9 +243,32 @@ u8 *emit_unless_same(struct emit *e)
 }
 
 /*
+ * Behind a return to page offset @next: code_va = HOST_S1 - @next. It mostly has that value, as after a
+ * call within the page; comparing instead of storing keeps the addresses that later calls push from
+ * depending on this one, through memory, call by call.
+ */
+static void emit_code_va(struct translation *t, s64 next)
+{
+	struct emit *e = &t->hot, *cold = &t->cold;
+	u8 *other;
+
+	emit_lea(e, 64, HOST_S2, HOST_S1, NO_REG, 1, -(s32)next);
+	if (peek_live(t, next)) {
+		emit_store_cpu(e, CPU_DISP(e, code_va), HOST_S2);
+		return;
+	}
+	emit_cmp_cpu(e, HOST_S2, CPU_DISP(e, code_va));
+	other = emit_jcc_forward(e, COND_NE);
+	emit_patch(e, other, emit_here(cold));
+	emit_store_cpu(cold, CPU_DISP(cold, code_va), HOST_S2);
+	emit_jmp(cold, emit_here(e));
+}
+
+/*
  * Calls and returns use the host's, so that its return predictor works for the guest: the call keeps
- * the guest return address under the host's on the private stack. A return arrives behind the call with
- * the popped guest address in HOST_S1; if that is not the one kept, it is looked up like any other.
+ * the complement of the guest return address under the host's on the private stack. A return arrives
+ * behind the call with the popped guest address in HOST_S1; if that is not the one kept, it is looked up
+ * like any other.
  */
 static void emit_return_point(struct translation *t, u32 k)
 {
@@ -251,24 +276,27 @@ static void emit_return_point(struct translation *t, u32 k)
 	struct emit *e = &t->hot, *cold = &t->cold;
 	u8 *other;
 
-	emit_pop_host(e, HOST_S2);
 	if (next >= (s64)PAGE_SIZE) {
+		emit_pop_host(e, HOST_S2);
 		emit_indirect(e, t->half, false);
 		return;
 	}
-	other = emit_unless_same(e);
+	emit_mov(e, HOST_S2, RCX);
+	emit_pop_host(e, RCX);
+	emit_lea(e, 64, RCX, RCX, HOST_S1, 1, 1);
+	emit_jrcxz(e, 5);
+	other = emit_jmp_forward(e);
+	emit_mov(e, RCX, HOST_S2);
 	emit_patch(e, other, emit_here(cold));
 	emit_mov(cold, RCX, HOST_S2);
 	emit_indirect(cold, t->half, false);
-	emit_lea(e, 64, HOST_S2, HOST_S1, NO_REG, 1, -(s32)next);
-	emit_store_cpu(e, CPU_DISP(e, code_va), HOST_S2);
+	emit_code_va(t, next);
 	emit_exit(t, next, BRANCH_JMP);
 }
 
 bool emit_call_direct(struct translation *t, u32 k)
 {
 	emit_push_return(t, k);
-	emit_push_host(&t->hot, HOST_S1);
 	emit_exit(t, branch_target(t, k), BRANCH_CALL);
 	emit_return_point(t, k);
 	return true;
@@ -309,7 +337,6 @@ bool emit_call_indirect(struct translation *t, u32 k)
 		return false;
 	emit_store_cpu(e, CPU_DISP(e, spill[1]), HOST_S1);
 	emit_push_return(t, k);
-	emit_push_host(e, HOST_S1);
 	emit_load_cpu(e, HOST_S1, CPU_DISP(e, spill[1]));
 	emit_note_branch(t, e, t->off[k], BRANCH_SITE_CALL);
 	emit_indirect(e, t->half, true);
