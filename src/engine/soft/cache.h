@@ -20,7 +20,7 @@
 enum {
 	BLOCK_MAX_INSNS = 64,
 	BLOCK_NO_PAGE = -1,
-	MAX_PEEKS = 4,
+	MAX_PEEKS = 8,
 };
 
 /* A direct branch out of a block to the same guest page. */

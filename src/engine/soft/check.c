@@ -290,7 +290,7 @@ struct host_mem emit_check(struct translation *t, u32 k, const struct ea *ea, u3
 	t->loaded = g;
 	if (t->group[g].by_delta)
 		return (struct host_mem){.base = host_reg(ea->base), .index = HOST_S2,
-					 .disp = (s32)ea->disp};
+					 .disp = (s32)ea->disp + (ea->base == RSP ? t->sp : 0)};
 	return (struct host_mem){.base = HOST_S2, .index = NO_REG,
 				 .disp = (s32)(t->group_off[k][n] - t->group[g].lo)};
 }
@@ -363,6 +363,21 @@ static void emit_group_check(struct translation *t, u32 k, u32 n)
 					      (g->write ? SITE_WRITE : 0));
 	emit_call(cold, t->cache->entry.miss);
 	emit_jmp(cold, retry);
+}
+
+bool is_stack_member(const struct translation *t, u32 k, u32 n)
+{
+	const struct group *g = &t->group[t->group_of[k][n]];
+
+	return t->group_of[k][n] != NO_GROUP && g->used && g->by_delta && g->base == RSP;
+}
+
+bool has_group_check(const struct translation *t, u32 k)
+{
+	for (u32 n = 0; n < t->groups; n++)
+		if (t->group[n].used && t->group[n].check_at == k)
+			return true;
+	return false;
 }
 
 void emit_group_checks(struct translation *t, u32 k)
@@ -442,8 +457,7 @@ static u32 list_accesses(const struct translation *t, u32 k, struct access out[2
 	return n;
 }
 
-/* Does instruction @k add a constant to @reg and nothing else? */
-static bool adds_constant(const struct translation *t, u32 k, u8 reg, s64 *by)
+bool adds_constant(const struct translation *t, u32 k, u8 reg, s64 *by)
 {
 	const struct insn *i = &t->in[k];
 	s64 size = t->bits / 8;
@@ -479,12 +493,16 @@ static void join_group(struct translation *t, u32 k, u32 n, const struct access 
 
 	if (g && MAX(g->hi, hi) - MIN(g->lo, lo) > GROUP_SPAN)
 		g = NULL;
+	/* A write that a side exit may prevent must not make a page dirty. */
+	if (g && a->write && !g->write && g->first < t->certain)
+		g = NULL;
 	if (!g) {
 		if (t->groups == MAX_GROUPS)
 			return;
 		open[a->base] = (u8)t->groups;
 		g = &t->group[t->groups++];
-		*g = (struct group){.base = a->base, .seg = a->seg, .since = since[a->base],
+		*g = (struct group){.base = a->base, .seg = a->seg,
+				    .since = MAX(since[a->base], t->certain),
 				    .first = (u8)k, .lo = lo, .hi = hi};
 	}
 	g->lo = MIN(g->lo, lo);
@@ -544,7 +562,7 @@ void find_groups(struct translation *t)
 	u8 open[GROUP_BASES], since[GROUP_BASES];
 	struct access list[2];
 
-	t->groups = 0;
+	t->groups = t->certain = 0;
 	for (u32 r = 0; r < GROUP_BASES; r++) {
 		open[r] = NO_GROUP;
 		since[r] = 0;
@@ -558,6 +576,8 @@ void find_groups(struct translation *t)
 			if (list[n].groupable)
 				join_group(t, k, n, &list[n], open, since);
 		track_bases(t, k, open, since);
+		if (t->in[k].cls == INSN_JCC)
+			t->certain = (u8)(k + 1);
 	}
 	place_checks(t);
 }

@@ -80,8 +80,11 @@ bool flags_live_by_itself(const struct translation *t)
 {
 	u16 live = RFLAGS_ARITH;
 
-	for (u32 k = t->n; k-- > 0;)
+	for (u32 k = t->n; k-- > 0;) {
+		if (t->in[k].cls == INSN_JCC)
+			live = RFLAGS_ARITH;
 		live = live_before(&t->in[k], live);
+	}
 	return live != 0;
 }
 
@@ -98,6 +101,8 @@ void compute_liveness(struct translation *t)
 		live = peek_live(t, t->off[t->n]);
 	t->live[t->n] = live;
 	for (u32 k = t->n; k-- > 0;) {
+		if (t->in[k].cls == INSN_JCC && k + 1 < t->n)
+			live |= peek_live(t, branch_target(t, k));
 		live = live_before(&t->in[k], live);
 		t->live[k] = live;
 	}
@@ -171,7 +176,7 @@ void emit_exit(struct translation *t, s64 off, u32 branch)
 	x = &t->b->exit[t->exits++];
 	site = emit_branch(hot, branch);
 	*x = (struct block_exit){.from = t->b, .site = site, .unlinked = emit_here(cold),
-				 .target = (u16)off, .backward = off <= t->off[t->n - 1]};
+				 .target = (u16)off, .backward = off <= t->off[t->current]};
 	emit_patch(hot, site, x->unlinked);
 	emit_rip(t, cold, off);
 	emit_mov_imm64(cold, HOST_S2, (u64)x);
@@ -206,9 +211,18 @@ s64 branch_target(const struct translation *t, u32 k)
 	return (s64)t->off[k] + t->in[k].len + t->in[k].imm;
 }
 
+void flush_sp(struct translation *t)
+{
+	if (t->sp)
+		emit_lea(&t->hot, t->bits, HOST_SP, HOST_SP, NO_REG, 1, t->sp);
+	t->sp = 0;
+}
+
 void emit_adjust_sp(struct translation *t, s32 by)
 {
-	emit_lea(&t->hot, t->bits, HOST_SP, HOST_SP, NO_REG, 1, by);
+	t->sp += by;
+	if (!t->defers_sp)
+		flush_sp(t);
 }
 
 /* Push the address of the next instruction, and its complement on the private stack. */

@@ -212,10 +212,82 @@ static bool emit_lea_insn(struct translation *t, u32 k)
 	return true;
 }
 
-static bool emit_one(struct translation *t, u32 k)
+/* ---- rsp ----
+ *
+ * Pushes and pops in a row would make a chain of additions to HOST_SP, each waiting for the one before.
+ * So HOST_SP may lag behind guest rsp by t->sp while nothing can tell: over instructions that neither
+ * name rsp, nor leave the block, nor can fault or take a slow path. Those that access the stack are
+ * members of a group checked before.
+ */
+
+static bool names_sp(const struct insn *i)
+{
+	return i->reg.reg == RSP || i->rm.reg == RSP || i->vvvv.reg == RSP || i->opcode_reg.reg == RSP;
+}
+
+/* A constant added to rsp by an instruction whose flags nobody wants. */
+static bool moves_sp(const struct translation *t, u32 k, s64 *by)
 {
 	const struct insn *i = &t->in[k];
 
+	return t->bits == 64 && (i->cls == INSN_DATA || i->cls == INSN_LEA) &&
+	       !(i->flags_write & t->live[k + 1]) && adds_constant(t, k, RSP, by) &&
+	       *by == (s16)*by && t->sp + *by == (s16)(t->sp + *by);
+}
+
+static bool is_plain(const struct insn *i)
+{
+	return i->cls == INSN_DATA && !i->needs_x87 && !i->needs_sse && !i->needs_avx &&
+	       !i->needs_avx512 && i->mnemonic != ZYDIS_MNEMONIC_DIV &&
+	       i->mnemonic != ZYDIS_MNEMONIC_IDIV && !names_sp(i);
+}
+
+/* May HOST_SP lag while instruction @k is executed? */
+static bool keeps_sp(const struct translation *t, u32 k)
+{
+	const struct insn *i = &t->in[k];
+	s64 by;
+
+	if (t->bits != 64 || has_group_check(t, k) || (k + 1 < t->n && t->in[k + 1].cls == INSN_JCC))
+		return false;
+	switch (i->cls) {
+	case INSN_NOP:
+		return true;
+	case INSN_PUSH: case INSN_POP:
+		return !i->has_mem && !names_sp(i) && is_stack_member(t, k, 0);
+	case INSN_CALL: case INSN_RET: /* these adjust it themselves at last */
+		return is_stack_member(t, k, 0);
+	case INSN_LEA:
+		return moves_sp(t, k, &by) ||
+		       (i->base != RSP && i->index != RSP && !names_sp(i));
+	default:
+		return moves_sp(t, k, &by) ||
+		       (is_plain(i) && (!i->has_mem || is_stack_member(t, k, 0)));
+	}
+}
+
+/* May it leave HOST_SP behind for what follows? */
+static bool may_defer_sp(const struct translation *t, u32 k)
+{
+	s64 by;
+
+	switch (t->in[k].cls) {
+	case INSN_PUSH: case INSN_POP:
+		return t->bits == 64 && keeps_sp(t, k);
+	default:
+		return moves_sp(t, k, &by);
+	}
+}
+
+static bool emit_one(struct translation *t, u32 k)
+{
+	const struct insn *i = &t->in[k];
+	s64 by;
+
+	if (moves_sp(t, k, &by)) {
+		emit_adjust_sp(t, (s32)by);
+		return true;
+	}
 	if (insn_is_terminal(i) && i->opsize == 2)
 		return false; /* truncates rip */
 	switch (i->cls) {
@@ -235,7 +307,8 @@ static bool emit_one(struct translation *t, u32 k)
 		return emit_jmp_indirect(t, k);
 	case INSN_JCC:
 		emit_exit(t, branch_target(t, k), BRANCH_JCC | i->cond);
-		emit_exit(t, (s64)t->off[k] + i->len, BRANCH_JMP);
+		if (k + 1 == t->n)
+			emit_exit(t, (s64)t->off[k] + i->len, BRANCH_JMP);
 		return true;
 	case INSN_SYSTEM:	 return emit_system(t, k);
 	default:		 return false;
@@ -254,10 +327,25 @@ static void copy_code(struct translation *t, const struct soft_xlat *x)
 	soft_copy(t->code, x->host, t->code_len);
 }
 
-/* Decode from the copied bytes up to the block's end; stops before an instruction that leaves the page. */
+/*
+ * Does the block go on behind its latest instruction, a conditional branch? Not behind loops, and not
+ * for long: other blocks will cover what follows too, when it is jumped to.
+ */
+static bool goes_on_behind(const struct translation *t, u32 branches)
+{
+	const struct insn *i = &t->in[t->n - 1];
+
+	return i->cls == INSN_JCC && i->opsize != 2 && i->imm >= 0 && branches < MAX_SIDE_EXITS &&
+	       t->n < BLOCK_MAX_INSNS && t->off[t->n] < PAGE_SIZE;
+}
+
+/*
+ * Decode from the copied bytes up to the block's end; stops before an instruction that leaves the page.
+ * A conditional branch need not be the end: it becomes a side exit.
+ */
 static void decode_block(struct translation *t)
 {
-	u32 pos = 0;
+	u32 pos = 0, branches = 0;
 
 	while (t->n < BLOCK_MAX_INSNS && pos < t->code_len) {
 		struct insn *i = &t->in[t->n];
@@ -268,7 +356,7 @@ static void decode_block(struct translation *t)
 		t->off[t->n] = t->code_off + pos;
 		pos += i->len;
 		t->off[++t->n] = t->code_off + pos;
-		if (insn_ends_block(i))
+		if (insn_ends_block(i) && !goes_on_behind(t, branches++))
 			break;
 	}
 }
@@ -353,7 +441,7 @@ static bool field_is_slot(const struct insn_field *f)
 static bool clobbers_s2(const struct insn *i)
 {
 	switch (i->cls) {
-	case INSN_NOP: case INSN_PUSH: case INSN_POP:
+	case INSN_NOP: case INSN_PUSH: case INSN_POP: case INSN_JCC:
 		return false;
 	case INSN_DATA:
 		return field_is_slot(&i->reg) + field_is_slot(&i->rm) + field_is_slot(&i->vvvv) +
@@ -370,17 +458,25 @@ static void emit_block(struct translation *t)
 	emit_entries(t);
 	for (u32 k = 0; k < t->n; k++) {
 		u8 *hot, *cold;
+		s32 sp;
 
 		t->b->host_off[k] = (u32)(emit_here(&t->hot) - t->b->code);
 		t->b->guest_off[k] = (u16)(t->off[k] - t->off[0]);
+		if (!keeps_sp(t, k))
+			flush_sp(t);
+		t->defers_sp = may_defer_sp(t, k);
+		sp = t->sp;
 		emit_group_checks(t, k);
 		hot = t->hot.p;
 		cold = t->cold.p;
 		t->skips = t->access = 0;
+		t->current = k;
 		if (!emit_one(t, k)) {
 			t->hot.p = hot;
 			t->cold.p = cold;
 			t->skips = 0;
+			t->sp = sp;
+			flush_sp(t);
 			emit_step(t, k, !continues_block(&t->in[k]));
 		}
 		/* A slow path that runs the instruction comes back with something else in it. */
@@ -389,6 +485,7 @@ static void emit_block(struct translation *t)
 		for (u32 s = 0; s < t->skips; s++)
 			emit_patch(&t->cold, t->skip[s], emit_here(&t->hot));
 	}
+	flush_sp(t);
 	if (!t->ended && !insn_is_terminal(last))
 		emit_exit(t, t->off[t->n], BRANCH_JMP);
 	drop_unused_stores(t);
@@ -436,6 +533,7 @@ static void begin(struct translation *t, struct soft_cpu *c, const struct soft_x
 	t->half = mode & MODE_USER ? HALF_USER : HALF_SUPER;
 	t->n = t->skips = t->exits = t->peeks = 0;
 	t->ended = false;
+	t->sp = 0;
 	t->loaded = NO_GROUP;
 	t->bit_reg = NO_REG;
 	t->pa = x->gpa;
@@ -444,7 +542,7 @@ static void begin(struct translation *t, struct soft_cpu *c, const struct soft_x
 /* The decoded instructions become code. NULL when memory ran out. */
 static struct block *finish(struct translation *t)
 {
-	struct block *b = cache_block_alloc(t->cache, t->n, 2 + t->groups);
+	struct block *b = cache_block_alloc(t->cache, t->n, 2 + MAX_SIDE_EXITS + t->groups);
 
 	if (!b)
 		return NULL;

@@ -6,7 +6,7 @@
 #include "engine/soft/cache.h"
 
 enum { COND_B = 2, COND_AE = 3, COND_E = 4, COND_NE = 5, COND_A = 7 };
-enum { MAX_SKIPS = 8, PEEK_INSNS = 8, CODE_COPY = 1024, MAX_GROUPS = 8, GROUP_SPAN = 512, NO_GROUP = 0xff,
+enum { MAX_SKIPS = 8, MAX_SIDE_EXITS = 3, PEEK_INSNS = 8, CODE_COPY = 1024, MAX_GROUPS = 8, GROUP_SPAN = 512, NO_GROUP = 0xff,
        GROUP_RIP = GPR_COUNT, GROUP_BASES };
 
 /*
@@ -56,8 +56,12 @@ struct translation {
 	u8 group_of[BLOCK_MAX_INSNS][2];   /* group of each access of each instruction, in order */
 	s64 group_off[BLOCK_MAX_INSNS][2]; /* and its offset in the range */
 	s64 base_off[GROUP_BASES][BLOCK_MAX_INSNS]; /* constants added to each base since it is known */
+	s32 sp;                            /* what HOST_SP lacks of guest rsp: see keeps_sp() */
+	bool defers_sp;                    /* the current instruction may leave it so */
+	u32 current;                       /* instruction being emitted */
 	u32 access;                        /* next access of the current instruction */
 	u8 bit_reg;                        /* emit_check_bits(): the register with the bit offset */
+	u8 certain;                        /* find_groups(): first instruction behind the latest side exit */
 	u8 loaded;                         /* group whose host address HOST_S2 holds, or NO_GROUP */
 	const u8 *page_host;               /* the first page */
 	u32 code_len, code_off;            /* bytes at code[], page offset of its first byte */
@@ -104,6 +108,12 @@ struct host_mem emit_check_bits(struct translation *t, u32 k, const struct ea *e
 				bool write);
 
 void find_groups(struct translation *t);
+/* Does instruction @k add a constant to @reg and nothing else (flags aside)? */
+bool adds_constant(const struct translation *t, u32 k, u8 reg, s64 *by);
+/* Is access @n of instruction @k checked by a group of rsp that gave a delta? */
+bool is_stack_member(const struct translation *t, u32 k, u32 n);
+/* Does a group's check stand before instruction @k? */
+bool has_group_check(const struct translation *t, u32 k);
 /* The checks that stand before instruction @k. */
 void emit_group_checks(struct translation *t, u32 k);
 /* When the block is complete: groups that were never reloaded need not be kept in cpu->group[]. */
@@ -135,5 +145,6 @@ bool emit_jmp_indirect(struct translation *t, u32 k);
 bool emit_ret(struct translation *t, u32 k);
 bool emit_loop(struct translation *t, u32 k);
 void emit_adjust_sp(struct translation *t, s32 by);
+void flush_sp(struct translation *t);
 void compute_liveness(struct translation *t);
 bool flags_live_by_itself(const struct translation *t);
