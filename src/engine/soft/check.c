@@ -227,9 +227,9 @@ static u8 *emit_stack_lookup(struct translation *t, const struct ea *ea, u32 siz
 
 static u8 *emit_based_lookup(struct translation *t, const struct ea *ea, u32 size, bool write)
 {
-	emit_offset(&t->hot, ea, HOST_S1, 64);
 	if (ea->base == RSP)
 		return emit_stack_lookup(t, ea, size, write);
+	emit_offset(&t->hot, ea, HOST_S1, 64);
 	return emit_lookup(t, &t->hot, ea->disp ? HOST_S1 : host_reg(ea->base), size, write,
 			   DELTA_OFFSET);
 }

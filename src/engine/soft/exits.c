@@ -48,7 +48,7 @@ static u16 look_ahead(struct translation *t, s64 off, u32 insns)
 		killed |= i.flags_kill;
 		unknown &= (u16)~killed;
 		off += i.len;
-		if (i.cls == INSN_JMP && i.opsize != 2)
+		if ((i.cls == INSN_JMP || i.cls == INSN_CALL) && i.opsize != 2)
 			next = off + i.imm;
 		if (insn_ends_block(&i))
 			break;

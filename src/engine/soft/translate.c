@@ -273,7 +273,8 @@ static bool may_defer_sp(const struct translation *t, u32 k)
 
 	switch (t->in[k].cls) {
 	case INSN_PUSH: case INSN_POP:
-		return t->bits == 64 && keeps_sp(t, k);
+		return t->bits == 64 && !t->in[k].has_mem && !names_sp(&t->in[k]) &&
+		       is_stack_member(t, k, 0);
 	default:
 		return moves_sp(t, k, &by);
 	}
@@ -464,9 +465,9 @@ static void emit_block(struct translation *t)
 		t->b->guest_off[k] = (u16)(t->off[k] - t->off[0]);
 		if (!keeps_sp(t, k))
 			flush_sp(t);
-		t->defers_sp = may_defer_sp(t, k);
 		sp = t->sp;
 		emit_group_checks(t, k);
+		t->defers_sp = may_defer_sp(t, k);
 		hot = t->hot.p;
 		cold = t->cold.p;
 		t->skips = t->access = 0;
