@@ -3,7 +3,8 @@
  *
  * Library code returns -errno and, where the caller passed a struct err, says what was wrong, where
  * and what to do. Callers add context in front with err_prefix() on the way up, so that the command
- * line prints one line such as "disk debian.img: qcow2 header: cluster size 3 is not a power of two".
+ * line prints one line such as "disk debian.img: qcow2 header: cluster size 3 is not a power of
+ * two".
  */
 #pragma once
 

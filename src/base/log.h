@@ -29,8 +29,8 @@ void log_limited(struct log_limit *limit, const char *fmt, ...)
 #define log_info(...)  log_print(LOG_INFO, __VA_ARGS__)
 #define log_debug(...) log_print(LOG_DEBUG, __VA_ARGS__)
 
-#define log_guest(...)                                     \
-	do {                                               \
-		static struct log_limit limit__;           \
-		log_limited(&limit__, __VA_ARGS__);        \
+#define log_guest(...)                              \
+	do {                                        \
+		static struct log_limit limit__;    \
+		log_limited(&limit__, __VA_ARGS__); \
 	} while (0)

@@ -23,7 +23,7 @@ typedef u64 hva_t; /* host virtual address, as a number */
 #define MIN(a, b)     ((a) < (b) ? (a) : (b))
 #define MAX(a, b)     ((a) > (b) ? (a) : (b))
 
-#define container_of(ptr, type, member) ((type *)(void *)((char *)(ptr) - offsetof(type, member)))
+#define container_of(ptr, type, member) ((type *)(void *)((char *)(ptr)-offsetof(type, member)))
 
 #define PAGE_SHIFT 12
 #define PAGE_SIZE  4096ul

@@ -1,13 +1,13 @@
 /*
  * The engine contract: what executes guest instructions.
  *
- * An engine owns vCPUs and runs them until something outside the CPU is needed; run() then *returns* a
- * typed exit, it does not call devices. The caller completes the exit (fills in read data) and calls
- * run() again. Every hook is present in every engine.
+ * An engine owns vCPUs and runs them until something outside the CPU is needed; run() then
+ * *returns* a typed exit, it does not call devices. The caller completes the exit (fills in read
+ * data) and calls run() again. Every hook is present in every engine.
  *
  * Threads: one thread per vCPU. vcpu_create, run, state_get, state_set, inject and vcpu_destroy are
- * called on that thread, in that order; kick may come from any thread and from a signal handler. While a
- * vCPU is not inside run(), another thread may call state_get on it.
+ * called on that thread, in that order; kick may come from any thread and from a signal handler.
+ * While a vCPU is not inside run(), another thread may call state_get on it.
  */
 #pragma once
 
@@ -20,10 +20,10 @@ struct engine_vm;
 struct engine_vcpu;
 
 enum exit_type {
-	EXIT_NONE,       /* kick without a reason worth naming, or an instruction budget ran out */
-	EXIT_PIO,        /* IN, OUT, INS, OUTS: see vm_exit.pio */
-	EXIT_MMIO,       /* access to a gpa that is not RAM: see vm_exit.mmio */
-	EXIT_RDMSR,      /* MSR that belongs to the machine (local APIC, TSC deadline) */
+	EXIT_NONE,  /* kick without a reason worth naming, or an instruction budget ran out */
+	EXIT_PIO,   /* IN, OUT, INS, OUTS: see vm_exit.pio */
+	EXIT_MMIO,  /* access to a gpa that is not RAM: see vm_exit.mmio */
+	EXIT_RDMSR, /* MSR that belongs to the machine (local APIC, TSC deadline) */
 	EXIT_WRMSR,
 	EXIT_HYPERCALL,  /* VMCALL or VMMCALL with the hypervisor leaf present */
 	EXIT_HLT,        /* the guest waits for an interrupt */
@@ -39,19 +39,19 @@ struct vm_exit {
 	union {
 		struct {
 			u16 port;
-			u8 size;  /* 1, 2 or 4 bytes */
-			bool in;  /* IN or INS: the caller stores to data */
+			u8 size; /* 1, 2 or 4 bytes */
+			bool in; /* IN or INS: the caller stores to data */
 			u32 data;
 		} pio; /* string forms exit once per element */
 		struct {
 			gpa_t gpa;
-			u8 size;  /* 1, 2, 4 or 8 bytes, never across an 8-byte boundary */
+			u8 size; /* 1, 2, 4 or 8 bytes, never across an 8-byte boundary */
 			bool write;
 			u64 data; /* little endian; read: the caller stores here */
 		} mmio;
 		struct {
 			u32 index;
-			u64 value; /* RDMSR: the caller stores here */
+			u64 value;  /* RDMSR: the caller stores here */
 			bool fault; /* the caller sets this to raise #GP(0) */
 		} msr;
 		struct {
@@ -64,9 +64,9 @@ struct vm_exit {
 
 /* Called by the engine on the vCPU's thread for a new or changed memory layout. */
 struct engine_config {
-	struct physmap *physmap; /* borrowed; outlives the VM */
+	struct physmap *physmap;         /* borrowed; outlives the VM */
 	const struct cpuid_model *cpuid; /* borrowed; outlives the VM */
-	u64 cache_bytes; /* soft: code cache size, 0 for the default */
+	u64 cache_bytes;                 /* soft: code cache size, 0 for the default */
 };
 
 /* One row of counters an engine reports; names are stable and used in --json output. */
@@ -87,7 +87,8 @@ struct engine_ops {
 	/* Regions were added to or removed from the physmap. No vCPU may be inside run(). */
 	int (*memory_update)(struct engine_vm *vm, struct err *e);
 
-	/* Dirty log: start or stop it; fetch and clear one bit per page of region @region into @bitmap. */
+	/* Dirty log: start or stop it; fetch and clear one bit per page of region @region into
+	 * @bitmap. */
 	int (*dirty_log)(struct engine_vm *vm, bool on);
 	int (*dirty_fetch)(struct engine_vm *vm, u32 region, u64 *bitmap);
 
@@ -98,13 +99,16 @@ struct engine_ops {
 	int (*vcpu_create)(struct engine_vm *vm, u32 id, struct engine_vcpu **vcpu, struct err *e);
 	void (*vcpu_destroy)(struct engine_vcpu *vcpu);
 
-	/* Complete the previous exit, run, describe the next exit. 0, or -errno when the engine failed. */
+	/* Complete the previous exit, run, describe the next exit. 0, or -errno when the engine
+	 * failed. */
 	int (*run)(struct engine_vcpu *vcpu, struct vm_exit *exit);
 
-	/* Make run() return EXIT_KICKED soon; if it is not running, the next run() returns at once. */
+	/* Make run() return EXIT_KICKED soon; if it is not running, the next run() returns at once.
+	 */
 	void (*kick)(struct engine_vcpu *vcpu);
 
-	/* Move the parts in @parts (CPU_PART_*). state_set returns -EINVAL for values no CPU can hold. */
+	/* Move the parts in @parts (CPU_PART_*). state_set returns -EINVAL for values no CPU can
+	 * hold. */
 	int (*state_get)(struct engine_vcpu *vcpu, u32 parts, struct cpu_state *s);
 	int (*state_set)(struct engine_vcpu *vcpu, u32 parts, const struct cpu_state *s);
 
@@ -117,7 +121,8 @@ struct engine_ops {
 	/* Return EXIT_IRQ_WINDOW as soon as irq_ready() becomes true. One-shot. */
 	void (*request_irq_window)(struct engine_vcpu *vcpu);
 
-	/* Fill up to @max counters, return how many there are. Any thread; values may be slightly old. */
+	/* Fill up to @max counters, return how many there are. Any thread; values may be slightly
+	 * old. */
 	u32 (*counters)(struct engine_vm *vm, struct engine_counter *out, u32 max);
 };
 

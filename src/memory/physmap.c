@@ -37,7 +37,8 @@ int physmap_add(struct physmap *pm, gpa_t gpa, u64 size, u32 flags, struct err *
 	void *hva;
 
 	if (!size || (gpa | size) & ~PAGE_MASK || gpa + size < gpa)
-		return err_set(e, -EINVAL, "memory region %#lx+%#lx is not page aligned", gpa, size);
+		return err_set(e, -EINVAL, "memory region %#lx+%#lx is not page aligned", gpa,
+			       size);
 	if (pm->count == PHYSMAP_MAX_REGIONS || overlaps_region(pm, gpa, size))
 		return err_set(e, -EINVAL, "memory region %#lx+%#lx does not fit", gpa, size);
 	hva = host_memory_alloc(size);

@@ -1,12 +1,14 @@
 /*
- * The guest-physical address space: which gpa ranges are RAM (or ROM) and where they live in the host.
+ * The guest-physical address space: which gpa ranges are RAM (or ROM) and where they live in the
+ * host.
  *
  * Regions are added while the machine is assembled and never overlap. Whatever is not RAM is device
- * memory and belongs to the bus. All access by the monitor goes through the bounded accessors here; a
- * listener (the engine) hears of every write so that translated code and dirty logs stay true. The
- * notification comes after the bytes are stored.
+ * memory and belongs to the bus. All access by the monitor goes through the bounded accessors here;
+ * a listener (the engine) hears of every write so that translated code and dirty logs stay true.
+ * The notification comes after the bytes are stored.
  *
- * Threads: the region table is fixed once the machine runs; accessors may be called from any thread.
+ * Threads: the region table is fixed once the machine runs; accessors may be called from any
+ * thread.
  */
 #pragma once
 
@@ -20,10 +22,10 @@ enum {
 
 struct physmap_region {
 	gpa_t gpa;
-	u64 size;   /* bytes, multiple of PAGE_SIZE */
-	u8 *hva;    /* host mapping of the region's first byte */
-	u32 flags;  /* PHYSMAP_* */
-	u64 page0;  /* index of the region's first page in dense page-indexed arrays */
+	u64 size;  /* bytes, multiple of PAGE_SIZE */
+	u8 *hva;   /* host mapping of the region's first byte */
+	u32 flags; /* PHYSMAP_* */
+	u64 page0; /* index of the region's first page in dense page-indexed arrays */
 };
 
 struct physmap_listener {
@@ -59,9 +61,10 @@ void physmap_listen(struct physmap *pm, struct physmap_listener listener);
 const struct physmap_region *physmap_find(const struct physmap *pm, gpa_t gpa);
 
 /*
- * Host pointer to [gpa, gpa+len), or NULL when that is not wholly inside one RAM region (or is ROM and
- * @dir is MEM_WRITE). The pointer stays valid for the life of the map. After writing through it call
- * mem_unmap() with the number of bytes stored.
+ * Host pointer to [gpa, gpa+len), or NULL when that is not wholly inside one RAM region (or is ROM
+ * and
+ * @dir is MEM_WRITE). The pointer stays valid for the life of the map. After writing through it
+ * call mem_unmap() with the number of bytes stored.
  */
 void *mem_map(const struct physmap *pm, gpa_t gpa, u64 len, enum mem_dir dir);
 void mem_unmap(const struct physmap *pm, gpa_t gpa, u64 written);

@@ -348,8 +348,8 @@ CODE(copy_much, "cld; rep movsb");
 CODE(sum_much, "xor %eax, %eax; 1: add (%rsi), %rax; add $8, %rsi; rol $3, %rax; dec %rcx; jnz 1b");
 
 /*
- * Interrupts anywhere in a computation leave no trace in it. When the timer's interrupts come is up to the
- * host's scheduler, so the computation is repeated until one has hit it.
+ * Interrupts anywhere in a computation leave no trace in it. When the timer's interrupts come is up
+ * to the host's scheduler, so the computation is repeated until one has hit it.
  */
 enum { TRIES = 200 };
 

@@ -1,4 +1,5 @@
-/* virtio-net over a back end that reads every frame sent, echoes some, and delivers frames from the input. */
+/* virtio-net over a back end that reads every frame sent, echoes some, and delivers frames from the
+ * input. */
 #include "virtio_script.h"
 
 #include "device/virtio/net.h"

@@ -1,4 +1,5 @@
-/* Split rings whose every byte the input chooses. Invariant: what pop() returns lies in guest RAM. */
+/* Split rings whose every byte the input chooses. Invariant: what pop() returns lies in guest RAM.
+ */
 #include "virtio_script.h"
 
 #include <stdlib.h>

@@ -1,6 +1,7 @@
 /*
- * Runs a fuzz target without libFuzzer: over the files named on the command line, or over COUNT inputs
- * from a fixed seed. So every target builds with any compiler and takes part in the test suite.
+ * Runs a fuzz target without libFuzzer: over the files named on the command line, or over COUNT
+ * inputs from a fixed seed. So every target builds with any compiler and takes part in the test
+ * suite.
  */
 #include "base/types.h"
 
@@ -28,7 +29,8 @@ static void run_random(u32 count)
 	for (u32 i = 0; i < count; i++) {
 		size_t len = next_random(&state) % sizeof(data);
 
-		/* Half of the inputs are sparse: zeros and small numbers are what structures are made of. */
+		/* Half of the inputs are sparse: zeros and small numbers are what structures are
+		 * made of. */
 		for (size_t k = 0; k < len; k++) {
 			u64 r = next_random(&state);
 

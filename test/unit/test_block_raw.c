@@ -1,4 +1,5 @@
-/* Block back ends against real files: raw over io_uring and over threads, the overlay, and bad input. */
+/* Block back ends against real files: raw over io_uring and over threads, the overlay, and bad
+ * input. */
 #include "block/async.h"
 #include "block/backend.h"
 #include "block/block.h"
@@ -35,7 +36,8 @@ static void *run_loop(void *opaque)
 	return NULL;
 }
 
-/* Run @fn on the loop's thread, where back ends are closed: none of its callbacks runs meanwhile. */
+/* Run @fn on the loop's thread, where back ends are closed: none of its callbacks runs meanwhile.
+ */
 struct errand {
 	void (*fn)(void *);
 	void *arg;
@@ -168,7 +170,8 @@ static int job_wait(struct fixture *f, struct block *b, struct job *j)
 	return result;
 }
 
-static int run(struct fixture *f, struct block *b, enum block_op op, u64 offset, void *data, u64 len)
+static int run(struct fixture *f, struct block *b, enum block_op op, u64 offset, void *data,
+	       u64 len)
 {
 	/* Three segments, cut at odd places. */
 	struct job j = {.r = {.op = op, .offset = offset, .len = len}};
@@ -229,9 +232,11 @@ static void exercise(struct fixture *f, struct block *b)
 	/* Larger than what is written on the spot. */
 	memset(data, 0x5a, sizeof(data));
 	for (u32 i = 0; i < 8; i++)
-		assert_int_equal(run(f, b, BLOCK_WRITE, 128 * 1024 + i * sizeof(data), data,
-				     sizeof(data)), 0);
-	assert_int_equal(run(f, b, BLOCK_READ, 128 * 1024 + 7 * sizeof(data), back, sizeof(data)), 0);
+		assert_int_equal(
+			run(f, b, BLOCK_WRITE, 128 * 1024 + i * sizeof(data), data, sizeof(data)),
+			0);
+	assert_int_equal(run(f, b, BLOCK_READ, 128 * 1024 + 7 * sizeof(data), back, sizeof(data)),
+			 0);
 	assert_memory_equal(back, data, sizeof(data));
 }
 
@@ -248,8 +253,8 @@ static void raw_file(void **state)
 	on_loop(f, close_now, b);
 }
 
-static void pool_only(struct fixture *f, struct block **b, struct async **a, int (*execute)(struct block *,
-									struct block_request *))
+static void pool_only(struct fixture *f, struct block **b, struct async **a,
+		      int (*execute)(struct block *, struct block_request *))
 {
 	struct async_target target = {.block = *b, .fd = -1, .execute = execute};
 
@@ -297,8 +302,11 @@ static void drain_waits_for_the_ring(void **state)
 	assert_non_null(b);
 	for (u32 i = 0; i < BATCH; i++) {
 		job[i].iov[0] = (struct iovec){data[i], 4096};
-		job[i].r = (struct block_request){.op = BLOCK_READ, .offset = i * 4096ul, .len = 4096,
-						  .iov = job[i].iov, .iov_count = 1};
+		job[i].r = (struct block_request){.op = BLOCK_READ,
+						  .offset = i * 4096ul,
+						  .len = 4096,
+						  .iov = job[i].iov,
+						  .iov_count = 1};
 		job_submit(f, b, &job[i]);
 	}
 	pthread_mutex_lock(&f->lock);
@@ -469,8 +477,14 @@ static void bad_images_give_one_clear_line(void **state)
 static void spec_is_parsed(void **state)
 {
 	static const char *const bad[] = {
-		"", "file.img", "path=", "path=a,format=vmdk", "path=a,readonly=yes", "path=a,snapshot",
-		"path=a,size=5", "format=raw",
+		"",
+		"file.img",
+		"path=",
+		"path=a,format=vmdk",
+		"path=a,readonly=yes",
+		"path=a,snapshot",
+		"path=a,size=5",
+		"format=raw",
 	};
 	struct block_spec s;
 	struct err e;

@@ -48,8 +48,9 @@ static void start(struct fixture *f, const char *options, u64 features)
 	assert_int_equal(block_spec_parse(text, &spec, NULL), 0);
 	test_machine_init(&f->m, true);
 	assert_int_equal(block_open(&spec, f->m.loop, &f->m.lock, &f->block, NULL), 0);
-	assert_int_equal(virtio_blk_init(&f->blk, &f->m.env, &f->m.pci, f->block, "serial-0123456789abcdef",
-					 NULL), 0);
+	assert_int_equal(virtio_blk_init(&f->blk, &f->m.env, &f->m.pci, f->block,
+					 "serial-0123456789abcdef", NULL),
+			 0);
 	test_driver_start(&f->t, &f->m, &f->blk.virtio, features);
 }
 
@@ -100,7 +101,8 @@ static void put_header(struct fixture *f, gpa_t at, u32 type, u64 sector)
 /* One request with the usual three descriptors; returns the status byte. */
 static u8 request(struct fixture *f, u32 type, u64 sector, u32 len, bool device_writes)
 {
-	struct test_seg seg[3] = {{HEADER, 16, false}, {DATA, len, device_writes}, {STATUS, 1, true}};
+	struct test_seg seg[3] = {
+		{HEADER, 16, false}, {DATA, len, device_writes}, {STATUS, 1, true}};
 	u32 used;
 
 	if (!len)
@@ -153,10 +155,12 @@ static void virtio_5_2_6_read_write(void **state)
 static void virtio_5_2_6_any_descriptor_layout(void **state)
 {
 	struct fixture *f = *state;
-	struct test_seg out[] = {{HEADER, 7, false}, {HEADER + 7, 9 + 100, false},
-				 {DATA + 100, 412, false}, {STATUS, 1, true}};
-	struct test_seg in[] = {{HEADER, 16, false}, {DATA, 1, true}, {DATA + 1, 510, true},
-				{DATA + 511, 2, true}};
+	struct test_seg out[] = {{HEADER, 7, false},
+				 {HEADER + 7, 9 + 100, false},
+				 {DATA + 100, 412, false},
+				 {STATUS, 1, true}};
+	struct test_seg in[] = {
+		{HEADER, 16, false}, {DATA, 1, true}, {DATA + 1, 510, true}, {DATA + 511, 2, true}};
 
 	start(f, ",snapshot=on", ~0ul);
 	put_header(f, HEADER, T_OUT, 5);
@@ -193,7 +197,8 @@ static void virtio_5_2_6_errors(void **state)
 	assert_int_equal(request(f, T_IN, IMAGE_SECTORS, 512, true), S_IOERR);
 	assert_int_equal(request(f, T_IN, IMAGE_SECTORS - 1, 1024, true), S_IOERR);
 	assert_int_equal(request(f, T_IN, ~0ul, 512, true), S_IOERR);
-	assert_int_equal(request(f, T_IN, 1ul << 55, 512, true), S_IOERR); /* times 512 wraps to 0 */
+	assert_int_equal(request(f, T_IN, 1ul << 55, 512, true),
+			 S_IOERR); /* times 512 wraps to 0 */
 	assert_int_equal(request(f, T_OUT, IMAGE_SECTORS, 512, false), S_IOERR);
 	assert_int_equal(request(f, T_IN, 0, 513, true), S_IOERR);
 	assert_int_equal(request(f, T_IN, 0, 0, true), S_IOERR);
@@ -275,7 +280,8 @@ static void many_requests_in_one_doorbell(void **state)
 	drop_cache(f);
 	start(f, "", ~0ul);
 	for (u32 i = 0; i < 200; i++) {
-		struct test_seg seg[] = {{HEADER + i * 16, 16, false}, {DATA + i * 4096, 4096, true},
+		struct test_seg seg[] = {{HEADER + i * 16, 16, false},
+					 {DATA + i * 4096, 4096, true},
 					 {STATUS + 0x10000 + i, 1, true}};
 
 		put_header(f, HEADER + i * 16, T_IN, i * 8ul);
@@ -291,7 +297,8 @@ static void many_requests_in_one_doorbell(void **state)
 	assert_true(f->m.msi[1] >= 1);
 	for (u32 i = 0; i < 200; i++)
 		for (u32 b = 0; b < 4096; b += 512)
-			assert_int_equal(test_ram(&f->m, DATA + i * 4096)[b], (i * 8 + b / 512) % 253);
+			assert_int_equal(test_ram(&f->m, DATA + i * 4096)[b],
+					 (i * 8 + b / 512) % 253);
 	stop(f);
 }
 
@@ -302,7 +309,8 @@ static void virtio_2_4_2_reset_waits_for_requests(void **state)
 	drop_cache(f);
 	start(f, "", ~0ul);
 	for (u32 i = 0; i < 100; i++) {
-		struct test_seg seg[] = {{HEADER + i * 16, 16, false}, {DATA + i * 4096, 4096, true},
+		struct test_seg seg[] = {{HEADER + i * 16, 16, false},
+					 {DATA + i * 4096, 4096, true},
 					 {STATUS + 0x10000 + i, 1, true}};
 
 		put_header(f, HEADER + i * 16, T_IN, i * 80ul);

@@ -55,7 +55,8 @@ static int setup(void **state)
 
 	test_machine_init(&f.m, false);
 	f.out.chardev.ops = &record_ops;
-	assert_int_equal(virtio_console_init(&f.console, &f.m.env, &f.m.pci, &f.out.chardev, NULL), 0);
+	assert_int_equal(virtio_console_init(&f.console, &f.m.env, &f.m.pci, &f.out.chardev, NULL),
+			 0);
 	assert_int_equal(virtio_rng_init(&f.rng, &f.m.env, &f.m.pci, NULL), 0);
 	*state = &f;
 	return 0;

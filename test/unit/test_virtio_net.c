@@ -1,4 +1,5 @@
-/* virtio-net (virtio 1.1, 5.1) over a back end that records, and over libslirp; and --net parsing. */
+/* virtio-net (virtio 1.1, 5.1) over a back end that records, and over libslirp; and --net parsing.
+ */
 #include "virtio_driver.h"
 
 #include "device/virtio/net.h"
@@ -92,8 +93,8 @@ static int setup(void **state)
 
 	test_machine_init(&f.m, false);
 	f.out.backend = (struct net_backend){.ops = &record_ops, .can = NET_CAN_CSUM, .mtu = 9000};
-	assert_int_equal(virtio_net_init(&f.net, &f.m.env, &f.m.pci, &f.out.backend, guest_mac, NULL),
-			 0);
+	assert_int_equal(
+		virtio_net_init(&f.net, &f.m.env, &f.m.pci, &f.out.backend, guest_mac, NULL), 0);
 	*state = &f;
 	return 0;
 }
@@ -144,8 +145,8 @@ static void virtio_5_1_6_2_transmit(void **state)
 static void transmit_header(struct fixture *f, u8 flags, u8 gso, u16 start, u16 offset, u32 len)
 {
 	struct test_seg seg = {TX, HEADER + len, false};
-	struct net_offload o = {.flags = flags, .gso_type = gso, .csum_start = start,
-				.csum_offset = offset};
+	struct net_offload o = {
+		.flags = flags, .gso_type = gso, .csum_start = start, .csum_offset = offset};
 
 	memset(test_ram(&f->m, TX), 0, HEADER);
 	memcpy(test_ram(&f->m, TX), &o, sizeof(o));
@@ -160,12 +161,12 @@ static void virtio_5_1_6_2_offload_is_checked(void **state)
 	transmit_header(f, NET_NEEDS_CSUM, 0, 34, 16, 100);
 	assert_int_equal(f->out.sent, 1);
 	assert_int_equal(f->out.offload.flags, NET_NEEDS_CSUM);
-	transmit_header(f, NET_NEEDS_CSUM, 0, 34, 65, 100);    /* field outside of the frame */
+	transmit_header(f, NET_NEEDS_CSUM, 0, 34, 65, 100); /* field outside of the frame */
 	transmit_header(f, NET_NEEDS_CSUM, 0, 100, 0, 100);
 	transmit_header(f, NET_NEEDS_CSUM, 0, 0xffff, 0xffff, 100);
 	transmit_header(f, NET_NEEDS_CSUM, NET_GSO_TCPV4, 34, 16, 100); /* not negotiated */
 	transmit_header(f, 0, 77, 0, 0, 100);
-	transmit_header(f, 0, 0, 0, 0, 13);                    /* no Ethernet header */
+	transmit_header(f, 0, 0, 0, 0, 13); /* no Ethernet header */
 	transmit_header(f, 0, 0, 0, 0, NET_FRAME_MAX + 1);
 	assert_int_equal(f->out.sent, 1);
 	transmit_header(f, 0, 0, 0, 0, NET_FRAME_MAX);
@@ -390,17 +391,30 @@ static void checksum_is_the_internet_checksum(void **state)
 static void spec_is_parsed(void **state)
 {
 	static const char *const bad[] = {
-		"", "bridge", "user,", "user,ifname=x", "user,restrict=maybe", "user,hostfwd=tcp::80",
-		"user,hostfwd=sctp::80-:80", "user,hostfwd=tcp::0-:80", "user,hostfwd=tcp::80-:65536",
-		"user,hostfwd=tcp:1.2.3:80-:80", "user,hostfwd=tcp::-1-:80", "tap,restrict=on",
-		"tap,ifname=averyverylongname", "none,x=y", "tap,ifname=a/b",
+		"",
+		"bridge",
+		"user,",
+		"user,ifname=x",
+		"user,restrict=maybe",
+		"user,hostfwd=tcp::80",
+		"user,hostfwd=sctp::80-:80",
+		"user,hostfwd=tcp::0-:80",
+		"user,hostfwd=tcp::80-:65536",
+		"user,hostfwd=tcp:1.2.3:80-:80",
+		"user,hostfwd=tcp::-1-:80",
+		"tap,restrict=on",
+		"tap,ifname=averyverylongname",
+		"none,x=y",
+		"tap,ifname=a/b",
 	};
 	struct net_spec s;
 	struct err e;
 
 	(void)state;
 	assert_int_equal(net_spec_parse("user,hostfwd=tcp:127.0.0.1:8080-:80,restrict=on,"
-					"hostfwd=udp::53-10.0.2.20:5353", &s, &e), 0);
+					"hostfwd=udp::53-10.0.2.20:5353",
+					&s, &e),
+			 0);
 	assert_int_equal(s.kind, NET_USER);
 	assert_true(s.isolated);
 	assert_int_equal(s.forwards, 2);
@@ -421,9 +435,10 @@ static void spec_is_parsed(void **state)
 static void user_network_answers_arp(void **state)
 {
 	static const u8 arp[] = {
-		255, 255, 255, 255, 255, 255, 0x52, 0x54, 0, 0x12, 0x34, 0x56, 8, 6,
-		0, 1, 8, 0, 6, 4, 0, 1, 0x52, 0x54, 0, 0x12, 0x34, 0x56, 10, 0, 2, 15,
-		0, 0, 0, 0, 0, 0, 10, 0, 2, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
+		255, 255, 255, 255, 255, 255, 0x52, 0x54, 0,    0x12, 0x34, 0x56, 8,    6,  0,
+		1,   8,   0,   6,   4,   0,   1,    0x52, 0x54, 0,    0x12, 0x34, 0x56, 10, 0,
+		2,   15,  0,   0,   0,   0,   0,    0,    10,   0,    2,    2,    0,    0,  0,
+		0,   0,   0,   0,   0,   0,   0,    0,    0,    0,    0,    0,    0,    0,  0,
 	};
 	struct test_seg rx = {RX, 0x2000, true}, tx = {TX, HEADER + sizeof(arp), false};
 	static struct test_machine m;

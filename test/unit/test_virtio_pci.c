@@ -1,4 +1,5 @@
-/* The PCI transport (virtio 1.1, 4.1) and device life cycle (2.1, 3.1), seen through an entropy device. */
+/* The PCI transport (virtio 1.1, 4.1) and device life cycle (2.1, 3.1), seen through an entropy
+ * device. */
 #include "virtio_driver.h"
 
 #include "device/virtio/rng.h"
@@ -51,7 +52,7 @@ static void virtio_4_1_2_identity(void **state)
 	test_driver_probe(&f->t, &f->m, &f->rng.virtio, true);
 	assert_int_equal(test_config_read(&f->t, 0, 2), 0x1af4);
 	assert_int_equal(test_config_read(&f->t, 2, 2), 0x1044);
-	assert_true(test_config_read(&f->t, 8, 1) >= 1);      /* revision of a modern device */
+	assert_true(test_config_read(&f->t, 8, 1) >= 1); /* revision of a modern device */
 	assert_true(test_config_read(&f->t, 0x2e, 2) >= 0x40);
 }
 
@@ -61,7 +62,8 @@ static void virtio_4_1_4_capabilities(void **state)
 	u32 seen = 0;
 
 	test_driver_probe(&f->t, &f->m, &f->rng.virtio, true);
-	for (u32 cap = test_config_read(&f->t, 0x34, 1); cap; cap = test_config_read(&f->t, cap + 1, 1)) {
+	for (u32 cap = test_config_read(&f->t, 0x34, 1); cap;
+	     cap = test_config_read(&f->t, cap + 1, 1)) {
 		u32 type = test_config_read(&f->t, cap + 3, 1);
 
 		if (test_config_read(&f->t, cap, 1) != 9)
@@ -189,7 +191,8 @@ static void virtio_4_1_5_1_4_intx(void **state)
 	struct fixture *f = *state;
 
 	test_driver_probe(&f->t, &f->m, &f->rng.virtio, false);
-	for (u32 cap = test_config_read(&f->t, 0x34, 1); cap; cap = test_config_read(&f->t, cap + 1, 1))
+	for (u32 cap = test_config_read(&f->t, 0x34, 1); cap;
+	     cap = test_config_read(&f->t, cap + 1, 1))
 		if (test_config_read(&f->t, cap, 1) == 0x11)
 			test_config_write(&f->t, cap + 2, 2, 0);
 	test_driver_negotiate(&f->t, 0);
@@ -293,7 +296,8 @@ static void state_survives_save_and_load(void **state)
 	assert_int_equal(device_save(&virtio_rng_ops, &f->rng, &saved), 0);
 	virtio_reset(&f->rng);
 	assert_int_equal(f->rng.virtio.status, 0);
-	assert_int_equal(device_load(&virtio_rng_ops, &f->rng, saved.data, saved.len, &used, NULL), 0);
+	assert_int_equal(device_load(&virtio_rng_ops, &f->rng, saved.data, saved.len, &used, NULL),
+			 0);
 	assert_int_equal(used, saved.len);
 	ask(f);
 	device_buf_free(&saved);

@@ -56,8 +56,9 @@ void test_machine_init(struct test_machine *m, bool loop_start)
 	bus_init(&m->bus);
 	for (u32 i = 0; i < 4; i++)
 		line[i] = (struct irq_line){.set = set_line, .opaque = m, .pin = i};
-	assert(!pci_host_init(&m->pci, &m->bus, (struct msi_sink){.send = count_message, .opaque = m},
-			      line, TEST_ECAM, NULL));
+	assert(!pci_host_init(&m->pci, &m->bus,
+			      (struct msi_sink){.send = count_message, .opaque = m}, line,
+			      TEST_ECAM, NULL));
 	assert(!loop_create(&m->loop, NULL));
 	pthread_mutex_init(&m->lock, NULL);
 	m->env = (struct virtio_env){.pm = &m->pm, .loop = m->loop, .lock = &m->lock};
@@ -137,7 +138,8 @@ static void enable_msix(struct test_driver *t)
 	test_config_write(t, cap + 2, 2, 0x8000);
 }
 
-void test_driver_probe(struct test_driver *t, struct test_machine *m, struct virtio_device *d, bool msix)
+void test_driver_probe(struct test_driver *t, struct test_machine *m, struct virtio_device *d,
+		       bool msix)
 {
 	*t = (struct test_driver){.m = m, .d = d};
 	t->bar = BAR_REGISTERS_AT + d->pci.slot * 0x10000ul;
@@ -216,7 +218,8 @@ void test_driver_start(struct test_driver *t, struct test_machine *m, struct vir
 	test_driver_ok(t);
 }
 
-static void put_desc(struct test_machine *m, gpa_t at, const struct test_seg *s, bool last, u16 next)
+static void put_desc(struct test_machine *m, gpa_t at, const struct test_seg *s, bool last,
+		     u16 next)
 {
 	struct vring_desc d = {
 		.addr = s->gpa,
@@ -235,7 +238,8 @@ static u16 add_direct(struct test_queue *q, const struct test_seg *seg, u32 coun
 	for (u32 i = 0; i < count; i++) {
 		u16 at = q->next_desc++ % q->size;
 
-		put_desc(q->m, q->desc + at * 16ul, &seg[i], i + 1 == count, q->next_desc % q->size);
+		put_desc(q->m, q->desc + at * 16ul, &seg[i], i + 1 == count,
+			 q->next_desc % q->size);
 	}
 	return head;
 }
@@ -287,7 +291,8 @@ bool test_used(struct test_queue *q, u32 *id, u32 *len)
 	return true;
 }
 
-u32 test_transfer(struct test_driver *t, u16 q, const struct test_seg *seg, u32 count, bool indirect)
+u32 test_transfer(struct test_driver *t, u16 q, const struct test_seg *seg, u32 count,
+		  bool indirect)
 {
 	u16 head = test_add(&t->queue[q], seg, count, indirect);
 	u32 id = ~0u, len = 0;

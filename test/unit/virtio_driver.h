@@ -1,7 +1,7 @@
 /*
- * The guest's side of virtio for tests and fuzzers: a machine with RAM, a bus and a PCI host, and a small
- * driver that finds a device in configuration space, negotiates, and runs split queues. It goes through
- * the bus for every register access, like a guest.
+ * The guest's side of virtio for tests and fuzzers: a machine with RAM, a bus and a PCI host, and a
+ * small driver that finds a device in configuration space, negotiates, and runs split queues. It
+ * goes through the bus for every register access, like a guest.
  */
 #pragma once
 
@@ -25,10 +25,10 @@ struct test_machine {
 	pthread_mutex_t lock;
 	struct virtio_env env;
 	pthread_t thread;
-	bool running;           /* the loop has its thread */
-	u32 msi[TEST_VECTORS];  /* messages received, by data */
+	bool running;          /* the loop has its thread */
+	u32 msi[TEST_VECTORS]; /* messages received, by data */
 	bool intx[4];
-	u64 writes;             /* physmap write notifications */
+	u64 writes; /* physmap write notifications */
 };
 
 /* loop_start: run the loop on a thread of its own. */
@@ -42,15 +42,15 @@ struct test_queue {
 	u16 index, size;
 	gpa_t desc, avail, used;
 	u16 avail_idx, used_seen;
-	u16 next_desc;   /* descriptors are used round robin */
-	gpa_t table;     /* for indirect descriptors, 4 KiB per head */
+	u16 next_desc; /* descriptors are used round robin */
+	gpa_t table;   /* for indirect descriptors, 4 KiB per head */
 };
 
 struct test_driver {
 	struct test_machine *m;
 	struct virtio_device *d;
-	u64 bar;       /* of the registers */
-	u64 features;  /* accepted */
+	u64 bar;      /* of the registers */
+	u64 features; /* accepted */
 	struct test_queue queue[VIRTIO_QUEUES];
 };
 
@@ -89,7 +89,8 @@ u32 test_config_read(struct test_driver *t, u32 off, u32 size);
 void test_config_write(struct test_driver *t, u32 off, u32 size, u32 value);
 
 /* Place the BARs, enable memory and bus mastering, and MSI-X if @msix (vector v sends data v). */
-void test_driver_probe(struct test_driver *t, struct test_machine *m, struct virtio_device *d, bool msix);
+void test_driver_probe(struct test_driver *t, struct test_machine *m, struct virtio_device *d,
+		       bool msix);
 
 /* Reset, accept @features of what is offered (VERSION_1 included), up to FEATURES_OK. */
 void test_driver_negotiate(struct test_driver *t, u64 features);
@@ -110,4 +111,5 @@ void test_kick(struct test_driver *t, u16 q);
 bool test_used(struct test_queue *q, u32 *id, u32 *len);
 
 /* Send one chain and wait for it; returns the used length. Asserts that it comes back. */
-u32 test_transfer(struct test_driver *t, u16 q, const struct test_seg *seg, u32 count, bool indirect);
+u32 test_transfer(struct test_driver *t, u16 q, const struct test_seg *seg, u32 count,
+		  bool indirect);

@@ -1,13 +1,15 @@
 /*
  * Instruction decoding over Zydis.
  *
- * Zydis says what an instruction is and touches; this file condenses that into struct insn: who executes
- * it, its memory operand, which encoding fields name general registers, its effect on arithmetic flags,
- * and where its bytes lie, so that emit.c can re-encode it with other registers and addresses.
+ * Zydis says what an instruction is and touches; this file condenses that into struct insn: who
+ * executes it, its memory operand, which encoding fields name general registers, its effect on
+ * arithmetic flags, and where its bytes lie, so that emit.c can re-encode it with other registers
+ * and addresses.
  *
- * Flags. "Kill" means that the old value certainly cannot be observed afterwards. Flags that the manuals
- * call undefined do not count as killed, because processors leave some of them alone; but logical
- * operations and shifts are known to overwrite them, and are too frequent to keep them alive.
+ * Flags. "Kill" means that the old value certainly cannot be observed afterwards. Flags that the
+ * manuals call undefined do not count as killed, because processors leave some of them alone; but
+ * logical operations and shifts are known to overwrite them, and are too frequent to keep them
+ * alive.
  */
 #include "engine/soft/decode.h"
 
@@ -46,19 +48,25 @@ static u8 gpr_of(ZydisRegister reg, u8 *size, bool *high)
 
 static u8 segment_of(ZydisRegister reg)
 {
-	return reg >= ZYDIS_REGISTER_ES && reg <= ZYDIS_REGISTER_GS ?
-		       (u8)(reg - ZYDIS_REGISTER_ES) :
-		       (u8)SEG_DS;
+	return reg >= ZYDIS_REGISTER_ES && reg <= ZYDIS_REGISTER_GS ? (u8)(reg - ZYDIS_REGISTER_ES)
+								    : (u8)SEG_DS;
 }
 
 static bool is_legacy_prefix(u8 b)
 {
 	switch (b) {
-	case 0x66: case 0x67: case 0xf0: case 0xf2: case 0xf3:
-	case 0x2e: case 0x36: case 0x3e: case 0x26: case 0x64: case 0x65:
-		return true;
-	default:
-		return false;
+	case 0x66:
+	case 0x67:
+	case 0xf0:
+	case 0xf2:
+	case 0xf3:
+	case 0x2e:
+	case 0x36:
+	case 0x3e:
+	case 0x26:
+	case 0x64:
+	case 0x65: return true;
+	default: return false;
 	}
 }
 
@@ -118,9 +126,9 @@ static void set_field(struct insn *i, const ZydisDecodedOperand *op)
 		return;
 	switch (op->encoding) {
 	case ZYDIS_OPERAND_ENCODING_MODRM_REG: f = &i->reg; break;
-	case ZYDIS_OPERAND_ENCODING_MODRM_RM:  f = &i->rm; break;
-	case ZYDIS_OPERAND_ENCODING_NDSNDD:    f = &i->vvvv; break;
-	case ZYDIS_OPERAND_ENCODING_OPCODE:    f = &i->opcode_reg; break;
+	case ZYDIS_OPERAND_ENCODING_MODRM_RM: f = &i->rm; break;
+	case ZYDIS_OPERAND_ENCODING_NDSNDD: f = &i->vvvv; break;
+	case ZYDIS_OPERAND_ENCODING_OPCODE: f = &i->opcode_reg; break;
 	default: return;
 	}
 	f->reg = reg;
@@ -158,8 +166,8 @@ static void set_mem(struct insn *i, const ZydisDecodedOperand *op)
 	i->mem_read = (op->actions & ZYDIS_OPERAND_ACTION_MASK_READ) != 0;
 	i->mem_write = (op->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE) != 0;
 	i->seg = segment_of(op->mem.segment);
-	i->is_rip_relative = op->mem.base == ZYDIS_REGISTER_RIP ||
-			     op->mem.base == ZYDIS_REGISTER_EIP;
+	i->is_rip_relative =
+		op->mem.base == ZYDIS_REGISTER_RIP || op->mem.base == ZYDIS_REGISTER_EIP;
 	i->base = i->is_rip_relative ? (u8)NO_REG : gpr_of(op->mem.base, &size, &high);
 	i->index = gpr_of(op->mem.index, &size, &high);
 	i->scale = op->mem.scale ? op->mem.scale : 1;
@@ -172,10 +180,12 @@ static void set_mem(struct insn *i, const ZydisDecodedOperand *op)
 		i->gpr_read |= (u16)(1u << i->index);
 }
 
-/* SIB without base: REX.B does not make one (SDM vol. 2, table 2-5), which Zydis forgets with prefix 67. */
+/* SIB without base: REX.B does not make one (SDM vol. 2, table 2-5), which Zydis forgets with
+ * prefix 67. */
 static void drop_phantom_base(struct insn *i, const ZydisDecodedInstruction *z)
 {
-	if (!(z->attributes & ZYDIS_ATTRIB_HAS_SIB) || z->raw.modrm.mod != 0 || z->raw.sib.base != 5)
+	if (!(z->attributes & ZYDIS_ATTRIB_HAS_SIB) || z->raw.modrm.mod != 0 ||
+	    z->raw.sib.base != 5)
 		return;
 	i->base = NO_REG;
 	i->disp = z->raw.disp.value;
@@ -226,8 +236,7 @@ static bool read_operands(struct insn *i, const ZydisDecodedInstruction *z,
 			i->imm2 = op->ptr.segment;
 			special = true;
 			break;
-		default:
-			break;
+		default: break;
 		}
 	}
 	return special;
@@ -236,12 +245,16 @@ static bool read_operands(struct insn *i, const ZydisDecodedInstruction *z,
 static bool is_shift(ZydisMnemonic m)
 {
 	switch (m) {
-	case ZYDIS_MNEMONIC_SHL: case ZYDIS_MNEMONIC_SHR: case ZYDIS_MNEMONIC_SAR:
-	case ZYDIS_MNEMONIC_ROL: case ZYDIS_MNEMONIC_ROR: case ZYDIS_MNEMONIC_RCL:
-	case ZYDIS_MNEMONIC_RCR: case ZYDIS_MNEMONIC_SHLD: case ZYDIS_MNEMONIC_SHRD:
-		return true;
-	default:
-		return false;
+	case ZYDIS_MNEMONIC_SHL:
+	case ZYDIS_MNEMONIC_SHR:
+	case ZYDIS_MNEMONIC_SAR:
+	case ZYDIS_MNEMONIC_ROL:
+	case ZYDIS_MNEMONIC_ROR:
+	case ZYDIS_MNEMONIC_RCL:
+	case ZYDIS_MNEMONIC_RCR:
+	case ZYDIS_MNEMONIC_SHLD:
+	case ZYDIS_MNEMONIC_SHRD: return true;
+	default: return false;
 	}
 }
 
@@ -249,11 +262,11 @@ static bool is_shift(ZydisMnemonic m)
 static bool writes_undefined(ZydisMnemonic m)
 {
 	switch (m) {
-	case ZYDIS_MNEMONIC_AND: case ZYDIS_MNEMONIC_OR:
-	case ZYDIS_MNEMONIC_XOR: case ZYDIS_MNEMONIC_TEST:
-		return true;
-	default:
-		return is_shift(m);
+	case ZYDIS_MNEMONIC_AND:
+	case ZYDIS_MNEMONIC_OR:
+	case ZYDIS_MNEMONIC_XOR:
+	case ZYDIS_MNEMONIC_TEST: return true;
+	default: return is_shift(m);
 	}
 }
 
@@ -290,21 +303,41 @@ static void set_flags(struct insn *i, const ZydisDecodedInstruction *z)
 static bool ext_is_data(ZydisISAExt ext)
 {
 	switch (ext) {
-	case ZYDIS_ISA_EXT_ADOX_ADCX: case ZYDIS_ISA_EXT_AES: case ZYDIS_ISA_EXT_AVX:
-	case ZYDIS_ISA_EXT_AVX2: case ZYDIS_ISA_EXT_AVX512EVEX: case ZYDIS_ISA_EXT_AVX512VEX:
-	case ZYDIS_ISA_EXT_AVXAES: case ZYDIS_ISA_EXT_AVX_VNNI: case ZYDIS_ISA_EXT_BASE:
-	case ZYDIS_ISA_EXT_BMI1: case ZYDIS_ISA_EXT_BMI2: case ZYDIS_ISA_EXT_CLFSH:
-	case ZYDIS_ISA_EXT_CLFLUSHOPT: case ZYDIS_ISA_EXT_CLWB: case ZYDIS_ISA_EXT_F16C:
-	case ZYDIS_ISA_EXT_FMA: case ZYDIS_ISA_EXT_GFNI: case ZYDIS_ISA_EXT_LONGMODE:
-	case ZYDIS_ISA_EXT_LZCNT: case ZYDIS_ISA_EXT_MMX: case ZYDIS_ISA_EXT_MOVBE:
-	case ZYDIS_ISA_EXT_PCLMULQDQ: case ZYDIS_ISA_EXT_RDRAND: case ZYDIS_ISA_EXT_RDSEED:
-	case ZYDIS_ISA_EXT_SHA: case ZYDIS_ISA_EXT_SSE: case ZYDIS_ISA_EXT_SSE2:
-	case ZYDIS_ISA_EXT_SSE3: case ZYDIS_ISA_EXT_SSE4: case ZYDIS_ISA_EXT_SSE4A:
-	case ZYDIS_ISA_EXT_SSSE3: case ZYDIS_ISA_EXT_VAES: case ZYDIS_ISA_EXT_VPCLMULQDQ:
-	case ZYDIS_ISA_EXT_X87:
-		return true;
-	default:
-		return false;
+	case ZYDIS_ISA_EXT_ADOX_ADCX:
+	case ZYDIS_ISA_EXT_AES:
+	case ZYDIS_ISA_EXT_AVX:
+	case ZYDIS_ISA_EXT_AVX2:
+	case ZYDIS_ISA_EXT_AVX512EVEX:
+	case ZYDIS_ISA_EXT_AVX512VEX:
+	case ZYDIS_ISA_EXT_AVXAES:
+	case ZYDIS_ISA_EXT_AVX_VNNI:
+	case ZYDIS_ISA_EXT_BASE:
+	case ZYDIS_ISA_EXT_BMI1:
+	case ZYDIS_ISA_EXT_BMI2:
+	case ZYDIS_ISA_EXT_CLFSH:
+	case ZYDIS_ISA_EXT_CLFLUSHOPT:
+	case ZYDIS_ISA_EXT_CLWB:
+	case ZYDIS_ISA_EXT_F16C:
+	case ZYDIS_ISA_EXT_FMA:
+	case ZYDIS_ISA_EXT_GFNI:
+	case ZYDIS_ISA_EXT_LONGMODE:
+	case ZYDIS_ISA_EXT_LZCNT:
+	case ZYDIS_ISA_EXT_MMX:
+	case ZYDIS_ISA_EXT_MOVBE:
+	case ZYDIS_ISA_EXT_PCLMULQDQ:
+	case ZYDIS_ISA_EXT_RDRAND:
+	case ZYDIS_ISA_EXT_RDSEED:
+	case ZYDIS_ISA_EXT_SHA:
+	case ZYDIS_ISA_EXT_SSE:
+	case ZYDIS_ISA_EXT_SSE2:
+	case ZYDIS_ISA_EXT_SSE3:
+	case ZYDIS_ISA_EXT_SSE4:
+	case ZYDIS_ISA_EXT_SSE4A:
+	case ZYDIS_ISA_EXT_SSSE3:
+	case ZYDIS_ISA_EXT_VAES:
+	case ZYDIS_ISA_EXT_VPCLMULQDQ:
+	case ZYDIS_ISA_EXT_X87: return true;
+	default: return false;
 	}
 }
 
@@ -313,27 +346,50 @@ static int class_by_mnemonic(const ZydisDecodedInstruction *z, const struct insn
 {
 	switch (z->mnemonic) {
 	case ZYDIS_MNEMONIC_LEA: return INSN_LEA;
-	case ZYDIS_MNEMONIC_NOP: case ZYDIS_MNEMONIC_PAUSE:
-	case ZYDIS_MNEMONIC_ENDBR32: case ZYDIS_MNEMONIC_ENDBR64:
-	case ZYDIS_MNEMONIC_RDSSPD: case ZYDIS_MNEMONIC_RDSSPQ:
+	case ZYDIS_MNEMONIC_NOP:
+	case ZYDIS_MNEMONIC_PAUSE:
+	case ZYDIS_MNEMONIC_ENDBR32:
+	case ZYDIS_MNEMONIC_ENDBR64:
+	case ZYDIS_MNEMONIC_RDSSPD:
+	case ZYDIS_MNEMONIC_RDSSPQ:
 	case ZYDIS_MNEMONIC_CLDEMOTE: return INSN_NOP;
-	case ZYDIS_MNEMONIC_LOOP: case ZYDIS_MNEMONIC_LOOPE: case ZYDIS_MNEMONIC_LOOPNE:
-	case ZYDIS_MNEMONIC_JCXZ: case ZYDIS_MNEMONIC_JECXZ: case ZYDIS_MNEMONIC_JRCXZ:
-		return INSN_LOOP;
-	case ZYDIS_MNEMONIC_BT: case ZYDIS_MNEMONIC_BTS:
-	case ZYDIS_MNEMONIC_BTR: case ZYDIS_MNEMONIC_BTC:
+	case ZYDIS_MNEMONIC_LOOP:
+	case ZYDIS_MNEMONIC_LOOPE:
+	case ZYDIS_MNEMONIC_LOOPNE:
+	case ZYDIS_MNEMONIC_JCXZ:
+	case ZYDIS_MNEMONIC_JECXZ:
+	case ZYDIS_MNEMONIC_JRCXZ: return INSN_LOOP;
+	case ZYDIS_MNEMONIC_BT:
+	case ZYDIS_MNEMONIC_BTS:
+	case ZYDIS_MNEMONIC_BTR:
+	case ZYDIS_MNEMONIC_BTC:
 		/* A register bit offset reaches beyond the operand. */
 		return i->has_mem && !i->has_imm ? INSN_SYSTEM : INSN_DATA;
-	case ZYDIS_MNEMONIC_CLC: case ZYDIS_MNEMONIC_STC: case ZYDIS_MNEMONIC_CMC:
-	case ZYDIS_MNEMONIC_LAHF: case ZYDIS_MNEMONIC_SAHF: return INSN_DATA;
-	case ZYDIS_MNEMONIC_MASKMOVDQU: case ZYDIS_MNEMONIC_VMASKMOVDQU:
-	case ZYDIS_MNEMONIC_MASKMOVQ: case ZYDIS_MNEMONIC_XLAT: case ZYDIS_MNEMONIC_ENTER:
-	case ZYDIS_MNEMONIC_LEAVE: case ZYDIS_MNEMONIC_SALC: case ZYDIS_MNEMONIC_BOUND:
-	case ZYDIS_MNEMONIC_FXSAVE: case ZYDIS_MNEMONIC_FXSAVE64: case ZYDIS_MNEMONIC_FXRSTOR:
-	case ZYDIS_MNEMONIC_FXRSTOR64: case ZYDIS_MNEMONIC_INT1: case ZYDIS_MNEMONIC_RDPID:
-	case ZYDIS_MNEMONIC_UD0: case ZYDIS_MNEMONIC_UD1: case ZYDIS_MNEMONIC_UD2:
-	case ZYDIS_MNEMONIC_CLZERO: case ZYDIS_MNEMONIC_ARPL: case ZYDIS_MNEMONIC_CPUID:
-		return INSN_SYSTEM;
+	case ZYDIS_MNEMONIC_CLC:
+	case ZYDIS_MNEMONIC_STC:
+	case ZYDIS_MNEMONIC_CMC:
+	case ZYDIS_MNEMONIC_LAHF:
+	case ZYDIS_MNEMONIC_SAHF: return INSN_DATA;
+	case ZYDIS_MNEMONIC_MASKMOVDQU:
+	case ZYDIS_MNEMONIC_VMASKMOVDQU:
+	case ZYDIS_MNEMONIC_MASKMOVQ:
+	case ZYDIS_MNEMONIC_XLAT:
+	case ZYDIS_MNEMONIC_ENTER:
+	case ZYDIS_MNEMONIC_LEAVE:
+	case ZYDIS_MNEMONIC_SALC:
+	case ZYDIS_MNEMONIC_BOUND:
+	case ZYDIS_MNEMONIC_FXSAVE:
+	case ZYDIS_MNEMONIC_FXSAVE64:
+	case ZYDIS_MNEMONIC_FXRSTOR:
+	case ZYDIS_MNEMONIC_FXRSTOR64:
+	case ZYDIS_MNEMONIC_INT1:
+	case ZYDIS_MNEMONIC_RDPID:
+	case ZYDIS_MNEMONIC_UD0:
+	case ZYDIS_MNEMONIC_UD1:
+	case ZYDIS_MNEMONIC_UD2:
+	case ZYDIS_MNEMONIC_CLZERO:
+	case ZYDIS_MNEMONIC_ARPL:
+	case ZYDIS_MNEMONIC_CPUID: return INSN_SYSTEM;
 	default: return -1;
 	}
 }
@@ -343,9 +399,11 @@ static int class_by_category(const ZydisDecodedInstruction *z, const struct insn
 	bool far_branch = z->meta.branch_type == ZYDIS_BRANCH_TYPE_FAR;
 
 	switch (z->meta.category) {
-	case ZYDIS_CATEGORY_NOP: case ZYDIS_CATEGORY_WIDENOP: case ZYDIS_CATEGORY_PREFETCH:
-	case ZYDIS_CATEGORY_PREFETCHWT1: case ZYDIS_CATEGORY_MPX:
-		return i->encoding == ENC_LEGACY ? INSN_NOP : INSN_INVALID;
+	case ZYDIS_CATEGORY_NOP:
+	case ZYDIS_CATEGORY_WIDENOP:
+	case ZYDIS_CATEGORY_PREFETCH:
+	case ZYDIS_CATEGORY_PREFETCHWT1:
+	case ZYDIS_CATEGORY_MPX: return i->encoding == ENC_LEGACY ? INSN_NOP : INSN_INVALID;
 	case ZYDIS_CATEGORY_CALL:
 		if (far_branch)
 			return INSN_SYSTEM;
@@ -362,18 +420,30 @@ static int class_by_category(const ZydisDecodedInstruction *z, const struct insn
 	case ZYDIS_CATEGORY_POP:
 		return z->mnemonic == ZYDIS_MNEMONIC_POP && !special ? INSN_POP : INSN_SYSTEM;
 	case ZYDIS_CATEGORY_STRINGOP: return INSN_STRING;
-	case ZYDIS_CATEGORY_DECIMAL: case ZYDIS_CATEGORY_FLAGOP: case ZYDIS_CATEGORY_INTERRUPT:
-	case ZYDIS_CATEGORY_IO: case ZYDIS_CATEGORY_IOSTRINGOP: case ZYDIS_CATEGORY_RDWRFSGS:
-	case ZYDIS_CATEGORY_SEGOP: case ZYDIS_CATEGORY_SMAP: case ZYDIS_CATEGORY_SYSCALL:
-	case ZYDIS_CATEGORY_SYSRET: case ZYDIS_CATEGORY_SYSTEM: case ZYDIS_CATEGORY_VTX:
-	case ZYDIS_CATEGORY_XSAVE: case ZYDIS_CATEGORY_XSAVEOPT: case ZYDIS_CATEGORY_AVX2GATHER:
-	case ZYDIS_CATEGORY_GATHER: case ZYDIS_CATEGORY_SCATTER: case ZYDIS_CATEGORY_CET:
-		return INSN_SYSTEM;
+	case ZYDIS_CATEGORY_DECIMAL:
+	case ZYDIS_CATEGORY_FLAGOP:
+	case ZYDIS_CATEGORY_INTERRUPT:
+	case ZYDIS_CATEGORY_IO:
+	case ZYDIS_CATEGORY_IOSTRINGOP:
+	case ZYDIS_CATEGORY_RDWRFSGS:
+	case ZYDIS_CATEGORY_SEGOP:
+	case ZYDIS_CATEGORY_SMAP:
+	case ZYDIS_CATEGORY_SYSCALL:
+	case ZYDIS_CATEGORY_SYSRET:
+	case ZYDIS_CATEGORY_SYSTEM:
+	case ZYDIS_CATEGORY_VTX:
+	case ZYDIS_CATEGORY_XSAVE:
+	case ZYDIS_CATEGORY_XSAVEOPT:
+	case ZYDIS_CATEGORY_AVX2GATHER:
+	case ZYDIS_CATEGORY_GATHER:
+	case ZYDIS_CATEGORY_SCATTER:
+	case ZYDIS_CATEGORY_CET: return INSN_SYSTEM;
 	default: return special || !ext_is_data(z->meta.isa_ext) ? INSN_SYSTEM : INSN_DATA;
 	}
 }
 
-/* PUSH and POP have a hidden stack operand, branches hidden registers: not special for their classes. */
+/* PUSH and POP have a hidden stack operand, branches hidden registers: not special for their
+ * classes. */
 static bool operands_are_special(const ZydisDecodedInstruction *z, const ZydisDecodedOperand *ops)
 {
 	for (u32 n = 0; n < z->operand_count; n++)
@@ -394,8 +464,8 @@ static void set_needs(struct insn *i, const ZydisDecodedInstruction *z,
 	i->needs_avx512 = i->encoding == ENC_EVEX || ext == ZYDIS_ISA_EXT_AVX512VEX;
 	i->needs_avx = i->encoding == ENC_VEX && !i->needs_avx512 && ext != ZYDIS_ISA_EXT_BMI1 &&
 		       ext != ZYDIS_ISA_EXT_BMI2;
-	i->needs_sse = z->mnemonic == ZYDIS_MNEMONIC_LDMXCSR ||
-		       z->mnemonic == ZYDIS_MNEMONIC_STMXCSR;
+	i->needs_sse =
+		z->mnemonic == ZYDIS_MNEMONIC_LDMXCSR || z->mnemonic == ZYDIS_MNEMONIC_STMXCSR;
 	for (u32 n = 0; n < z->operand_count; n++) {
 		ZydisRegister r = ops[n].reg.value;
 
@@ -408,23 +478,25 @@ static void set_needs(struct insn *i, const ZydisDecodedInstruction *z,
 	}
 }
 
-/* Exception classes without fault suppression: the whole operand is accessed whatever the mask says. */
+/* Exception classes without fault suppression: the whole operand is accessed whatever the mask
+ * says. */
 static bool suppresses_faults(const ZydisDecodedInstruction *z)
 {
 	switch (z->mnemonic) { /* E4NF in the manuals, not in Zydis 4.0 */
-	case ZYDIS_MNEMONIC_VDBPSADBW: case ZYDIS_MNEMONIC_VGF2P8AFFINEQB:
-	case ZYDIS_MNEMONIC_VGF2P8AFFINEINVQB: case ZYDIS_MNEMONIC_VCVTNE2PS2BF16:
-		return false;
-	default:
-		break;
+	case ZYDIS_MNEMONIC_VDBPSADBW:
+	case ZYDIS_MNEMONIC_VGF2P8AFFINEQB:
+	case ZYDIS_MNEMONIC_VGF2P8AFFINEINVQB:
+	case ZYDIS_MNEMONIC_VCVTNE2PS2BF16: return false;
+	default: break;
 	}
 	switch (z->meta.exception_class) {
-	case ZYDIS_EXCEPTION_CLASS_E1NF: case ZYDIS_EXCEPTION_CLASS_E4NF:
-	case ZYDIS_EXCEPTION_CLASS_E5NF: case ZYDIS_EXCEPTION_CLASS_E6NF:
-	case ZYDIS_EXCEPTION_CLASS_E9NF: case ZYDIS_EXCEPTION_CLASS_E10NF:
-		return false;
-	default:
-		return true;
+	case ZYDIS_EXCEPTION_CLASS_E1NF:
+	case ZYDIS_EXCEPTION_CLASS_E4NF:
+	case ZYDIS_EXCEPTION_CLASS_E5NF:
+	case ZYDIS_EXCEPTION_CLASS_E6NF:
+	case ZYDIS_EXCEPTION_CLASS_E9NF:
+	case ZYDIS_EXCEPTION_CLASS_E10NF: return false;
+	default: return true;
 	}
 }
 
@@ -447,9 +519,10 @@ static bool is_masked(const struct insn *i, const ZydisDecodedInstruction *z)
 	if (!i->has_mem)
 		return false;
 	switch (z->mnemonic) {
-	case ZYDIS_MNEMONIC_VMASKMOVPS: case ZYDIS_MNEMONIC_VMASKMOVPD:
-	case ZYDIS_MNEMONIC_VPMASKMOVD: case ZYDIS_MNEMONIC_VPMASKMOVQ:
-		return true;
+	case ZYDIS_MNEMONIC_VMASKMOVPS:
+	case ZYDIS_MNEMONIC_VMASKMOVPD:
+	case ZYDIS_MNEMONIC_VPMASKMOVD:
+	case ZYDIS_MNEMONIC_VPMASKMOVQ: return true;
 	default:
 		return i->encoding == ENC_EVEX && z->avx.mask.reg != ZYDIS_REGISTER_NONE &&
 		       z->avx.mask.reg != ZYDIS_REGISTER_K0 && suppresses_faults(z);
@@ -458,9 +531,9 @@ static bool is_masked(const struct insn *i, const ZydisDecodedInstruction *z)
 
 static ZydisMachineMode machine_mode(u32 bits)
 {
-	return bits == 64 ? ZYDIS_MACHINE_MODE_LONG_64 :
-	       bits == 32 ? ZYDIS_MACHINE_MODE_LEGACY_32 :
-			    ZYDIS_MACHINE_MODE_LEGACY_16;
+	return bits == 64   ? ZYDIS_MACHINE_MODE_LONG_64
+	       : bits == 32 ? ZYDIS_MACHINE_MODE_LEGACY_32
+			    : ZYDIS_MACHINE_MODE_LEGACY_16;
 }
 
 static void classify(struct insn *i, const ZydisDecodedInstruction *z,
@@ -471,9 +544,9 @@ static void classify(struct insn *i, const ZydisDecodedInstruction *z,
 	if (cls < 0)
 		cls = class_by_category(z, i,
 					z->meta.category == ZYDIS_CATEGORY_PUSH ||
-							z->meta.category == ZYDIS_CATEGORY_POP ?
-						operands_are_special(z, ops) :
-						special);
+							z->meta.category == ZYDIS_CATEGORY_POP
+						? operands_are_special(z, ops)
+						: special);
 	i->cls = (u8)cls;
 	if (i->cls == INSN_NOP || i->cls == INSN_LEA)
 		i->mem_read = i->mem_write = false;
@@ -495,9 +568,9 @@ static void classify(struct insn *i, const ZydisDecodedInstruction *z,
 static void decoder_init(ZydisDecoder *decoder, u32 bits)
 {
 	ZydisDecoderInit(decoder, machine_mode(bits),
-			 bits == 64 ? ZYDIS_STACK_WIDTH_64 :
-			 bits == 32 ? ZYDIS_STACK_WIDTH_32 :
-				      ZYDIS_STACK_WIDTH_16);
+			 bits == 64   ? ZYDIS_STACK_WIDTH_64
+			 : bits == 32 ? ZYDIS_STACK_WIDTH_32
+				      : ZYDIS_STACK_WIDTH_16);
 	/* Not offered to guests, which makes its encodings NOPs (SDM vol. 1, 17.4). */
 	ZydisDecoderEnableMode(decoder, ZYDIS_DECODER_MODE_MPX, ZYAN_FALSE);
 }
@@ -521,14 +594,15 @@ static bool ignores_w(const struct insn *i, u32 w_off, const ZydisDecodedInstruc
 		return false;
 	/* VPCMPESTRI and VPCMPESTRM choose the width of hidden operands. */
 	for (u32 n = 0; n < z->operand_count_visible; n++)
-		if (ops[n].size != other_ops[n].size || ops[n].element_size != other_ops[n].element_size)
+		if (ops[n].size != other_ops[n].size ||
+		    ops[n].element_size != other_ops[n].element_size)
 			return false;
 	return true;
 }
 
 /*
- * Host code runs in 64-bit mode. Bits that other modes ignore but 64-bit mode does not are set in the
- * copied bytes as 64-bit mode wants them for the same instruction.
+ * Host code runs in 64-bit mode. Bits that other modes ignore but 64-bit mode does not are set in
+ * the copied bytes as 64-bit mode wants them for the same instruction.
  */
 static void make_canonical(struct insn *i, const ZydisDecodedInstruction *z,
 			   const ZydisDecodedOperand *ops)
@@ -552,7 +626,8 @@ static void make_canonical(struct insn *i, const ZydisDecodedInstruction *z,
 		v[2] &= 0x7f;
 }
 
-/* F3 makes a PAUSE of 90 only where that is a NOP; with REX.B it is XCHG r8, rax, and F3 is ignored. */
+/* F3 makes a PAUSE of 90 only where that is a NOP; with REX.B it is XCHG r8, rax, and F3 is
+ * ignored. */
 static bool is_pause_of_xchg(const struct insn *i)
 {
 	return i->mnemonic == ZYDIS_MNEMONIC_PAUSE && i->rex & 1;
@@ -575,8 +650,12 @@ void insn_decode(struct insn *i, const u8 *p, u32 len, u32 bits)
 	ZyanStatus status;
 	bool special;
 
-	*i = (struct insn){.bits = (u8)bits, .base = NO_REG, .index = NO_REG,
-			   .reg.reg = NO_REG, .rm.reg = NO_REG, .vvvv.reg = NO_REG,
+	*i = (struct insn){.bits = (u8)bits,
+			   .base = NO_REG,
+			   .index = NO_REG,
+			   .reg.reg = NO_REG,
+			   .rm.reg = NO_REG,
+			   .vvvv.reg = NO_REG,
 			   .opcode_reg.reg = NO_REG};
 	decoder_init(&decoder, bits);
 	status = ZydisDecoderDecodeFull(&decoder, p, len, &z, ops);

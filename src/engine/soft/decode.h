@@ -8,20 +8,21 @@
 /* Who executes it. */
 enum insn_class {
 	INSN_INVALID, /* #UD */
-	INSN_DATA,    /* registers and at most one explicit memory operand: runs natively after rewriting */
+	INSN_DATA,    /* registers and at most one explicit memory operand: runs natively after
+			 rewriting */
 	INSN_NOP,     /* no effect at all (NOP, PAUSE, ENDBR, prefetches, CLFLUSH of any address) */
 	INSN_LEA,
-	INSN_PUSH,    /* reg, imm, mem */
-	INSN_POP,     /* reg, mem */
-	INSN_CALL,    /* near direct */
+	INSN_PUSH, /* reg, imm, mem */
+	INSN_POP,  /* reg, mem */
+	INSN_CALL, /* near direct */
 	INSN_CALL_INDIRECT,
-	INSN_RET,     /* near, with or without immediate */
-	INSN_JMP,     /* near direct */
+	INSN_RET, /* near, with or without immediate */
+	INSN_JMP, /* near direct */
 	INSN_JMP_INDIRECT,
 	INSN_JCC,
-	INSN_LOOP,    /* LOOP LOOPE LOOPNE JRCXZ JECXZ */
-	INSN_STRING,  /* MOVS STOS LODS CMPS SCAS with any REP */
-	INSN_SYSTEM,  /* everything else: soft_interpret() only */
+	INSN_LOOP,   /* LOOP LOOPE LOOPNE JRCXZ JECXZ */
+	INSN_STRING, /* MOVS STOS LODS CMPS SCAS with any REP */
+	INSN_SYSTEM, /* everything else: soft_interpret() only */
 };
 
 enum { NO_REG = 0xff };
@@ -30,28 +31,28 @@ enum insn_encoding { ENC_LEGACY, ENC_VEX, ENC_EVEX };
 
 /* A GPR named by an encoding field. */
 struct insn_field {
-	u8 reg;  /* enum gpr, or NO_REG when the field is not a GPR */
-	u8 size; /* bytes: 1, 2, 4, 8 */
+	u8 reg;    /* enum gpr, or NO_REG when the field is not a GPR */
+	u8 size;   /* bytes: 1, 2, 4, 8 */
 	bool high; /* AH CH DH BH: reg is RAX..RBX */
 	bool read, write;
 };
 
 struct insn {
-	u8 cls;      /* enum insn_class */
-	u8 len;      /* bytes */
+	u8 cls; /* enum insn_class */
+	u8 len; /* bytes */
 	u8 bytes[15];
-	u8 bits;     /* 16, 32, 64: mode it was decoded in */
-	u8 opsize;   /* effective operand size, bytes */
-	u8 addrsize; /* effective address size, bytes */
+	u8 bits;      /* 16, 32, 64: mode it was decoded in */
+	u8 opsize;    /* effective operand size, bytes */
+	u8 addrsize;  /* effective address size, bytes */
 	u16 mnemonic; /* ZydisMnemonic */
-	u8 encoding; /* enum insn_encoding */
+	u8 encoding;  /* enum insn_encoding */
 
 	/* Memory operand. */
 	bool has_mem; /* explicit memory operand that is really accessed */
 	bool mem_read, mem_write;
 	bool is_rip_relative; /* disp then counts from the next instruction */
-	bool masked;  /* elements may be masked off, and then must not fault (EVEX mask, VMASKMOV) */
-	u8 seg;       /* enum seg; already defaulted */
+	bool masked; /* elements may be masked off, and then must not fault (EVEX mask, VMASKMOV) */
+	u8 seg;      /* enum seg; already defaulted */
 	u8 base, index; /* enum gpr or NO_REG */
 	u8 scale;
 	s64 disp;
@@ -76,10 +77,12 @@ struct insn {
 	bool needs_x87, needs_sse, needs_avx, needs_avx512;
 	u8 cond; /* JCC: condition code 0-15 */
 
-	/* Layout of bytes[]: offsets, 0 when absent (the opcode never is at 0 if there are prefixes). */
+	/* Layout of bytes[]: offsets, 0 when absent (the opcode never is at 0 if there are
+	 * prefixes). */
 	u8 prefixes;   /* number of legacy prefix bytes, REX/VEX/EVEX not counted */
 	u8 rex;        /* the REX byte, 0 when absent */
-	u8 opcode_off; /* first byte after prefixes and REX; for VEX/EVEX first byte of that prefix */
+	u8 opcode_off; /* first byte after prefixes and REX; for VEX/EVEX first byte of that prefix
+			*/
 	u8 opcode_len; /* escape bytes included; ENC_VEX and ENC_EVEX: 1 */
 	u8 vex_off, vex_len;
 	bool has_modrm;
@@ -88,7 +91,7 @@ struct insn {
 };
 
 /*
- * Decode @len bytes at @p in @bits mode. Never fails: undecodable bytes give INSN_INVALID (len 0 when
- * more bytes would be needed). Calls Zydis: vector state must be parked.
+ * Decode @len bytes at @p in @bits mode. Never fails: undecodable bytes give INSN_INVALID (len 0
+ * when more bytes would be needed). Calls Zydis: vector state must be parked.
  */
 void insn_decode(struct insn *i, const u8 *p, u32 len, u32 bits);

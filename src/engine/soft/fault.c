@@ -1,14 +1,15 @@
 /*
  * Host faults in translated code.
  *
- * Data instructions run natively, so their exceptions arrive as signals: #DE, #MF and #XM as SIGFPE, #UD
- * as SIGILL, #GP for misaligned SSE operands or bad MXCSR values as SIGSEGV. The handler notes trap and
- * host pc and resumes in dispatch.S, which leaves translated code with the registers as they were at the
- * instruction; soft_host_fault() then finds the guest instruction in the block's table. A page fault in
- * translated code, or any fault elsewhere, is a bug of this program and takes the previous disposition.
+ * Data instructions run natively, so their exceptions arrive as signals: #DE, #MF and #XM as
+ * SIGFPE, #UD as SIGILL, #GP for misaligned SSE operands or bad MXCSR values as SIGSEGV. The
+ * handler notes trap and host pc and resumes in dispatch.S, which leaves translated code with the
+ * registers as they were at the instruction; soft_host_fault() then finds the guest instruction in
+ * the block's table. A page fault in translated code, or any fault elsewhere, is a bug of this
+ * program and takes the previous disposition.
  *
- * Signal dispositions belong to the process: the saved previous ones are this file's only static state,
- * written once under a once-guard.
+ * Signal dispositions belong to the process: the saved previous ones are this file's only static
+ * state, written once under a once-guard.
  */
 #include "engine/soft/cache.h"
 
@@ -35,15 +36,15 @@ static void pass_on(int sig, const siginfo_t *info)
 	for (u32 i = 0; i < ARRAY_SIZE(fault_signals); i++)
 		if (fault_signals[i] == sig)
 			sigaction(sig, &previous[i], NULL);
-	/* Returning re-executes the instruction, which faults again under the old disposition; a signal
-	 * that somebody sent must be sent again. */
+	/* Returning re-executes the instruction, which faults again under the old disposition; a
+	 * signal that somebody sent must be sent again. */
 	if (info->si_code <= 0)
 		raise(sig);
 }
 
 /*
- * Calls without returns filled the private stack: start it over. What it held only served prediction;
- * a return that misses it goes through the bottom to a lookup.
+ * Calls without returns filled the private stack: start it over. What it held only served
+ * prediction; a return that misses it goes through the bottom to a lookup.
  */
 static bool is_stack_overflow(const struct soft_cpu *c, const ucontext_t *uc, const siginfo_t *info)
 {
@@ -121,12 +122,11 @@ void soft_fault_stack_destroy(struct soft_cpu *c)
 int soft_fault_from_trap(struct soft_cpu *c)
 {
 	switch (c->fault_trap) {
-	case VEC_DE: case VEC_UD: case VEC_MF:
-		return soft_fault(c, (u8)c->fault_trap);
-	case VEC_XM:
-		return soft_fault(c, c->cr4 & CR4_OSXMMEXCPT ? VEC_XM : VEC_UD);
-	default:
-		return soft_fault_code(c, VEC_GP, 0);
+	case VEC_DE:
+	case VEC_UD:
+	case VEC_MF: return soft_fault(c, (u8)c->fault_trap);
+	case VEC_XM: return soft_fault(c, c->cr4 & CR4_OSXMMEXCPT ? VEC_XM : VEC_UD);
+	default: return soft_fault_code(c, VEC_GP, 0);
 	}
 }
 

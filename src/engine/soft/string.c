@@ -422,8 +422,9 @@ static int advance(struct soft_cpu *c, struct string *s, bool observed, u64 coun
 }
 
 /*
- * Intel's processors clear the upper halves of the registers that a repetition with 32-bit addresses
- * counts in before the first element (the pointers with MOVS and STOS only), AMD's with each element.
+ * Intel's processors clear the upper halves of the registers that a repetition with 32-bit
+ * addresses counts in before the first element (the pointers with MOVS and STOS only), AMD's with
+ * each element.
  */
 static void truncate_registers(struct soft_cpu *c, const struct string *s)
 {

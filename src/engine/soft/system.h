@@ -59,7 +59,8 @@ struct interp {
 	u64 waiting_rip;
 
 	/* Properties of the CPU model, looked up once. */
-	bool is_amd; /* where the APM and the SDM differ (SYSCALL, SYSENTER, PUSH) the APM is followed */
+	bool is_amd; /* where the APM and the SDM differ (SYSCALL, SYSENTER, PUSH) the APM is
+			followed */
 	bool has_hypervisor;
 	bool has_rdtscp, has_rdpid, has_invpcid, has_smap, has_xsaveopt, has_xgetbv1;
 	u64 cr4_mask; /* bits the guest may set */

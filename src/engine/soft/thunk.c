@@ -1,8 +1,9 @@
 /*
  * One data instruction, run natively on the guest's registers.
  *
- * A thunk is the instruction re-encoded exactly as translated code would have it, between a load of its
- * memory operand's address and the way back. Thunks are kept per vCPU, found by the instruction's bytes.
+ * A thunk is the instruction re-encoded exactly as translated code would have it, between a load of
+ * its memory operand's address and the way back. Thunks are kept per vCPU, found by the
+ * instruction's bytes.
  */
 #include "engine/soft/cache.h"
 #include "engine/soft/util.h"
