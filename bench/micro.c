@@ -76,6 +76,7 @@ static uint64_t row_alu(uint64_t n)
 	return n * 1000;
 }
 
+/* NOLINTNEXTLINE(misc-no-recursion): what the row measures */
 __attribute__((noinline)) static uint64_t fib(unsigned int n)
 {
 	return n < 2 ? n : fib(n - 1) + fib(n - 2);
@@ -474,14 +475,15 @@ static uint64_t row_clock(uint64_t n)
 static uint64_t row_page_fault(uint64_t n)
 {
 	enum { PAGES = 256 };
+	const size_t bytes = PAGES * 4096ul;
 
 	for (uint64_t i = 0; i < n; i++) {
-		char *p = map_pages(PAGES * 4096);
+		char *p = map_pages(bytes);
 
-		madvise(p, PAGES * 4096, MADV_NOHUGEPAGE);
+		madvise(p, bytes, MADV_NOHUGEPAGE);
 		for (size_t k = 0; k < PAGES; k++)
 			p[k * 4096] = 1;
-		munmap(p, PAGES * 4096);
+		munmap(p, bytes);
 	}
 	return n * PAGES;
 }

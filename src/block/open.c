@@ -56,7 +56,7 @@ static int parse_part(char *part, struct block_spec *spec, struct err *e)
 		return err_set(e, -EINVAL, "\"%s\" is not of the form key=value", part);
 	*value++ = '\0';
 	if (!strcmp(part, "path")) {
-		strcpy(spec->path, value); /* a part is no longer than a path */
+		memcpy(spec->path, value, strlen(value) + 1); /* a part is no longer than a path */
 		return 0;
 	}
 	if (!strcmp(part, "format"))
@@ -76,7 +76,9 @@ int block_spec_parse(const char *text, struct block_spec *spec, struct err *e)
 	memset(spec, 0, sizeof(*spec));
 	while (*text) {
 		text = next_part(text, part, sizeof(part));
-		ret = text ? parse_part(part, spec, e) : err_set(e, -EINVAL, "file name too long");
+		if (!text)
+			return err_set(e, -EINVAL, "disk: file name too long");
+		ret = parse_part(part, spec, e);
 		if (ret) {
 			err_prefix(e, "disk");
 			return ret;

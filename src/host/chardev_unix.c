@@ -135,7 +135,7 @@ int chardev_open_unix(const char *path, struct loop *loop, struct chardev **c, s
 	u->stream.quiet = true;
 	u->listener = u->client = u->client_out = -1;
 	u->address.sun_family = AF_UNIX;
-	strcpy(u->address.sun_path, path);
+	memcpy(u->address.sun_path, path, strlen(path) + 1);
 	r = listen_on(u);
 	if (r) {
 		unix_close(&u->stream.chardev);

@@ -148,7 +148,7 @@ static int load_payload(struct load *l, const struct bzimage *bz, u64 *entry, st
 	const u8 *payload = bz->code + bz->h.payload_offset;
 	u64 len = bz->h.payload_length, size;
 	enum payload_format format;
-	struct elf_image elf;
+	struct elf_image elf = {0};
 	u8 *vmlinux;
 	int r;
 
@@ -231,7 +231,7 @@ static int enter(const struct load *l, const struct bzimage *bz, bool direct, u6
 
 int load_bzimage(struct load *l, struct err *e)
 {
-	struct bzimage bz;
+	struct bzimage bz = {0};
 	u64 entry = 0;
 	int direct, r;
 

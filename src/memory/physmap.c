@@ -2,6 +2,7 @@
 
 #include "host/memory.h"
 
+#include <assert.h>
 #include <errno.h>
 #include <string.h>
 
@@ -117,6 +118,7 @@ int mem_read(const struct physmap *pm, gpa_t gpa, void *buf, u64 len)
 		return -EFAULT;
 	for (u64 n; len; gpa += n, to += n, len -= n) {
 		n = chunk(pm, gpa, len, MEM_READ, &hva);
+		assert(n);
 		memcpy(to, hva, n);
 	}
 	return 0;
@@ -131,6 +133,7 @@ int mem_write(const struct physmap *pm, gpa_t gpa, const void *buf, u64 len)
 		return -EFAULT;
 	for (u64 n; len; gpa += n, from += n, len -= n) {
 		n = chunk(pm, gpa, len, MEM_WRITE, &hva);
+		assert(n);
 		memcpy(hva, from, n);
 		mem_unmap(pm, gpa, n);
 	}

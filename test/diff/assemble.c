@@ -105,7 +105,7 @@ u64 case_flags_live(const struct test_case *t, u64 rip)
 
 static void print_code(const struct test_case *t, FILE *f)
 {
-	u8 code[DIFF_MAX_CODE];
+	u8 code[DIFF_MAX_CODE] = {0};
 	u32 len = case_assemble(t, code), pos = 0;
 	u64 at = CODE_BASE + t->code_offset;
 	ZydisDisassembledInstruction d;

@@ -276,7 +276,7 @@ static void aim_at(struct draft *d, struct item *item, const struct aim *a)
 
 static u8 gpr_number(ZydisRegister r)
 {
-	ZyanI16 id =
+	ZyanI8 id =
 		ZydisRegisterGetId(ZydisRegisterGetLargestEnclosing(ZYDIS_MACHINE_MODE_LONG_64, r));
 	ZydisRegisterClass c = ZydisRegisterGetClass(r);
 

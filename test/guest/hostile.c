@@ -178,8 +178,8 @@ static void wild_index(void)
 
 static void offer_all(void)
 {
-	for (u16 i = 0; i < QUEUE_SIZE; i++)
-		queue.avail.ring[i] = i;
+	for (u32 i = 0; i < QUEUE_SIZE; i++)
+		queue.avail.ring[i] = (u16)i;
 	barrier();
 	queue.avail.index = QUEUE_SIZE;
 }
@@ -188,9 +188,9 @@ static void spoil_loop(struct virtio *v, u16 number)
 {
 	(void)v;
 	(void)number;
-	for (u16 i = 0; i < QUEUE_SIZE; i++)
+	for (u32 i = 0; i < QUEUE_SIZE; i++)
 		set_desc(i, (u64)data, 16, DESC_NEXT | (i & 1 ? DESC_WRITE : 0),
-			 i < 8 ? i : (u16)((i + 1) % QUEUE_SIZE));
+			 (u16)(i < 8 ? i : (i + 1) % QUEUE_SIZE));
 	offer_all();
 }
 
@@ -198,7 +198,7 @@ static void spoil_next(struct virtio *v, u16 number)
 {
 	(void)v;
 	(void)number;
-	for (u16 i = 0; i < QUEUE_SIZE; i++)
+	for (u32 i = 0; i < QUEUE_SIZE; i++)
 		set_desc(i, (u64)data, 16, DESC_NEXT, (u16)(QUEUE_SIZE + i * 4000));
 	offer_all();
 }
@@ -219,15 +219,15 @@ static const u32 bad_lengths[] = {0, 1, 15, 0x7fffffff, 0x80000000, 0xffffffff};
 static void spoil_buffers(struct virtio *v, u16 number)
 {
 	for (u32 a = 0; a < ARRAY_SIZE(bad_addresses); a++) {
-		for (u16 i = 0; i < QUEUE_SIZE; i += 2) {
+		for (u32 i = 0; i < QUEUE_SIZE; i += 2) {
 			u32 length = bad_lengths[(i / 2 + a) % ARRAY_SIZE(bad_lengths)];
 
 			set_desc(i, a & 1 ? (u64)&header : bad_addresses[a], a & 1 ? 16 : length,
 				 DESC_NEXT | (i & 4 ? DESC_WRITE : 0), (u16)(i + 1));
 			set_desc(i + 1, bad_addresses[a], length, i & 2 ? DESC_WRITE : 0, 0);
 		}
-		for (u16 i = 0; i < QUEUE_SIZE; i++)
-			queue.avail.ring[i] = i & ~1;
+		for (u32 i = 0; i < QUEUE_SIZE; i++)
+			queue.avail.ring[i] = (u16)(i & ~1u);
 		barrier();
 		queue.avail.index = (u16)(queue.avail.index + QUEUE_SIZE);
 		notify(v, number);

@@ -129,9 +129,11 @@ u32 random32(void)
 static void check_damaged_forms(const struct device_ops *ops, const struct device_buf *form,
 				void *to)
 {
-	u8 *damaged = malloc(form->len);
+	u8 *damaged;
 	u64 used;
 
+	assert_true(form->len > 0);
+	damaged = malloc(form->len + 1ul);
 	assert_non_null(damaged);
 	for (u32 i = 0; i < 2000; i++) {
 		struct device_buf again = {0};

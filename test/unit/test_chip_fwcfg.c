@@ -172,10 +172,10 @@ static void random_accesses_and_snapshots(void **state)
 	for (u32 i = 0; i < 100000; i++) {
 		u32 r = random32();
 		u16 port = (u16)(0x510 + (r >> 8 & 15));
+		u32 sparse = random32();
 
 		if (r & 1)
-			bus_write(&m.bus, BUS_PORT, port, 1u << (r >> 4) % 3,
-				  random32() & random32());
+			bus_write(&m.bus, BUS_PORT, port, 1u << (r >> 4) % 3, sparse & random32());
 		else
 			bus_read(&m.bus, BUS_PORT, port, 1u << (r >> 4) % 3);
 	}

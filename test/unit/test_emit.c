@@ -128,6 +128,8 @@ static bool same_insn(const struct decoded *a, const struct decoded *b, const u8
 	if ((a->z.attributes ^ b->z.attributes) & (ZYDIS_ATTRIB_HAS_LOCK | ZYDIS_ATTRIB_HAS_REP |
 						   ZYDIS_ATTRIB_HAS_REPE | ZYDIS_ATTRIB_HAS_REPNE))
 		return false;
+	/* NOLINTNEXTLINE(bugprone-suspicious-memory-comparison): the decoder clears all of it first
+	 */
 	if (memcmp(&a->z.avx, &b->z.avx, sizeof(a->z.avx)))
 		return false;
 	for (u32 n = 0; n < a->z.operand_count_visible; n++)
@@ -154,8 +156,8 @@ static void choose_map(u64 *s, u8 map[GPR_COUNT])
 {
 	u64 r = next_random(s);
 
-	for (u8 n = 0; n < GPR_COUNT; n++)
-		map[n] = n;
+	for (u32 n = 0; n < GPR_COUNT; n++)
+		map[n] = (u8)n;
 	map[RSP] = HOST_SP;
 	map[R9] = r & 1 ? RDI : HOST_S1;
 	map[R10] = r & 2 ? R15 : RSI;
@@ -234,8 +236,8 @@ static void stays_within_its_buffer(void **state)
 	struct insn i;
 
 	(void)state;
-	for (u8 n = 0; n < GPR_COUNT; n++)
-		map[n] = n;
+	for (u32 n = 0; n < GPR_COUNT; n++)
+		map[n] = (u8)n;
 	insn_decode(&i, add, sizeof(add), 64);
 	for (u32 size = 0; size < 4; size++) {
 		struct emit e = {.p = buffer, .end = buffer + size};

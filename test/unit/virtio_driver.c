@@ -208,12 +208,12 @@ void test_driver_start(struct test_driver *t, struct test_machine *m, struct vir
 {
 	test_driver_probe(t, m, d, true);
 	test_driver_negotiate(t, features);
-	for (u16 q = 0; q < d->queue_count; q++) {
+	for (u32 q = 0; q < d->queue_count; q++) {
 		u16 size;
 
 		test_write(t, REG_QUEUE_SELECT, 2, q);
 		size = (u16)test_read(t, REG_QUEUE_SIZE, 2);
-		test_driver_queue(t, q, size);
+		test_driver_queue(t, (u16)q, size);
 	}
 	test_driver_ok(t);
 }

@@ -255,7 +255,7 @@ int fwcfg_add_file(struct fwcfg *f, const char *name, const void *data, u32 len)
 	rc = replace(item, data, len);
 	if (rc)
 		return rc;
-	strcpy(item->name, name);
+	memcpy(item->name, name, strlen(name) + 1);
 	f->files++;
 	return build_directory(f);
 }

@@ -395,10 +395,12 @@ static int i8042_loaded(void *dev, struct err *e)
 	return 0;
 }
 
+/* NOLINTBEGIN(bugprone-macro-parentheses): a member's name */
 #define QUEUE_FIELDS(queue)                                                     \
 	FIELD_ARRAY(FIELD_BYTES, struct i8042, queue.data),                     \
 		FIELD_MAX(FIELD_U8, struct i8042, queue.head, I8042_QUEUE - 1), \
 		FIELD_MAX(FIELD_U8, struct i8042, queue.count, I8042_QUEUE)
+/* NOLINTEND(bugprone-macro-parentheses) */
 
 static const struct field i8042_fields[] = {
 	FIELD_ARRAY(FIELD_BYTES, struct i8042, ram),

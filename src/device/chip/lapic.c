@@ -122,6 +122,7 @@ void lapic_complete(struct lapic *l)
 
 /* Arrival ----------------------------------------------------------------- */
 
+/* NOLINTBEGIN(misc-no-recursion): the error entry's own vector is checked, so one level */
 static void accept_fixed(struct lapic *l, u8 vector, bool level)
 {
 	if (!lapic_accepts(l))
@@ -194,6 +195,7 @@ void lapic_local_interrupt(struct lapic *l, enum lapic_lvt i)
 	else if (mode == MODE_FIXED || mode == MODE_NMI)
 		accept_message(l, mode, vector, false);
 }
+/* NOLINTEND(misc-no-recursion) */
 
 /* Destinations ------------------------------------------------------------ */
 

@@ -340,11 +340,11 @@ static int stack_push_block(struct soft_cpu *c, struct stack *st, const u64 *val
 
 	for (u32 n = 0; n < count; n++)
 		frame[count - 1 - n] = value[n];
-	r = stack_linear(c, st, st->sp - 8 * count, 8 * count, true, &lin);
+	r = stack_linear(c, st, st->sp - 8ul * count, 8 * count, true, &lin);
 	if (r == SOFT_OK)
 		r = write_as(c, lin, frame, 8 * count, st->access | ACC_WRITE);
 	if (r == SOFT_OK)
-		st->sp -= 8 * count;
+		st->sp -= 8ul * count;
 	return r;
 }
 

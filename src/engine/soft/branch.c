@@ -224,7 +224,7 @@ static int enter_display(struct soft_cpu *c, struct stack *st, u32 size, u32 lev
 	int r;
 
 	for (u32 n = 1; n < level; n++) {
-		frames.sp = (c->r[RBP] - size * n) & st->mask;
+		frames.sp = (c->r[RBP] - (u64)size * n) & st->mask;
 		r = stack_pop(c, &frames, size, &value);
 		if (r == SOFT_OK)
 			r = stack_push(c, st, size, value);

@@ -224,6 +224,7 @@ static u64 granule_mask(u32 off, u32 len)
 {
 	u32 first = off >> GRANULE_SHIFT, last = (off + len - 1) >> GRANULE_SHIFT;
 
+	/* NOLINTNEXTLINE(clang-analyzer-core.UndefinedBinaryOperatorResult): all on one page */
 	return (last - first == 63 ? ~0ul : (1ul << (last - first + 1)) - 1) << first;
 }
 

@@ -521,11 +521,11 @@ static void track_bases(struct translation *t, u32 k, u8 open[GROUP_BASES], u8 s
 
 	if (i->cls == INSN_SYSTEM || i->cls == INSN_STRING)
 		changed = 0xffff;
-	for (u8 r = 0; r < GROUP_BASES; r++) {
+	for (u32 r = 0; r < GROUP_BASES; r++) {
 		s64 by = 0, off = t->base_off[r][k];
 
 		if (r < GPR_COUNT && changed & 1u << r) {
-			if (adds_constant(t, k, r, &by)) {
+			if (adds_constant(t, k, (u8)r, &by)) {
 				off += by;
 			} else {
 				open[r] = NO_GROUP;

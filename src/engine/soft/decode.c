@@ -582,7 +582,7 @@ static bool ignores_w(const struct insn *i, u32 w_off, const ZydisDecodedInstruc
 	ZydisDecodedOperand other_ops[ZYDIS_MAX_OPERAND_COUNT];
 	ZydisDecodedInstruction other;
 	ZydisDecoder decoder;
-	u8 bytes[15];
+	u8 bytes[15] = {0};
 
 	for (u32 n = 0; n < i->len; n++)
 		bytes[n] = i->bytes[n];
@@ -633,6 +633,7 @@ static bool is_pause_of_xchg(const struct insn *i)
 	return i->mnemonic == ZYDIS_MNEMONIC_PAUSE && i->rex & 1;
 }
 
+/* NOLINTBEGIN(misc-no-recursion): one level: the second decoding meets no F3 */
 static void decode_without_f3(struct insn *i)
 {
 	u8 bytes[15];
@@ -664,7 +665,7 @@ void insn_decode(struct insn *i, const u8 *p, u32 len, u32 bits)
 		return;
 	}
 	i->len = z.length;
-	for (u32 n = 0; n < z.length; n++)
+	for (u32 n = 0; n < MIN(z.length, sizeof(i->bytes)); n++)
 		i->bytes[n] = p[n];
 	i->mnemonic = (u16)z.mnemonic;
 	i->opsize = z.operand_width / 8;
@@ -686,3 +687,4 @@ void insn_decode(struct insn *i, const u8 *p, u32 len, u32 bits)
 	i->lanes = broadcast_lanes(&z);
 	classify(i, &z, ops, special);
 }
+/* NOLINTEND(misc-no-recursion) */

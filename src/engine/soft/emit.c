@@ -647,8 +647,8 @@ bool emit_insn_identity(struct emit *e, const struct insn *i, struct host_mem m)
 {
 	u8 map[GPR_COUNT];
 
-	for (u8 r = 0; r < GPR_COUNT; r++)
-		map[r] = r;
+	for (u32 r = 0; r < GPR_COUNT; r++)
+		map[r] = (u8)r;
 	return emit_insn(e, i, map, m);
 }
 
@@ -730,8 +730,8 @@ bool emit_data(struct emit *e, const struct insn *i, struct host_mem m)
 	u32 slots = slot_registers(i, slot, written), borrows = 0, taken = 0;
 	u8 *start = e->p;
 
-	for (u8 r = 0; r < GPR_COUNT; r++)
-		map[r] = r;
+	for (u32 r = 0; r < GPR_COUNT; r++)
+		map[r] = (u8)r;
 	map[RSP] = HOST_SP;
 	if (has_high_byte(i) && i->has_mem && m.base != NO_REG)
 		return emit_high_byte(e, i, map, m);

@@ -116,9 +116,9 @@ static int save_task(struct soft_cpu *c, u64 rip, u64 flags)
 	soft_store(image, rip, size);
 	soft_store(image + size, flags, size);
 	for (u32 n = 0; n < 8; n++)
-		soft_store(image + (2 + n) * size, c->r[n], size);
+		soft_store(image + (u64)(2 + n) * size, c->r[n], size);
 	for (u32 n = 0; n < sels; n++)
-		soft_store(image + (10 + n) * size, c->seg[order[n]].selector, size);
+		soft_store(image + (u64)(10 + n) * size, c->seg[order[n]].selector, size);
 	return sys_write(c, (u32)(tr->base + at), image, (10 + sels) * size);
 }
 

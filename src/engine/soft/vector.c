@@ -39,17 +39,17 @@ static u8 *image_component(struct soft_cpu *c, u32 component)
 static u8 *image_vector(struct soft_cpu *c, u32 reg, u32 at)
 {
 	if (reg >= 16)
-		return image_component(c, COMPONENT_HI16_ZMM) + 64 * (reg - 16) + at;
+		return image_component(c, COMPONENT_HI16_ZMM) + 64ul * (reg - 16) + at;
 	if (at < 16)
-		return c->fpu_area + IMAGE_XMM + 16 * reg + at;
+		return c->fpu_area + IMAGE_XMM + 16ul * reg + at;
 	if (at < 32)
-		return image_component(c, COMPONENT_YMM) + 16 * reg + at - 16;
-	return image_component(c, COMPONENT_ZMM_HI256) + 32 * reg + at - 32;
+		return image_component(c, COMPONENT_YMM) + 16ul * reg + at - 16;
+	return image_component(c, COMPONENT_ZMM_HI256) + 32ul * reg + at - 32;
 }
 
 static u8 *image_opmask(struct soft_cpu *c, u32 k)
 {
-	return image_component(c, COMPONENT_OPMASK) + 8 * k;
+	return image_component(c, COMPONENT_OPMASK) + 8ul * k;
 }
 
 static void image_mark_used(struct soft_cpu *c, u64 components)
@@ -213,7 +213,7 @@ static int load_elements(struct soft_cpu *c, const struct insn *i, u64 active, u
 			continue;
 		r = element_linear(c, i, n, &lin);
 		if (r == SOFT_OK)
-			r = guest_read(c, lin, buf + n * i->mem_elem, i->mem_elem);
+			r = guest_read(c, lin, buf + (u64)n * i->mem_elem, i->mem_elem);
 		if (r != SOFT_OK || n == 63)
 			return r;
 	}
@@ -234,7 +234,7 @@ static int store_elements(struct soft_cpu *c, const struct insn *i, u64 active, 
 		if (r == SOFT_OK && !buf)
 			r = guest_probe_write(c, lin, i->mem_elem, &device);
 		else if (r == SOFT_OK)
-			r = guest_write(c, lin, buf + n * i->mem_elem, i->mem_elem);
+			r = guest_write(c, lin, buf + (u64)n * i->mem_elem, i->mem_elem);
 		if (r != SOFT_OK || n == 63)
 			return r;
 	}
@@ -303,7 +303,7 @@ static void image_enter_mmx(struct soft_cpu *c)
 
 	soft_copy(old, image + IMAGE_ST, sizeof(old));
 	for (u32 n = 0; n < 8; n++)
-		soft_copy(image + IMAGE_ST + 16 * n, old + 16 * ((n - top) & 7), 16);
+		soft_copy(image + IMAGE_ST + 16ul * n, old + 16ul * ((n - top) & 7), 16);
 	soft_store(image + IMAGE_FSW, fsw & ~0x3800u, 2);
 	image[IMAGE_FTW] = 0xff;
 	image_mark_used(c, XCR0_X87);
@@ -332,7 +332,7 @@ int op_maskmov(struct soft_cpu *c, const struct insn *i)
 {
 	bool mmx = i->mnemonic == ZYDIS_MNEMONIC_MASKMOVQ;
 	u32 data = i->bytes[i->modrm_off] >> 3 & 7, mask = i->bytes[i->modrm_off] & 7;
-	u8 value[16], select[16];
+	u8 value[16] = {0}, select[16] = {0};
 	u32 bytes = mmx ? 8 : 16;
 	int r = data_check_usable(c, i);
 
@@ -343,8 +343,8 @@ int op_maskmov(struct soft_cpu *c, const struct insn *i)
 		if (soft_load(c->fpu_area + IMAGE_FSW, 2) & 0x80) /* ES: unmasked and pending */
 			return soft_fault(c, VEC_MF);
 		image_enter_mmx(c);
-		soft_copy(value, c->fpu_area + IMAGE_ST + 16 * data, 8);
-		soft_copy(select, c->fpu_area + IMAGE_ST + 16 * mask, 8);
+		soft_copy(value, c->fpu_area + IMAGE_ST + 16ul * data, 8);
+		soft_copy(select, c->fpu_area + IMAGE_ST + 16ul * mask, 8);
 	} else {
 		bool vex = i->encoding == ENC_VEX;
 

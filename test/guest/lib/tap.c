@@ -97,6 +97,7 @@ static void put_decimal(struct sink *s, u32 value)
 		put(s, digits[--n]);
 }
 
+/* NOLINTBEGIN(clang-analyzer-valist.Uninitialized): lost across the call; each caller starts it */
 /* %s, %d, %u, %x, %c, with an optional l or ll: enough for reports. */
 static void format_to(struct sink *s, const char *format, va_list args)
 {
@@ -124,6 +125,7 @@ static void format_to(struct sink *s, const char *format, va_list args)
 		}
 	}
 }
+/* NOLINTEND(clang-analyzer-valist.Uninitialized) */
 
 void print(const char *format, ...)
 {
@@ -166,7 +168,8 @@ void check(bool ok, const char *format, ...)
 	va_start(args, format);
 	format_to(&s, format, args);
 	va_end(args);
-	*s.at = '\0';
+	*s.at = '\0'; /* NOLINT(clang-analyzer-core.NullDereference): the sink never loses its place
+		       */
 }
 
 void check_equal(u64 actual, u64 expected, const char *what, int line)
