@@ -5,7 +5,7 @@ GUEST  ?= $(BUILD)/guest
 JOBS   ?= $(shell nproc)
 MEMORY ?= 512M
 
-.PHONY: all run test test-asan bench lint fuzz clean
+.PHONY: all run test test-asan bench lint clang fuzz clean
 
 all: $(BUILD)/build.ninja
 	@ninja -C $(BUILD) -j$(JOBS)
@@ -46,16 +46,23 @@ test-asan:
 	meson test -C $(ASAN) --no-rebuild --print-errorlogs -t 4 --suite unit --suite engine --suite fuzz && \
 	meson test -C $(ASAN) --no-rebuild --print-errorlogs -t 4 $(ASAN_TESTS:%=system-%)
 
+# DISK=1 adds real programs on the Debian disk; BENCH_ARGS go to bench/run.py as they are.
 bench:
 	@tools/deps build run bench
 	@$(MAKE) --no-print-directory all
 	@tools/fetch-kernel $(GUEST)
-	@bench/run.py --build $(BUILD)
+	@bench/run.py --build $(BUILD) $(if $(DISK),--disk) $(BENCH_ARGS)
 
-lint:
+lint: clang
 	@tools/deps build lint
 	@$(MAKE) --no-print-directory all
 	@tools/lint $(BUILD)
+
+# Both compilers take the whole tree without a warning: "all" proves it for gcc, this for clang.
+clang:
+	@tools/deps build test lint
+	@[ -e $(BUILD)/clang/build.ninja ] || CC=clang meson setup $(BUILD)/clang >/dev/null
+	@ninja -C $(BUILD)/clang -j$(JOBS)
 
 # Open-ended; FUZZ_SECONDS bounds each target.
 fuzz:
