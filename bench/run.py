@@ -6,8 +6,9 @@ slows down or speeds up during the run does so for all three. A row's figure is 
 Written out: a table, BUILD/bench.json with every single measurement, BUILD/bench.svg.
 
 Rows: bench/micro.c (its own clock); boot, the wall time from starting the command to the first line of
-the guest's init; with --disk, real programs on the Debian disk of tools/mkimage (wall time seen from
-outside, so that a guest clock that runs wrong cannot flatter anyone).
+the guest's init; with --disk, real programs on the Debian disk (programs.py).
+
+Every wait has an end: a contender that misses it loses the row, which is said, and shows as "-".
 """
 
 import argparse
@@ -20,40 +21,13 @@ import sys
 import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), "../test/system"))
-import guest  # noqa: E402
-import plot   # noqa: E402
+import guest     # noqa: E402
+import plot      # noqa: E402
+import programs  # noqa: E402
 
 CONTENDERS = ("native", "qemu", "doppel")
 MARKER = "doppel-init: started"
-
-# A C source with much to optimise, made on the spot so that all three compile the same.
-GENERATE_C = ("seq 1 120 | sed 's/.*/int f&(int a, int *p){int s=a;for(int i=0;i<a;i++)"
-              "{s+=p[i]*&;if(s>&)s-=p[s%7];else s^=p[i%5]<<2;}return s;}/' >/tmp/bench.c")
-
-PYTHON = ("import re\\nd={}\\nfor i in range(600000):\\n k=str(i%%5000)\\n d[k]=d.get(k,0)+i*3\\n"
-          "s=sorted(d.items(),key=lambda x:-x[1])\\n"
-          "t=sum(len(re.sub(\"[13]\",\"\",k))*v for k,v in s)\\nprint(t)")
-
-# name, what is done once before, what is timed
-PROGRAMS = (
-    ("python", f"printf '{PYTHON}' >/tmp/bench.py", "python3 /tmp/bench.py"),
-    ("openssl-sha256", "head -c 64M /dev/zero >/tmp/zeros", "openssl dgst -sha256 /tmp/zeros"),
-    ("openssl-aes-gcm", "true", "openssl speed -bytes 16384 -seconds 2 -evp aes-256-gcm"),
-    ("openssl-rsa2048", "true", "openssl speed -seconds 2 rsa2048"),
-    ("7z", "true", "7z b 1 -mmt1 -md18"),
-    ("gcc", GENERATE_C, "gcc -O2 -c /tmp/bench.c -o /tmp/bench.o"),
-    ("xz", "seq 1 400000 >/tmp/numbers", "xz -T1 -6 -c /tmp/numbers >/tmp/numbers.xz"),
-    ("perl", "true", "perl -e '$h{$_ % 997} .= $_ for 1..400000; print length join q(), %h'"),
-    ("shell-loop", "true", "sh -c 'i=0; while [ $i -lt 300000 ]; do i=$((i+1)); done'"),
-    ("shell-fork", "true", "sh -c 'i=0; while [ $i -lt 300 ]; do /bin/true; i=$((i+1)); done'"),
-)
-
-# Programs that run for a fixed time and tell a rate instead: pattern in the output, larger is better.
-RATES = {
-    "openssl-aes-gcm": (re.compile(r"^AES-256-GCM +([0-9.]+)k", re.M | re.I), "kB/s"),
-    "openssl-rsa2048": (re.compile(r"^rsa 2048 bits\s.*?([0-9.]+)\s+[0-9.]+\s*$", re.M), "sign/s"),
-    "7z": (re.compile(r"^Tot:\s+\d+\s+\d+\s+(\d+)", re.M), "MIPS"),
-}
+MICRO_SECONDS = 900
 
 
 class Results:
@@ -97,11 +71,11 @@ def micro_output(contender, options, initrd):
     """What bench/micro printed as a process here, or in a guest."""
     if contender == "native":
         return subprocess.run([options.micro, *options.micro_args], check=True, text=True,
-                              stdout=subprocess.PIPE).stdout
+                              stdout=subprocess.PIPE, timeout=MICRO_SECONDS).stdout
     command = " ".join(["/bin/micro", *options.micro_args])
     append = f'quiet doppel.net=off doppel.cmd="{command}"'
     with guest.Console(machine(contender, append=append, initrd=initrd)) as console:
-        console.expect(r"doppel-init: status 0", 900)
+        console.expect(r"doppel-init: status 0", MICRO_SECONDS)
         return console.text
 
 
@@ -109,7 +83,11 @@ def run_micro(results, options, initrd):
     for number in range(options.rounds):
         for contender in options.contenders:
             say(f"micro, round {number + 1}: {contender}")
-            text = micro_output(contender, options, initrd)
+            try:
+                text = micro_output(contender, options, initrd)
+            except (guest.Failure, subprocess.TimeoutExpired) as error:
+                say(f"bench: micro: {contender}: {str(error).splitlines()[0]}")
+                continue
             for match in re.finditer(r"^row (\S+) ([0-9.]+) ns/(.*)$", text, re.M):
                 results.add(match[1], contender, float(match[2]), "ns/" + match[3])
 
@@ -122,58 +100,13 @@ def run_boot(results, options):
             say(f"boot, round {number + 1}: {contender}")
             append = 'quiet doppel.net=off doppel.cmd="true"'
             start = time.monotonic()
-            with guest.Console(machine(contender, append=append)) as console:
-                console.expect(MARKER, 60)
-                results.add("boot", contender, (time.monotonic() - start) * 1000, "ms")
-                console.wait(60)
-
-
-class Shell:
-    """Where real programs run: a shell here, or one in a guest that booted from the disk."""
-
-    def __init__(self, contender, options):
-        if contender == "native":
-            self.console = guest.Console(["sh"])
-            self.console.send("cd /tmp; PS1=; export LC_ALL=C\n")
-            return
-        argv = machine(contender, append="root=/dev/vda rw quiet", memory="1G", disk=options.image)
-        self.console = guest.Console(argv)
-        self.console.expect("login: ", 300)
-        self.console.send("root\n")
-        self.console.expect("Password: ")
-        self.console.send("doppel\n")
-        self.console.expect(r"# ", 120)
-        self.console.command("cd /tmp; mount -t tmpfs tmp /tmp; export LC_ALL=C", 60)
-
-    def timed(self, command):
-        start = time.monotonic()
-        text = self.console.command(command, 900)
-        return time.monotonic() - start, text
-
-    def close(self):
-        self.console.close()
-
-
-def run_programs(results, options):
-    for contender in options.contenders:
-        say(f"programs: starting {contender}")
-        shell = Shell(contender, options)
-        try:
-            for name, prepare, command in PROGRAMS:
-                say(f"programs: {contender}: {name}")
-                shell.timed(prepare)
-                for _ in range(options.rounds):
-                    seconds, text = shell.timed(command + " 2>&1")
-                    if name not in RATES:
-                        results.add(name, contender, seconds * 1000, "ms")
-                        continue
-                    pattern, unit = RATES[name]
-                    match = pattern.search(text)
-                    if not match:
-                        raise guest.Failure(f"{name}: no rate in {text!r}")
-                    results.add(name, contender, float(match[1]), unit, True)
-        finally:
-            shell.close()
+            try:
+                with guest.Console(machine(contender, append=append)) as console:
+                    console.expect(MARKER, 60)
+                    results.add("boot", contender, (time.monotonic() - start) * 1000, "ms")
+                    console.wait(60)
+            except guest.Failure as error:
+                say(f"bench: boot: {contender}: {str(error).splitlines()[0]}")
 
 
 def number(value):
@@ -246,6 +179,9 @@ def parse_arguments():
     parser.add_argument("--boots", type=int, default=5)
     parser.add_argument("--contenders", default=",".join(CONTENDERS))
     parser.add_argument("--row", action="append", default=[], help="only this row of micro")
+    parser.add_argument("--program", action="append", default=[], help="only this program")
+    parser.add_argument("--scale", type=float, default=1, help="work per program, 1 by default")
+    parser.add_argument("--limit", type=int, default=300, help="seconds that one program may take")
     parser.add_argument("--pass-ms", type=int, default=50)
     parser.add_argument("--build", default=guest.BUILD, help="where doppel was built")
     parser.add_argument("--out", help="where the results go (default: the build directory)")
@@ -271,7 +207,7 @@ def main():
         run_boot(results, options)
         run_micro(results, options, initrd)
     if options.disk:
-        run_programs(results, options)
+        programs.run(results, options, machine)
     save(results, options)
     print("\n".join(table(results)))
 

@@ -53,6 +53,7 @@ class Console:
         self.started = time.monotonic()
         self.stderr_file = tempfile.TemporaryFile()
         self.master, slave = pty.openpty()
+        os.set_blocking(self.master, False)
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 25, 200, 0, 0))
         try:
             self.process = subprocess.Popen(
@@ -95,6 +96,8 @@ class Console:
             return True
         try:
             data = os.read(self.master, 65536)
+        except BlockingIOError:
+            return True
         except OSError:  # EIO: the last process closed the other side
             return False
         self.text += ESCAPES.sub("", data.decode(errors="replace")).replace("\r", "")
@@ -116,9 +119,22 @@ class Console:
                 raise Failure(f"no {pattern!r} within {timeout} s{self.tail()}")
             alive = self._read(min(left, 1))
 
-    def send(self, text):
-        """Type @text."""
-        os.write(self.master, text.encode())
+    def send(self, text, timeout=60):
+        """Type @text. Output is taken in meanwhile: a program that waits for its reader reads nothing."""
+        data = text.encode()
+        deadline = time.monotonic() + timeout * PATIENCE
+        while data:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise Failure(f"nobody takes the input within {timeout} s{self.tail()}")
+            readable, writable, _ = select.select([self.master], [self.master], [], left)
+            if readable and not self._read(0):
+                raise Failure(f"input after the end of the output{self.tail()}")
+            if writable:
+                try:
+                    data = data[os.write(self.master, data):]
+                except BlockingIOError:
+                    pass
 
     def command(self, line, timeout=60, status=0):
         """Run a shell command in the guest; return its output, fail on another exit status."""
