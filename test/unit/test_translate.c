@@ -135,6 +135,31 @@ static void sees_its_own_stores(void **state)
 	machine_free(m);
 }
 
+static u64 counter(const struct soft_machine *m, const char *name)
+{
+	struct engine_counter list[64];
+	u32 count = soft_engine.counters(m->vm, list, ARRAY_SIZE(list));
+
+	for (u32 n = 0; n < count; n++)
+		if (!strcmp(list[n].name, name))
+			return list[n].value;
+	fail_msg("no counter %s", name);
+	return 0;
+}
+
+static void counts_invalidated_blocks(void **state)
+{
+	struct soft_machine *m = long_machine();
+
+	(void)state;
+	run(m, CODE_OF(fibonacci));
+	assert_int_equal(counter(m, "block_invalidations"), 0);
+	assert_true(counter(m, "blocks_translated") > 0);
+	run(m, CODE_OF(patch_self));
+	assert_true(counter(m, "block_invalidations") > 0);
+	machine_free(m);
+}
+
 /* A block that continues on a page which is then mapped elsewhere. */
 static void sees_remapped_second_page(void **state)
 {
@@ -314,6 +339,7 @@ int main(void)
 		cmocka_unit_test(programs_agree_with_the_interpreter),
 		cmocka_unit_test(results_are_known),
 		cmocka_unit_test(sees_its_own_stores),
+		cmocka_unit_test(counts_invalidated_blocks),
 		cmocka_unit_test(sees_remapped_second_page),
 		cmocka_unit_test(keeps_flags_on_a_table_miss),
 		cmocka_unit_test(reloads_group_address_behind_slow_path),

@@ -364,6 +364,7 @@ void cache_drop(struct soft_vm *vm, struct block *b)
 	memcpy(&word, patch, 8);
 	__atomic_store_n((u64 *)(void *)(b->code - (u64)c->exec_delta), word, __ATOMIC_RELEASE);
 	b->dead = true;
+	c->dropped++;
 }
 
 void cache_flush(struct soft_vm *vm)

@@ -79,6 +79,7 @@ struct cache {
 	u32 blocks;
 	u32 generation;          /* counts full flushes */
 	u64 pages_count;
+	u64 dropped; /* single blocks, ever; under the VM's lock */
 };
 
 /* Look up a live block. */

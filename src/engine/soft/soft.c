@@ -895,6 +895,8 @@ static u32 soft_counters(struct engine_vm *vm, struct engine_counter *out, u32 m
 			if (v->cpu[i])
 				out[n].value += v->cpu[i]->counters[n];
 	}
+	if (n > COUNT_BLOCK_INVALIDATIONS)
+		out[COUNT_BLOCK_INVALIDATIONS].value = v->cache->dropped;
 	return n;
 }
 
