@@ -11,6 +11,7 @@ import pty
 import re
 import select
 import signal
+import socket
 import struct
 import subprocess
 import tempfile
@@ -44,17 +45,23 @@ class Failure(AssertionError):
 
 
 class Console:
-    """A program on a pseudo-terminal. @keep_terminal: keep its side open here too, as .terminal."""
+    """A program on a pseudo-terminal. @keep_terminal: keep its side open here too, as .terminal.
 
-    def __init__(self, argv, keep_terminal=False):
+    With @plain its streams are no terminal but a socket, which changes no byte.
+    """
+
+    def __init__(self, argv, keep_terminal=False, plain=False):
         self.argv = argv
         self.text = ""
         self.position = 0
         self.started = time.monotonic()
         self.stderr_file = tempfile.TemporaryFile()
-        self.master, slave = pty.openpty()
+        if plain:
+            self.master, slave = (end.detach() for end in socket.socketpair())
+        else:
+            self.master, slave = pty.openpty()
+            fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 25, 200, 0, 0))
         os.set_blocking(self.master, False)
-        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 25, 200, 0, 0))
         try:
             self.process = subprocess.Popen(
                 argv, stdin=slave, stdout=slave, stderr=self.stderr_file, start_new_session=True)

@@ -55,6 +55,22 @@ class Debian(suite.Case):
         console.expect(r"# $", 60)
         return console
 
+    def test_line_ends(self):
+        """a login without a terminal, with LF as scripts send it and with CR as a keyboard does"""
+        console = self.start(guest.doppel("--disk", f"path={image()},snapshot=on", "--net", "none",
+                                          append="root=/dev/vda rw quiet", memory="1G"), plain=True)
+        for end in ("\n", "\r", "\n"):
+            console.expect("login: ", 180)
+            console.send("root" + end)
+            console.expect("Password: ")
+            console.send("doppel" + end)
+            console.expect(r"# $", 60)
+            console.send("echo line-$((40 + 2))" + end)
+            console.expect("^line-42$")
+            console.send("exit" + end)
+        console.interrupt()
+        console.wait(20)
+
     def power_off(self, console):
         console.send("poweroff\n")
         self.assertEqual(console.wait(120), 0)
