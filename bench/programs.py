@@ -108,7 +108,10 @@ class Shell:
 
     def timed(self, command, limit):
         start = time.monotonic()
-        text = self.console.command(command, limit)
+        try:
+            text = self.console.command(command, limit)
+        except guest.Timeout as error:
+            raise guest.Failure(f"not done after {limit} s: {command}{self.console.tail()}") from error
         return time.monotonic() - start, text
 
     def close(self):
@@ -118,7 +121,8 @@ class Shell:
 class Contender:
     """One column: its shell, started when first needed and again after a failure."""
 
-    def __init__(self, name, argv):
+    def __init__(self, results, name, argv):
+        self.results = results
         self.name = name
         self.argv = argv
         self.shell = None
@@ -126,7 +130,7 @@ class Contender:
 
     def failed(self, what, error):
         """Report, and give the shell up, as nobody knows what it is doing now."""
-        say(f"bench: {what}: {self.name}: {str(error).splitlines()[0]}")
+        self.results.lose(what, self.name, error)
         self.close()
 
     def start(self):
@@ -192,7 +196,7 @@ def run(results, options, machine):
                     "sh", "-c", ENTER.format(root=root)]
         else:
             argv = machine(name, append="root=/dev/vda rw quiet", memory="1G", disk=options.image)
-        contenders.append(Contender(name, argv))
+        contenders.append(Contender(results, name, argv))
     try:
         for row in PROGRAMS:
             if not options.program or row[0] in options.program:

@@ -35,11 +35,18 @@ class Results:
 
     def __init__(self):
         self.rows = {}
+        self.lost = []
 
     def add(self, name, contender, value, unit, larger_is_better=False):
         row = self.rows.setdefault(name, {"unit": unit, "larger_is_better": larger_is_better,
                                           "values": {}})
         row["values"].setdefault(contender, []).append(value)
+
+    def lose(self, name, contender, error):
+        """Say and keep that a contender has no (further) figure in a row, and why."""
+        why = str(error).splitlines()[0]
+        say(f"bench: {name}: {contender}: {why}")
+        self.lost.append({"row": name, "contender": contender, "why": why})
 
     def median(self, name, contender):
         values = self.rows[name]["values"].get(contender)
@@ -86,7 +93,7 @@ def run_micro(results, options, initrd):
             try:
                 text = micro_output(contender, options, initrd)
             except (guest.Failure, subprocess.TimeoutExpired) as error:
-                say(f"bench: micro: {contender}: {str(error).splitlines()[0]}")
+                results.lose("micro", contender, error)
                 continue
             for match in re.finditer(r"^row (\S+) ([0-9.]+) ns/(.*)$", text, re.M):
                 results.add(match[1], contender, float(match[2]), "ns/" + match[3])
@@ -106,7 +113,7 @@ def run_boot(results, options):
                     results.add("boot", contender, (time.monotonic() - start) * 1000, "ms")
                     console.wait(60)
             except guest.Failure as error:
-                say(f"bench: boot: {contender}: {str(error).splitlines()[0]}")
+                results.lose("boot", contender, error)
 
 
 def number(value):
@@ -137,6 +144,7 @@ def save(results, options):
                         "values": row["values"],
                         "median": {c: results.median(name, c) for c in options.contenders}}
                  for name, row in results.rows.items()},
+        "lost": results.lost,
     }
     with open(os.path.join(options.out, "bench.json"), "w", encoding="utf-8") as file:
         json.dump(document, file, indent=1)

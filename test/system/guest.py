@@ -44,6 +44,10 @@ class Failure(AssertionError):
     """The guest or the monitor did not do what the test expects; the text carries the console's end."""
 
 
+class Timeout(Failure):
+    """It did not do it in time."""
+
+
 class Console:
     """A program on a pseudo-terminal. @keep_terminal: keep its side open here too, as .terminal.
 
@@ -123,7 +127,7 @@ class Console:
             if not alive:
                 raise Failure(f"output ended without {pattern!r}{self.tail()}")
             if left <= 0:
-                raise Failure(f"no {pattern!r} within {timeout} s{self.tail()}")
+                raise Timeout(f"no {pattern!r} within {timeout} s{self.tail()}")
             alive = self._read(min(left, 1))
 
     def send(self, text, timeout=60):
@@ -133,7 +137,7 @@ class Console:
         while data:
             left = deadline - time.monotonic()
             if left <= 0:
-                raise Failure(f"nobody takes the input within {timeout} s{self.tail()}")
+                raise Timeout(f"nobody takes the input within {timeout} s{self.tail()}")
             readable, writable, _ = select.select([self.master], [self.master], [], left)
             if readable and not self._read(0):
                 raise Failure(f"input after the end of the output{self.tail()}")
@@ -170,7 +174,7 @@ class Console:
                 while alive and select.select([self.master], [], [], 0)[0]:
                     alive = self._read(0)
                 return self.process.returncode
-        raise Failure(f"still running after {timeout} s{self.tail()}")
+        raise Timeout(f"still running after {timeout} s{self.tail()}")
 
     def interrupt(self, number=signal.SIGTERM):
         """Send a signal to the program itself."""
