@@ -5,7 +5,7 @@ GUEST  ?= $(BUILD)/guest
 JOBS   ?= $(shell nproc)
 MEMORY ?= 512M
 
-.PHONY: all run test test-asan bench lint clang fuzz clean
+.PHONY: all run test test-asan soak bench lint clang fuzz clean
 
 all: $(BUILD)/build.ninja
 	@ninja -C $(BUILD) -j$(JOBS)
@@ -45,6 +45,14 @@ test-asan:
 		UBSAN_OPTIONS=halt_on_error=1:abort_on_error=1:print_stacktrace=1; \
 	meson test -C $(ASAN) --no-rebuild --print-errorlogs -t 4 --suite unit --suite engine --suite fuzz && \
 	meson test -C $(ASAN) --no-rebuild --print-errorlogs -t 4 $(ASAN_TESTS:%=system-%)
+
+# Mixed work in a Debian guest for SOAK_SECONDS, every result checked.
+soak:
+	@tools/deps build run test
+	@$(MAKE) --no-print-directory all
+	@tools/fetch-kernel $(GUEST)
+	@tools/mkinitramfs $(GUEST) $(GUEST)/initramfs
+	@DOPPEL_BUILD=$(abspath $(BUILD)) DOPPEL_GUEST=$(abspath $(GUEST)) test/system/soak.py $(or $(SOAK_SECONDS),1800)
 
 # DISK=1 adds real programs on the Debian disk; BENCH_ARGS go to bench/run.py as they are.
 bench:
