@@ -23,6 +23,7 @@ RUN = (
     ("noise as kernel", FAILURE, "--kernel {noise}", "not a kernel"),
     ("text as kernel", FAILURE, "--kernel {text}", "not a kernel"),
     ("truncated kernel", FAILURE, "--kernel {truncated}", "truncated"),
+    ("truncated ELF kernel", FAILURE, "--kernel {short_elf}", "truncated"),
     ("damaged kernel payload", FAILURE, "--kernel {damaged}", "damaged"),
     ("no such initrd", FAILURE, "--kernel {kernel} --initrd {missing}", "missing"),
     ("directory as initrd", FAILURE, "--kernel {kernel} --initrd {folder}", "directory"),
@@ -77,6 +78,8 @@ class BadInput(suite.Case):
         super().setUp()
         with open(guest.kernel(), "rb") as file:
             kernel = file.read()
+        with open(os.path.join(guest.BUILD, "test/guest/guest-fatal.elf"), "rb") as file:
+            elf = file.read()
         middle = len(kernel) // 2
         damaged = kernel[:middle] + bytes(x ^ 0x5a for x in kernel[middle:middle + 4096]) + \
             kernel[middle + 4096:]
@@ -89,6 +92,7 @@ class BadInput(suite.Case):
             "text": self.file("text", b"#!/bin/sh\necho this is no kernel\n" * 40),
             "truncated": self.file("truncated", kernel[:200000]),
             "damaged": self.file("damaged", damaged),
+            "short_elf": self.file("short_elf", elf[:5000]),
             "disk": self.file("disk", bytes(1 << 20)),
             "odd": self.file("odd", bytes(1000)),
             "short_qcow2": self.file("short_qcow2", b"QFI\xfb\0\0\0\3" + bytes(600)),
