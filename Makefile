@@ -72,9 +72,12 @@ clang:
 	@[ -e $(BUILD)/clang/build.ninja ] || CC=clang meson setup $(BUILD)/clang >/dev/null
 	@ninja -C $(BUILD)/clang -j$(JOBS)
 
-# Open-ended; FUZZ_SECONDS bounds each target.
+# Random instructions with a seed of the day's, then every libFuzzer target; FUZZ_SECONDS bounds each.
 fuzz:
-	@tools/deps build fuzz
+	@tools/deps build test fuzz
+	@$(MAKE) --no-print-directory all
+	@echo "fuzz: instructions for $(or $(FUZZ_SECONDS),60) s"
+	@$(BUILD)/test/diff/diff --time $(or $(FUZZ_SECONDS),60)
 	@CC=clang meson setup $(BUILD)/fuzz -Dfuzz=true -Db_sanitize=address,undefined -Db_lundef=false \
 		>/dev/null 2>&1 || true
 	@ninja -C $(BUILD)/fuzz -j$(JOBS)
