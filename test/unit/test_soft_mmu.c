@@ -661,7 +661,8 @@ static void indirect_branches_follow_flushes(void **state)
 	soft_ibt_insert(c, HALF_SUPER, 6, PAGE + 0x4000, 400); /* another mode */
 	assert_int_equal(ibt_code(f, PAGE + 0x3000), 0);
 	assert_int_equal(ibt_code(f, PAGE + 0x4000), 400);
-	soft_ibt_insert(c, HALF_SUPER, 6, PAGE + 0x14000, 500); /* the same entry of the first level */
+	soft_ibt_insert(c, HALF_SUPER, 6, PAGE + 0x14000,
+			500); /* the same entry of the first level */
 	assert_int_equal(ibt_code(f, PAGE + 0x4000), 400);
 	assert_int_equal(ibt_code(f, PAGE + 0x14000), 500);
 	soft_tlb_flush_page(c, PAGE + 0x4000);

@@ -37,6 +37,7 @@ static bool decode_ahead(const struct translation *t, s64 off, struct insn *i)
 }
 
 /* Flags live at page offset @off, by looking at what is there; all when it cannot be known. */
+/* NOLINTNEXTLINE(misc-no-recursion): each level takes one of MAX_PEEKS */
 static u16 look_ahead(struct translation *t, s64 off, u32 insns)
 {
 	u16 unknown = RFLAGS_ARITH, killed = 0, read = 0;
