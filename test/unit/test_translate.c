@@ -64,6 +64,18 @@ CODE(strings, 64,
      "cld; mov $0x40000,%edi; mov $0x5a,%eax; mov $5000,%ecx; rep stosb; mov $0x40000,%esi;"
      "mov $0x42001,%edi; mov $3000,%ecx; rep movsb; mov $0x40000,%esi; mov $0x42001,%edi;"
      "mov $4000,%ecx; repe cmpsb; hlt");
+CODE(selectors, 64,
+     "mov %cr4,%rax; or $0x10000,%eax; mov %rax,%cr4; mov $0x12345678,%edi; mov $-4096,%r9;"
+     "xor %edx,%edx; wrfsbase %rdi; rdgsbase %r8; wrgsbase %r9; rdfsbase %rsi; rdgsbase %r10;"
+     "mov %cs,%eax; mov $-1,%rbx; mov %ss,%ebx; mov %ds,%r11; mov %gs,%ecx; xor %edi,%edi;"
+     "wrgsbase %r8; hlt");
+/* Pushes and pops whose rsp is seen in between, and side exits taken and not. */
+CODE(stack, 64,
+     "mov $0x49000,%esp; mov $200,%r12d; xor %eax,%eax;"
+     "1: push %r12; push %rsp; mov %r12d,%ebx; push $7; lea 8(%rsp),%rcx; test $1,%r12b; jz 2f;"
+     "add %rcx,%rax; push %rcx; pop %rdx; test $2,%r12b; jnz 3f; pop %rsi; add %rsi,%rax; push %rax;"
+     "2: pop %rdx; xor %rdx,%rax; pop %r9; add %r9,%rax; pop %r10; sub $8,%rsp; add $8,%rsp;"
+     "4: dec %r12d; jnz 1b; mov %rsp,%rbp; hlt; 3: lea 24(%rsp),%rsp; add $3,%rax; jmp 4b");
 CODE(sum_32, 32,
      "mov $10,%ecx; xor %eax,%eax; 1: call 2f; loop 1b; jmp 3f; 2: lea (%eax,%ecx,2),%eax;"
      "push %eax; inc %ebx; pop %edx; ret; 3: hlt");
@@ -93,6 +105,7 @@ static void programs_agree_with_the_interpreter(void **state)
 	const struct program list[] = {
 		{CODE_OF(fibonacci), false}, {CODE_OF(sieve), false},   {CODE_OF(dispatch), false},
 		{CODE_OF(long_sum), false},  {CODE_OF(strings), false}, {CODE_OF(sum_32), true},
+		{CODE_OF(selectors), false}, {CODE_OF(stack), false},
 	};
 
 	(void)state;

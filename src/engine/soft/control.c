@@ -81,6 +81,7 @@ void soft_update_mode(struct soft_cpu *c)
 	if (is_observed(c) || is_unusual_privilege(c))
 		mode |= MODE_INTERPRET;
 	c->mode = mode;
+	c->fsgsbase = (c->cr4 & CR4_FSGSBASE) != 0;
 }
 
 /* ---- control registers ---- */

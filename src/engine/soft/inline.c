@@ -116,6 +116,67 @@ static bool emit_sti(struct translation *t, u32 k)
 	return true;
 }
 
+/* MOV of a selector to a register, zero-extended. */
+static bool emit_read_selector(struct translation *t, u32 k)
+{
+	const struct insn *i = &t->in[k];
+	u8 modrm = i->bytes[i->modrm_off];
+	u8 reg = (u8)((modrm & 7) | (i->rex & 1) << 3);
+	u8 dst = is_slot(reg) ? HOST_S1 : host_reg(reg);
+	struct emit *e = &t->hot;
+
+	if (!insn_reads_selector(i) || t->bits != 64 || i->opsize < 4)
+		return false;
+	emit_load_cpu16(e, dst, CPU_DISP(e, seg[0].selector) +
+					(s32)((modrm >> 3 & 7) * sizeof(struct cpu_segment)));
+	if (is_slot(reg))
+		emit_store_cpu(e, reg_disp(e, reg), HOST_S1);
+	return true;
+}
+
+/* The branch at @refused, and another unless NULL: let the interpreter do instruction @k, then go on. */
+static void emit_refusal(struct translation *t, u32 k, u8 *refused, u8 *other)
+{
+	struct emit *cold = &t->cold;
+
+	emit_patch(&t->hot, refused, emit_here(cold));
+	if (other)
+		emit_patch(&t->hot, other, emit_here(cold));
+	emit_mov_imm32(cold, HOST_S2, site_info(t, k));
+	emit_call(cold, t->cache->entry.step);
+	emit_jmp(cold, emit_here(&t->hot));
+}
+
+/* RDFSBASE, RDGSBASE, WRFSBASE, WRGSBASE of 64 bits, where flags are dead. */
+static bool emit_base(struct translation *t, u32 k, u32 seg, bool write)
+{
+	const struct insn *i = &t->in[k];
+	u8 reg = (u8)((i->bytes[i->modrm_off] & 7) | (i->rex & 1) << 3);
+	struct emit *e = &t->hot;
+	u8 *refused, *other = NULL;
+
+	if (t->bits != 64 || t->live[k] || !(i->rex & 8) || reg == RSP)
+		return false;
+	emit_cmp_cpu8_imm8(e, CPU_DISP(e, fsgsbase), 0);
+	refused = emit_jcc_forward(e, COND_E);
+	if (write) {
+		u8 src = use_reg(e, reg, HOST_S1);
+
+		emit_mov(e, HOST_S2, src);
+		emit_bytes(e, "\x49\xc1\xe3\x10\x49\xc1\xfb\x10", 8); /* shl r11, 16; sar r11, 16 */
+		emit_cmp(e, HOST_S2, src);
+		other = emit_jcc_forward(e, COND_NE); /* not canonical */
+		emit_store_cpu(e, seg_base_disp(e, seg), src);
+	} else if (is_slot(reg)) {
+		emit_load_cpu(e, HOST_S1, seg_base_disp(e, seg));
+		emit_store_cpu(e, reg_disp(e, reg), HOST_S1);
+	} else {
+		emit_load_cpu(e, reg, seg_base_disp(e, seg));
+	}
+	emit_refusal(t, k, refused, other);
+	return true;
+}
+
 static bool emit_swapgs(struct translation *t)
 {
 	struct emit *e = &t->hot;
@@ -193,6 +254,11 @@ bool emit_system(struct translation *t, u32 k)
 		emit_store_cpu_imm8(e, CPU_DISP(e, iflag), 0);
 		return true;
 	case ZYDIS_MNEMONIC_STI:    return emit_sti(t, k);
+	case ZYDIS_MNEMONIC_MOV:    return emit_read_selector(t, k);
+	case ZYDIS_MNEMONIC_RDFSBASE: return emit_base(t, k, SEG_FS, false);
+	case ZYDIS_MNEMONIC_RDGSBASE: return emit_base(t, k, SEG_GS, false);
+	case ZYDIS_MNEMONIC_WRFSBASE: return emit_base(t, k, SEG_FS, true);
+	case ZYDIS_MNEMONIC_WRGSBASE: return emit_base(t, k, SEG_GS, true);
 	case ZYDIS_MNEMONIC_SWAPGS: return emit_swapgs(t);
 	case ZYDIS_MNEMONIC_RDTSC:  return emit_rdtsc(t, false);
 	case ZYDIS_MNEMONIC_RDTSCP: return emit_rdtsc(t, true);

@@ -218,6 +218,7 @@ struct soft_cpu {
 	u64 ibt_miss[HALVES], ibt_leave; /* code of empty entries of the first and second level */
 	u64 bit_mask64, bit_mask32; /* 63 and 31 */
 	u32 branch_site;  /* see translate.h */
+	u8 fsgsbase;      /* CR4.FSGSBASE */
 	u64 ras_rsp;      /* host rsp of translated code while a helper runs */
 	struct soft_ctx *ctx;
 	u64 fault_pc;     /* LEAVE_HOST_FAULT: host instruction, trap number, error code */

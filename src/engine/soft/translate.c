@@ -65,6 +65,14 @@ bool insn_is_terminal(const struct insn *i)
 	}
 }
 
+bool insn_reads_selector(const struct insn *i)
+{
+	u8 modrm = i->bytes[i->modrm_off];
+
+	return i->cls == INSN_SYSTEM && i->mnemonic == ZYDIS_MNEMONIC_MOV && i->opcode_len == 1 &&
+	       i->bytes[i->opcode_off] == 0x8c && modrm >= 0xc0 && (modrm >> 3 & 7) <= SEG_GS;
+}
+
 /* Privileged instructions that may be followed by more of the block. */
 static bool continues_block(const struct insn *i)
 {
@@ -80,7 +88,7 @@ static bool continues_block(const struct insn *i)
 	case ZYDIS_MNEMONIC_WRFSBASE: case ZYDIS_MNEMONIC_WRGSBASE:
 		return true;
 	default:
-		return i->cls == INSN_STRING || i->cls == INSN_DATA || i->cls == INSN_PUSH ||
+		return insn_reads_selector(i) || i->cls == INSN_STRING || i->cls == INSN_DATA || i->cls == INSN_PUSH ||
 		       i->cls == INSN_POP || i->cls == INSN_LEA;
 	}
 }

@@ -78,6 +78,7 @@ struct ea {
 /* ---- translate.c ---- */
 
 bool insn_is_terminal(const struct insn *i);
+bool insn_reads_selector(const struct insn *i); /* MOV r, Sreg */
 bool insn_ends_block(const struct insn *i);
 u32 site_info(const struct translation *t, u32 k);
 s32 reg_disp(const struct emit *e, u8 reg);
