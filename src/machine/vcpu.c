@@ -195,7 +195,6 @@ static void take_reset(struct vcpu *v)
 	const struct cpu_state *entry = v->set->entry;
 
 	v->reset_wanted = false;
-	atomic_store(&v->events, 0);
 	v->state = *entry;
 	if (v->id) {
 		cpu_state_reset(&v->state);
@@ -264,8 +263,11 @@ void vcpus_reset(struct vcpu_set *set, const struct cpu_state *entry)
 	pthread_mutex_lock(&set->lock);
 	set->entry = entry;
 	set->tsc_start = __builtin_ia32_rdtsc();
-	for (u32 i = 0; i < set->count; i++)
+	for (u32 i = 0; i < set->count; i++) {
 		set->cpu[i].reset_wanted = true;
+		/* Here and not in take_reset(): another vCPU may be on its way, and start this one. */
+		atomic_store(&set->cpu[i].events, 0);
+	}
 	pthread_mutex_unlock(&set->lock);
 }
 
