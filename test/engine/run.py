@@ -20,9 +20,11 @@ RESULT = re.compile(r"^(not )?ok (\d+) - (.*)$")
 def command(options, elf):
     if options.qemu:
         return ["qemu-system-x86_64", "-accel", "tcg", "-cpu", options.cpu, "-m", "64M", "-nodefaults",
+                "-smp", options.cpus,
                 "-display", "none", "-serial", "stdio", "-no-reboot", "-kernel", elf,
                 "-device", "isa-debug-exit,iobase=0x501,iosize=4"]
-    return [options.doppel, "run", "--engine", options.engine, "-m", "64M", "--kernel", elf,
+    return [options.doppel, "run", "--engine", options.engine, "-m", "64M", "-c", options.cpus,
+            "--kernel", elf,
             "--console", "stdio", "--net", "none", "--no-reboot"]
 
 
@@ -88,6 +90,7 @@ def main():
     parser = argparse.ArgumentParser(description="run conformance guests")
     parser.add_argument("elf", nargs="+")
     parser.add_argument("--qemu", action="store_true", help="under QEMU's translator instead")
+    parser.add_argument("--cpus", default="1", help="number of processors")
     parser.add_argument("--cpu", default="max", help="QEMU's processor model")
     parser.add_argument("--doppel", default="build/doppel")
     parser.add_argument("--engine", default="soft")

@@ -68,6 +68,7 @@ boot64:
 	.balign	8
 boot_gdt:
 	.quad	0, 0x00af9b000000ffff, 0x00cf93000000ffff
+	.global	boot_gdtr
 boot_gdtr:
 	.word	. - boot_gdt - 1
 	.long	boot_gdt

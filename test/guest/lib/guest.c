@@ -26,6 +26,7 @@ u8 trap_stack[8192] __attribute__((aligned(4096)));
 static u8 ist_stack[2][8192] __attribute__((aligned(4096)));
 
 bool (*trap_hook)(struct state *s);
+bool (*any_cpu_hook)(struct state *s);
 static struct state *running;
 static bool draining; /* interrupts left over from the last case are dropped */
 static u64 cr0_at_start, cr4_at_start, efer_at_start;
@@ -149,6 +150,7 @@ void environment_reset(void)
 
 	cli();
 	trap_hook = NULL;
+	any_cpu_hook = NULL;
 	write_dr7(0x400);
 	write_dr6(0xffff0ff0);
 	write_cr0(cr0_at_start);
@@ -212,6 +214,8 @@ void trap_entry(struct state *f)
 		apic_write(APIC_EOI, 0);
 		return;
 	}
+	if (any_cpu_hook && any_cpu_hook(f))
+		return;
 	if (!running)
 		die("trap %u, error 0x%lx at 0x%lx, cr2 0x%lx, in the test's own code",
 		    (u32)f->vector, f->error, f->rip, cr2);

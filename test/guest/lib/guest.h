@@ -88,6 +88,8 @@ extern const u8 trap_stubs[], exec_iret[];
  * code ends here. Reset to NULL before each case.
  */
 extern bool (*trap_hook)(struct state *s);
+/* The same for every trap on every processor, also in the case's own code (see smp.h). */
+extern bool (*any_cpu_hook)(struct state *s);
 
 /* A state for @code in @mode: flat segments, a stack, RFLAGS 2, everything else zero. */
 struct state state_for(enum exec_mode mode, const void *code);

@@ -1,0 +1,281 @@
+/*
+ * Code that one processor changes and others run (SDM vol. 3, 8.1.3): handed over with a serialising
+ * instruction, patched by way of a breakpoint as kernels do, and found to be code only while another
+ * processor is about to store to its page.
+ */
+#include "smp.h"
+
+enum { VEC_SYNC = 0x51, ROUNDS = 4000 };
+
+static u8 *page;
+static volatile u32 published, done;
+static volatile bool stop;
+static volatile u32 wrong, seen_wrong;
+
+static u32 (*function_at(u32 offset))(void)
+{
+	return (u32 (*)(void))(page + offset);
+}
+
+/* mov $value, %eax; ret */
+static void write_function(u32 offset, u32 value)
+{
+	volatile u8 *at = page + offset;
+
+	at[0] = 0xb8;
+	*(volatile u32 *)(at + 1) = value;
+	at[5] = 0xc3;
+}
+
+static void serialise(void)
+{
+	cpuid(0, 0);
+}
+
+/* ---- handed over ---- */
+
+static void expect_published(void *argument)
+{
+	(void)argument;
+	for (u32 k = 1; k <= ROUNDS; k++) {
+		while (published < k)
+			pause();
+		serialise();
+		if (function_at(0x100)() != k)
+			wrong++;
+		__atomic_add_fetch(&done, 1, __ATOMIC_SEQ_CST);
+	}
+}
+
+static void handed_over(void)
+{
+	page = page_alloc();
+	smp_start();
+	published = done = wrong = 0;
+	write_function(0x100, 0);
+	for (u32 cpu = 1; cpu < smp_count; cpu++)
+		smp_begin(cpu, expect_published, NULL);
+	for (u32 k = 1; k <= ROUNDS; k++) {
+		write_function(0x100, k);
+		published = k;
+		if (!spin_until(done == k * (smp_count - 1), 5)) {
+			check(false, "round %u: not answered", k);
+			break;
+		}
+	}
+	for (u32 cpu = 1; cpu < smp_count; cpu++)
+		smp_wait(cpu);
+	expect_eq(wrong, 0);
+}
+
+/*
+ * The runner translates whenever it likes; the writer's store comes late in straight code that has begun
+ * with another store to the same page, when there was no code on it yet.
+ */
+static void run_always(void *argument)
+{
+	u32 last = 0;
+
+	(void)argument;
+	while (!stop) {
+		u32 least = published, value;
+
+		serialise();
+		value = function_at(0x100)();
+		if (value < least || value < last) {
+			wrong++;
+			seen_wrong = least - value;
+		}
+		last = value;
+	}
+}
+
+static void store_late(u32 value)
+{
+	u64 t = value | 1;
+
+	/* One check serves both stores; what lies between takes a while. */
+	__asm__ volatile("mov %1, 0x800(%2)\n"
+			 ".rept 24\n imul %0, %0\n .endr\n"
+			 "and $0, %0\n add %k1, %k0\n"
+			 "mov %k0, 0x101(%2)\n"
+			 "mov %1, %3"
+			 : "+r"(t)
+			 : "r"(value), "r"(page), "m"(published)
+			 : "memory", "cc");
+}
+
+static void claimed_late(void)
+{
+	u64 end = rdtsc() + 3 * SPIN_TICKS;
+
+	page = page_alloc();
+	smp_start();
+	published = wrong = 0;
+	stop = false;
+	write_function(0x100, 0);
+	for (u32 cpu = 1; cpu < smp_count; cpu++)
+		smp_begin(cpu, run_always, NULL);
+	for (u32 k = 1; rdtsc() < end; k++)
+		store_late(k);
+	stop = true;
+	for (u32 cpu = 1; cpu < smp_count; cpu++)
+		smp_wait(cpu);
+	check(!wrong, "%u old results, the last %u behind", wrong, seen_wrong);
+}
+
+/* Code that appears on a page that others keep storing to, elsewhere on it. */
+static void store_beside(void *argument)
+{
+	u32 me = smp_id();
+	volatile u64 *at = (volatile u64 *)(page + 0x800 + 64 * me);
+
+	(void)argument;
+	for (u64 n = 1; !stop; n++) {
+		at[0] = n;
+		at[1] = n;
+		if (at[0] != n || at[1] != n)
+			wrong++;
+	}
+}
+
+static void stored_beside(void)
+{
+	page = page_alloc();
+	smp_start();
+	wrong = 0;
+	stop = false;
+	for (u32 cpu = 1; cpu < smp_count; cpu++)
+		smp_begin(cpu, store_beside, NULL);
+	for (u32 k = 0; k < ROUNDS; k++) {
+		u32 offset = 0x100 + k % 64 * 16;
+
+		write_function(offset, k);
+		expect_eq(function_at(offset)(), k);
+	}
+	stop = true;
+	for (u32 cpu = 1; cpu < smp_count; cpu++)
+		smp_wait(cpu);
+	expect_eq(wrong, 0);
+}
+
+/* ---- patched by way of a breakpoint ---- */
+
+static volatile u32 synced[SMP_MAX], trapped;
+static volatile u8 *site;
+
+static bool patch_hook(struct state *s)
+{
+	if (s->vector == VEC_SYNC) {
+		serialise();
+		synced[smp_id()]++;
+		apic_write(APIC_EOI, 0);
+		return true;
+	}
+	if (s->vector != VEC_BP || s->rip != (u64)site + 1)
+		return false;
+	s->rip = (u64)site + 5; /* the instruction under change is skipped */
+	__atomic_add_fetch(&trapped, 1, __ATOMIC_SEQ_CST);
+	return true;
+}
+
+static bool sync_all(void)
+{
+	static u32 times;
+
+	times++;
+	apic_write(APIC_ICR_HIGH, 0);
+	apic_write(APIC_ICR, 0xc4000 | VEC_SYNC);
+	for (u32 cpu = 1; cpu < smp_count; cpu++)
+		if (!spin_until(synced[cpu] == times, 5))
+			return false;
+	return true;
+}
+
+/* eax = 0; site: add $value, %eax (05, 4 bytes); ret */
+static void call_site(void *argument)
+{
+	(void)argument;
+	while (!stop) {
+		u32 before = published, value, after;
+
+		value = function_at(0x200)();
+		after = published;
+		/* The value before, after, or in between: nothing added. */
+		if (value && (value < before || value > after + 1))
+			wrong++;
+		sti_cli();
+	}
+}
+
+static void patch(u32 value)
+{
+	u8 bytes[5] = {0x05, (u8)value, (u8)(value >> 8), (u8)(value >> 16), (u8)(value >> 24)};
+
+	site[0] = 0xcc;
+	if (!sync_all())
+		check(false, "no answer at %u", value);
+	for (u32 i = 1; i < 5; i++)
+		site[i] = bytes[i];
+	sync_all();
+	site[0] = bytes[0];
+	sync_all();
+}
+
+static void breakpoint_patched(void)
+{
+	static const u8 code[] = {0x31, 0xc0, 0x05, 0, 0, 0, 0, 0xc3};
+
+	page = page_alloc();
+	memcpy(page + 0x200, code, sizeof(code));
+	site = page + 0x202;
+	smp_start();
+	published = wrong = trapped = 0;
+	stop = false;
+	any_cpu_hook = patch_hook;
+	for (u32 cpu = 1; cpu < smp_count; cpu++)
+		smp_begin(cpu, call_site, NULL);
+	for (u32 k = 1; k <= 60; k++) {
+		patch(k);
+		published = k;
+	}
+	stop = true;
+	for (u32 cpu = 1; cpu < smp_count; cpu++)
+		smp_wait(cpu);
+	any_cpu_hook = NULL;
+	expect_eq(wrong, 0);
+	expect(smp_count < 2 || trapped);
+}
+
+/* A loop without branches elsewhere sees that its own body was changed. */
+static void loop_until_patched(void *argument)
+{
+	(void)argument;
+	function_at(0x300)();
+}
+
+static void loop_ended(void)
+{
+	/* 1: cmp $0, %eax; je 1b; ret; the 74 fe becomes 90 90 in one store */
+	static const u8 code[] = {0x31, 0xc0, 0x66, 0x90, 0x83, 0xf8, 0x00, 0x90, 0x74, 0xfa, 0xc3};
+
+	page = page_alloc();
+	smp_start();
+	for (u32 cpu = 1; cpu < smp_count; cpu++) {
+		memcpy(page + 0x300, code, sizeof(code));
+		smp_begin(cpu, loop_until_patched, NULL);
+		for (u32 n = 0; n < 20000; n++)
+			pause();
+		*(volatile u16 *)(page + 0x308) = 0x9090;
+		smp_wait(cpu);
+	}
+}
+
+const struct test tests[] = {
+	{"code handed over with serialisation", "SDM vol. 3, 8.1.3", handed_over},
+	{"a store that a page's becoming code overtakes", "SDM vol. 3, 8.1.3", claimed_late},
+	{"stores beside new code on its page", "SDM vol. 3, 8.1.3", stored_beside},
+	{"code patched by way of a breakpoint", "SDM vol. 3, 8.1.3", breakpoint_patched},
+	{"a loop that another processor opens", "SDM vol. 3, 8.1.3", loop_ended},
+	{NULL},
+};
