@@ -42,25 +42,43 @@ static void set_cf(struct soft_cpu *c, bool on)
 	c->flags = on ? c->flags | RFLAGS_CF : c->flags & ~RFLAGS_CF;
 }
 
-static int bit_modify(struct soft_cpu *c, gva_t lin, u32 size, enum bit_op op, u32 bit, u64 *old)
+/* The operand cannot be pinned: device memory, a page crossing, or a page whose stores are watched. */
+static int bit_modify_slowly(struct soft_cpu *c, gva_t lin, u32 size, enum bit_op op, u32 bit, u64 *old)
 {
 	bool device;
 	u64 value;
+	int r = guest_probe_write(c, lin, size, &device);
+
+	if (r == SOFT_OK)
+		r = guest_read_value(c, lin, size, old);
+	value = bit_result(op, *old, 1ul << bit);
+	return r == SOFT_OK ? guest_write(c, lin, &value, size) : r;
+}
+
+static int bit_modify(struct soft_cpu *c, gva_t lin, u32 size, enum bit_op op, u32 bit, bool locked,
+		      u64 *old)
+{
+	struct soft_xlat x = {0};
 	void *host;
 	int r = soft_pin_write(c, lin, size, soft_acc(c, ACC_WRITE), &host);
+	bool crosses = (lin & ~PAGE_MASK) + size > PAGE_SIZE;
 
+	if (r == SOFT_OK && !host && locked && !crosses) {
+		r = soft_translate(c, lin, soft_acc(c, ACC_WRITE), &x);
+		host = x.rom ? NULL : x.host;
+	}
 	if (r != SOFT_OK)
 		return r;
 	if (host) {
 		*old = (u64)bit_apply_atomically((u8 *)host + bit / 8, op, (u8)(1u << bit % 8))
 		       << (bit & ~7u);
+		if (x.host)
+			soft_stored(c, &x, size);
 		return SOFT_OK;
 	}
-	r = guest_probe_write(c, lin, size, &device);
-	if (r == SOFT_OK)
-		r = guest_read_value(c, lin, size, old);
-	value = bit_result(op, *old, 1ul << bit);
-	return r == SOFT_OK ? guest_write(c, lin, &value, size) : r;
+	if (locked && !data_alone(c))
+		return SOFT_OK;
+	return bit_modify_slowly(c, lin, size, op, bit, old);
 }
 
 int op_bit_test(struct soft_cpu *c, const struct insn *i)
@@ -76,8 +94,8 @@ int op_bit_test(struct soft_cpu *c, const struct insn *i)
 	r = seg_linear(c, i->seg, off & size_mask(i->addrsize), size, op != BIT_TEST, &lin);
 	if (r == SOFT_OK)
 		r = op == BIT_TEST ? guest_read_value(c, lin, size, &value)
-				   : bit_modify(c, lin, size, op, bit, &value);
-	if (r == SOFT_OK)
+				   : bit_modify(c, lin, size, op, bit, i->lock, &value);
+	if (r == SOFT_OK && !c->wants_alone)
 		set_cf(c, value >> bit & 1);
 	return r;
 }

@@ -405,18 +405,20 @@ struct block *cache_by_pc(struct cache *c, u64 pc)
 	return c->index[lo - 1];
 }
 
-void cache_claim_page(struct soft_vm *vm, s64 page, u8 *host)
+bool cache_claim_page(struct soft_cpu *cpu, s64 page, u8 *host)
 {
+	struct soft_vm *vm = cpu->vm;
 	struct cache *c = vm->cache;
 
 	if (!c->pages[page]) {
 		c->pages[page] = arena_alloc(c, sizeof(struct page_code));
 		if (!c->pages[page])
-			return;
+			return true; /* there is no room for a block either */
 		memset(c->pages[page], 0, sizeof(struct page_code));
 	}
 	if (!(atomic_fetch_or(&vm->page_flags[page], PAGE_HAS_CODE) & PAGE_HAS_CODE))
 		soft_drop_write_tags(vm, (u64)page, host);
+	return soft_is_settled(vm, cpu, soft_stale_bit((u64)host));
 }
 
 /* Blocks left on the page decide what its granule map must keep. */

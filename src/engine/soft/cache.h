@@ -107,5 +107,8 @@ void cache_flush(struct soft_vm *vm);
 /* The block whose hot code holds @pc, dead or alive; NULL outside. */
 struct block *cache_by_pc(struct cache *c, u64 pc);
 
-/* Mark page @page as holding code: drops all write tags. Before its bytes are read. */
-void cache_claim_page(struct soft_vm *vm, s64 page, u8 *host);
+/*
+ * Mark page @page at @host as holding code: drops all write tags. False when a vCPU may still have a store
+ * to it under way: its bytes must not be read yet (soft_settle()).
+ */
+bool cache_claim_page(struct soft_cpu *c, s64 page, u8 *host);

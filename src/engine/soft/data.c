@@ -10,7 +10,8 @@
  * again.
  *
  * LOCK off the pinned path: within one RAM page the result is stored by compare-exchange. Across a
- * page boundary, and on device memory, a locked instruction is not atomic to other processors.
+ * page boundary, and on device memory, a locked instruction is left to be run again with all other
+ * processors standing still (data_alone()).
  */
 #include "engine/soft/system.h"
 #include "engine/soft/util.h"
@@ -219,6 +220,13 @@ static bool can_exchange(struct soft_cpu *c, const struct insn *i, gva_t lin, st
 	return *status == SOFT_OK && x->host && !x->rom;
 }
 
+bool data_alone(struct soft_cpu *c)
+{
+	if (!c->alone)
+		c->wants_alone = true;
+	return c->alone;
+}
+
 static int store_indirectly(struct soft_cpu *c, const struct insn *i, gva_t lin)
 {
 	struct soft_xlat x;
@@ -226,7 +234,9 @@ static int store_indirectly(struct soft_cpu *c, const struct insn *i, gva_t lin)
 
 	if (can_exchange(c, i, lin, &x, &r))
 		return store_locked(c, i, lin, &x);
-	return r == SOFT_OK ? store_bounced(c, i, lin) : r;
+	if (r != SOFT_OK || (is_locked(i) && !data_alone(c)))
+		return r;
+	return store_bounced(c, i, lin);
 }
 
 static int exec_store(struct soft_cpu *c, const struct insn *i, gva_t lin)

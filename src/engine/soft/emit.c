@@ -261,6 +261,12 @@ void emit_cmp_cpu32_imm8(struct emit *e, s32 disp, u8 value)
 	emit_u8(e, value);
 }
 
+void emit_sub_cpu32_imm8(struct emit *e, s32 disp, u8 value)
+{
+	put_cpu(e, false, 0x83, 5, disp);
+	emit_u8(e, value);
+}
+
 void emit_jmp_cpu(struct emit *e, s32 disp)
 {
 	put_cpu(e, false, 0xff, 4, disp);

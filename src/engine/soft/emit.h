@@ -71,6 +71,7 @@ void emit_store_cpu_imm8(struct emit *e, s32 disp, u8 value);
 void emit_store_cpu_imm32(struct emit *e, s32 disp, u32 value); /* 32 bits */
 void emit_cmp_cpu(struct emit *e, u8 reg, s32 disp); /* 64 bits */
 void emit_cmp_cpu32_imm8(struct emit *e, s32 disp, u8 value);
+void emit_sub_cpu32_imm8(struct emit *e, s32 disp, u8 value);
 void emit_load_cpu32(struct emit *e, u8 reg, s32 disp);
 void emit_load_cpu16(struct emit *e, u8 reg, s32 disp); /* zero-extended, as the next */
 void emit_load_cpu8(struct emit *e, u8 reg, s32 disp); /* zero-extended */

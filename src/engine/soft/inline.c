@@ -237,6 +237,27 @@ static bool emit_bit_string(struct translation *t, u32 k)
 	return emit_insn_identity(e, &direct, m);
 }
 
+bool emit_nop(struct translation *t, u32 k)
+{
+	struct emit *e = &t->hot, *cold = &t->cold;
+	u8 *spent, *back;
+
+	if (t->in[k].mnemonic != ZYDIS_MNEMONIC_PAUSE)
+		return true;
+	emit_bytes(e, "\xf3\x90", 2);
+	if (t->live[k])
+		return true; /* hardly in a loop that waits: those test something */
+	emit_sub_cpu32_imm8(e, CPU_DISP(e, pauses_left), 1);
+	spent = emit_jcc_forward(e, COND_B);
+	emit_patch(e, spent, emit_here(cold));
+	emit_mov_imm32(cold, HOST_S2, site_info(t, k));
+	emit_call(cold, t->cache->entry.step);
+	back = emit_jmp_forward(cold);
+	emit_patch(cold, back, emit_here(e));
+	t->loaded = NO_GROUP;
+	return true;
+}
+
 bool emit_system(struct translation *t, u32 k)
 {
 	struct emit *e = &t->hot;

@@ -17,6 +17,7 @@
 #include "engine/soft/system.h"
 #include "engine/soft/util.h"
 
+#include <Zydis/Zydis.h>
 #include <stdlib.h>
 
 enum { INSN_MAX = 15 };
@@ -141,11 +142,31 @@ static int exec_lea(struct soft_cpu *c, const struct insn *i)
 	return SOFT_OK;
 }
 
+/*
+ * A guest that waits for another of its processors by PAUSE may keep that one from running, when the host
+ * has fewer: after some of them let others have the host's.
+ */
+static int exec_nop(struct soft_cpu *c, const struct insn *i)
+{
+	enum { PAUSES = 128, SYS_SCHED_YIELD = 24 };
+	long nr = SYS_SCHED_YIELD;
+
+	if (i->mnemonic != ZYDIS_MNEMONIC_PAUSE)
+		return SOFT_OK;
+	__builtin_ia32_pause();
+	if ((s32)--c->pauses_left >= 0)
+		return SOFT_OK;
+	c->pauses_left = PAUSES;
+	/* Not through libc: vector state stays where it is. */
+	__asm__ volatile("syscall" : "+a"(nr) : : "rcx", "r11", "memory");
+	return SOFT_OK;
+}
+
 static int execute(struct soft_cpu *c, const struct insn *i)
 {
 	switch (i->cls) {
 	case INSN_DATA: return exec_data(c, i);
-	case INSN_NOP: return SOFT_OK;
+	case INSN_NOP: return exec_nop(c, i);
 	case INSN_LEA: return exec_lea(c, i);
 	case INSN_PUSH: return exec_push(c, i);
 	case INSN_POP: return exec_pop(c, i);
@@ -239,6 +260,11 @@ int soft_interpret(struct soft_cpu *c)
 		return event_deliver(c, VEC_DB, EVENT_TRAP, c->rip);
 	c->shadow = c->shadow_mov_ss = false;
 	r = run_one(c);
+	if (r == SOFT_OK && c->wants_alone) { /* nothing has happened yet */
+		c->shadow = shadow;
+		c->shadow_mov_ss = shadow_mov_ss;
+		return SOFT_OK;
+	}
 	if (r == SOFT_OK)
 		return settle(c, step);
 	if (r == SOFT_EXIT && exit_completes(c)) {

@@ -280,6 +280,9 @@ static bool tlb_enter(struct soft_cpu *c, gva_t gva, u32 access, const struct so
 	const gva_t tag = gva & PAGE_MASK;
 
 	note_entry(h, i, gva, x->global, shift);
+	/* The block at hand may have checked a group on the page that goes. */
+	if (e->tag_write != TLB_EMPTY(i))
+		atomic_fetch_or(&c->stale, soft_stale_bit(e->host));
 	tlb_set_tag(&e->tag_write, TLB_EMPTY(i));
 	__atomic_store_n(&e->host, (u64)x->host & PAGE_MASK, __ATOMIC_RELEASE);
 	e->delta = e->host - tag;

@@ -63,6 +63,8 @@ static void vm_free(struct soft_vm *vm)
 	soft_cache_destroy(vm);
 	free((void *)vm->page_flags);
 	pthread_mutex_destroy(&vm->lock);
+	pthread_mutex_destroy(&vm->world);
+	pthread_cond_destroy(&vm->world_changed);
 	free(vm);
 }
 
@@ -74,6 +76,8 @@ static int soft_vm_create(const struct engine_config *config, struct engine_vm *
 	if (!vm)
 		return err_set(e, -ENOMEM, "out of memory");
 	pthread_mutex_init(&vm->lock, NULL);
+	pthread_mutex_init(&vm->world, NULL);
+	pthread_cond_init(&vm->world_changed, NULL);
 	vm->physmap = config->physmap;
 	vm->cpuid = config->cpuid;
 	vm->xsave_mask = config->cpuid->xcr0;
@@ -116,6 +120,7 @@ static int soft_dirty_log(struct engine_vm *vm, bool on)
 	struct soft_vm *v = vm_of(vm);
 	const struct physmap *pm = v->physmap;
 
+	pthread_mutex_lock(&v->lock);
 	for (u32 i = 0; i < pm->count; i++) {
 		const struct physmap_region *r = &pm->region[i];
 
@@ -128,6 +133,8 @@ static int soft_dirty_log(struct engine_vm *vm, bool on)
 			soft_drop_write_tags(v, r->page0 + p, r->hva + p * PAGE_SIZE);
 		}
 	}
+	pthread_mutex_unlock(&v->lock);
+	soft_settle(v, NULL, ~0ul);
 	return 0;
 }
 
@@ -138,6 +145,7 @@ static int soft_dirty_fetch(struct engine_vm *vm, u32 region, u64 *bitmap)
 
 	if (region >= v->physmap->count)
 		return -EINVAL;
+	pthread_mutex_lock(&v->lock);
 	for (u64 p = 0; p < r->size / PAGE_SIZE; p++) {
 		u8 old = atomic_fetch_or(&v->page_flags[r->page0 + p], PAGE_LOG_DIRTY);
 
@@ -148,6 +156,9 @@ static int soft_dirty_fetch(struct engine_vm *vm, u32 region, u64 *bitmap)
 		bitmap[p / 64] |= 1ul << (p % 64);
 		soft_drop_write_tags(v, r->page0 + p, r->hva + p * PAGE_SIZE);
 	}
+	pthread_mutex_unlock(&v->lock);
+	/* A store that was under way is on a page reported here, and done before the caller reads it. */
+	soft_settle(v, NULL, ~0ul);
 	return 0;
 }
 
@@ -159,6 +170,8 @@ static void written(void *opaque, gpa_t gpa, u64 len)
 
 	if (!r)
 		return;
+	/* The bytes are visible before the flags are looked at; see mmu.c. */
+	atomic_thread_fence(memory_order_seq_cst);
 	for (off = gpa - r->gpa; len; off += n, len -= n) {
 		u64 page = r->page0 + off / PAGE_SIZE;
 		u8 flags = atomic_load(&vm->page_flags[page]);
@@ -216,8 +229,11 @@ static void soft_vcpu_destroy(struct engine_vcpu *vcpu)
 	struct soft_cpu *c = cpu_of(vcpu);
 
 	soft_fpu_park(c);
+	soft_world_resume(c);
 	pthread_mutex_lock(&c->vm->lock);
+	pthread_mutex_lock(&c->vm->world);
 	c->vm->cpu[c->id] = NULL;
+	pthread_mutex_unlock(&c->vm->world);
 	pthread_mutex_unlock(&c->vm->lock);
 	soft_interp_destroy(c);
 	soft_contexts_destroy(c);
@@ -253,8 +269,10 @@ static int soft_vcpu_create(struct engine_vm *vm, u32 id, struct engine_vcpu **o
 		r = err_set(e, -ENOMEM, "out of memory");
 	if (r == 0) {
 		pthread_mutex_lock(&v->lock);
+		pthread_mutex_lock(&v->world);
 		v->cpu[id] = c;
 		v->cpus = MAX(v->cpus, id + 1);
+		pthread_mutex_unlock(&v->world);
 		pthread_mutex_unlock(&v->lock);
 		cpu_state_reset(s);
 		soft_state_set((struct engine_vcpu *)c, CPU_PART_ALL, s);
@@ -266,6 +284,12 @@ static int soft_vcpu_create(struct engine_vm *vm, u32 id, struct engine_vcpu **o
 	return r;
 }
 
+static bool needs_completion(enum exit_type type)
+{
+	return type == EXIT_PIO || type == EXIT_MMIO || type == EXIT_RDMSR || type == EXIT_WRMSR ||
+	       type == EXIT_HYPERCALL;
+}
+
 static int interpret(struct soft_cpu *c)
 {
 	int status;
@@ -274,33 +298,47 @@ static int interpret(struct soft_cpu *c)
 	status = soft_interpret(c);
 	if (status != SOFT_EXIT)
 		c->frag_count = 0;
+	/* A locked instruction on a device keeps the world until its last access is done. */
+	if (c->alone && (status != SOFT_EXIT || !needs_completion(c->exit.type)))
+		soft_world_resume(c);
 	return status;
+}
+
+/* run() returns because of a kick. */
+static int exit_kicked(struct soft_cpu *c)
+{
+	atomic_fetch_and(&c->exit_req, ~(u32)REQ_KICK);
+	c->exit.type = EXIT_KICKED;
+	return SOFT_EXIT;
+}
+
+/* The instruction at rip asked for the world to stand still. */
+static int interpret_alone(struct soft_cpu *c)
+{
+	if (!soft_world_stop(c))
+		return exit_kicked(c);
+	c->wants_alone = false;
+	return interpret(c);
 }
 
 /* ---- finding and linking blocks ---- */
 
-void soft_flush_code(struct soft_cpu *c)
+bool soft_flush_code(struct soft_cpu *c)
 {
 	struct soft_vm *vm = c->vm;
-	u32 generation = vm->cache->generation;
+	u32 generation = __atomic_load_n(&vm->cache->generation, __ATOMIC_RELAXED);
 
-	for (u32 i = 0; i < vm->cpus; i++) {
-		struct soft_cpu *other = vm->cpu[i];
-
-		if (!other || other == c)
-			continue;
-		while (atomic_load(&other->in_code)) {
-			atomic_fetch_or(&other->exit_req, REQ_PAUSE);
-			pthread_mutex_unlock(&vm->lock);
-			sched_yield();
-			pthread_mutex_lock(&vm->lock);
-			if (vm->cache->generation != generation)
-				return; /* somebody else did it meanwhile */
-		}
+	if (!soft_world_stop(c))
+		return false;
+	pthread_mutex_lock(&vm->lock);
+	if (vm->cache->generation == generation) { /* else somebody did it meanwhile */
+		cache_flush(vm);
+		soft_ibt_flush_all(vm);
+		c->counters[COUNT_CACHE_FLUSHES]++;
 	}
-	cache_flush(vm);
-	soft_ibt_flush_all(vm);
-	c->counters[COUNT_CACHE_FLUSHES]++;
+	pthread_mutex_unlock(&vm->lock);
+	soft_world_resume(c);
+	return true;
 }
 
 /* Does the straddling block's second page still lie where it was translated from? */
@@ -313,8 +351,8 @@ static int check_second_page(struct soft_cpu *c, const struct block *b, bool *sa
 	return status;
 }
 
-/* With the lock held and vector state parked. */
-static int find_or_translate(struct soft_cpu *c, const struct soft_xlat *x, u32 mode, struct block **out)
+/* The live block for @x in @mode, or NULL. vm->lock held. */
+static int find_existing(struct soft_cpu *c, const struct soft_xlat *x, u32 mode, struct block **out)
 {
 	struct block *b = cache_find(c->vm->cache, x->gpa, mode);
 	int status = SOFT_OK;
@@ -329,16 +367,41 @@ static int find_or_translate(struct soft_cpu *c, const struct soft_xlat *x, u32 
 			b = NULL;
 		}
 	}
-	while (!b) {
+	*out = b;
+	return status;
+}
+
+/* Make what a translation lacked; vm->lock is given up meanwhile. SOFT_EXIT when kicked. */
+static int make_room(struct soft_cpu *c)
+{
+	bool ok;
+
+	pthread_mutex_unlock(&c->vm->lock);
+	ok = c->unsettled ? soft_settle(c->vm, c, c->unsettled) : soft_flush_code(c);
+	pthread_mutex_lock(&c->vm->lock);
+	return ok ? SOFT_OK : exit_kicked(c);
+}
+
+/* With the lock held and vector state parked. */
+static int find_or_translate(struct soft_cpu *c, const struct soft_xlat *x, u32 mode, struct block **out)
+{
+	struct block *b = NULL;
+	int status;
+
+	for (;;) {
+		status = find_existing(c, x, mode, &b);
+		if (status != SOFT_OK || b)
+			break;
 		soft_fpu_park(c);
 		b = soft_translate_block(c, x, mode, &status);
+		if (status != SOFT_OK || b)
+			break;
+		status = make_room(c);
 		if (status != SOFT_OK)
-			return status;
-		if (!b)
-			soft_flush_code(c);
+			break;
 	}
 	*out = b;
-	return SOFT_OK;
+	return status;
 }
 
 /*
@@ -420,7 +483,7 @@ static u32 leave_with(enum soft_leave why)
 static bool run_loop_is_due(const struct soft_cpu *c)
 {
 	return c->mode & MODE_INTERPRET || c->sysflags & RFLAGS_RF || c->shadow ||
-	       c->shadow_mov_ss || c->irq_window || c->nmi_pending ||
+	       c->shadow_mov_ss || c->irq_window || c->nmi_pending || c->wants_alone ||
 	       atomic_load_explicit(&c->exit_req, memory_order_relaxed);
 }
 
@@ -522,25 +585,16 @@ u32 soft_step(struct soft_cpu *c, u64 unused, u32 site)
 
 /* ---- the run loop ---- */
 
-/* Into translated code at @code; LEAVE_LOOKUP at once when the cache is about to be flushed. */
+/* Into translated code at @code. */
 static int enter(struct soft_cpu *c, u64 code, u64 index2)
 {
 	u32 half = c->mode & MODE_USER ? HALF_USER : HALF_SUPER;
-	u32 generation = c->vm->cache->generation;
-	int why;
 
 	soft_fpu_live(c);
-	atomic_store(&c->in_code, true);
-	if (atomic_load(&c->exit_req) & REQ_PAUSE || generation != c->vm->cache->generation) {
-		atomic_store(&c->in_code, false);
-		return LEAVE_LOOKUP;
-	}
 	*(u64 *)c->ras_base = c->vm->cache->entry.ras_bottom[half];
 	stack_page_clear(&c->super);
 	stack_page_clear(&c->ctx->user);
-	why = soft_enter(c, code, index2);
-	atomic_store_explicit(&c->in_code, false, memory_order_release);
-	return why;
+	return soft_enter(c, code, index2);
 }
 
 /* The entry of the indirect-branch table that has the translated code for rip, or NULL. */
@@ -608,23 +662,17 @@ static bool irq_is_ready(const struct soft_cpu *c)
 /* Requests from outside and pending events. SOFT_EXIT when run() must return. */
 static int take_requests(struct soft_cpu *c)
 {
-	u32 req = atomic_exchange(&c->exit_req, 0);
+	u32 req = atomic_fetch_and(&c->exit_req, REQ_KICK); /* which stays until run() returns for it */
 
-	if (req & REQ_PAUSE) { /* the flusher holds the lock until it is done */
-		pthread_mutex_lock(&c->vm->lock);
-		pthread_mutex_unlock(&c->vm->lock);
-	}
+	if (!soft_pass(c))
+		return exit_kicked(c);
 	if (c->irq_latched) {
 		c->irq_latched = false;
-		if (req & REQ_KICK)
-			atomic_fetch_or(&c->exit_req, REQ_KICK);
 		c->counters[COUNT_INTERRUPTS]++;
 		return soft_deliver_interrupt(c, c->irq_vector);
 	}
-	if (req & REQ_KICK) {
-		c->exit.type = EXIT_KICKED;
-		return SOFT_EXIT;
-	}
+	if (req & REQ_KICK)
+		return exit_kicked(c);
 	if (c->nmi_pending && !c->nmi_blocked && !c->shadow && !c->shadow_mov_ss) {
 		c->nmi_pending = false;
 		return soft_deliver_nmi(c);
@@ -645,6 +693,8 @@ static int run_once(struct soft_cpu *c)
 		status = take_requests(c);
 		if (status != SOFT_OK)
 			return status;
+		if (c->wants_alone)
+			return interpret_alone(c);
 	}
 	if (c->completing || c->mode & MODE_INTERPRET || c->shadow || c->shadow_mov_ss ||
 	    c->sysflags & RFLAGS_RF) {
@@ -673,19 +723,19 @@ static void complete_exit(struct soft_cpu *c, const struct vm_exit *exit)
 		c->frag_count++;
 }
 
-static bool needs_completion(enum exit_type type)
-{
-	return type == EXIT_PIO || type == EXIT_MMIO || type == EXIT_RDMSR || type == EXIT_WRMSR ||
-	       type == EXIT_HYPERCALL;
-}
-
 static int soft_run(struct engine_vcpu *vcpu, struct vm_exit *exit)
 {
 	struct soft_cpu *c = cpu_of(vcpu);
 	int status;
 
-	if (c->completing)
+	if (c->completing && !c->refused)
 		complete_exit(c, exit);
+	c->refused = !soft_world_enter(c);
+	if (c->refused) { /* what was completed stays so */
+		atomic_fetch_and(&c->exit_req, ~(u32)REQ_KICK);
+		exit->type = EXIT_KICKED;
+		return 0;
+	}
 	soft_ctx_use(c, c->ctx);
 	do {
 		status = run_once(c);
@@ -697,6 +747,7 @@ static int soft_run(struct engine_vcpu *vcpu, struct vm_exit *exit)
 	c->counters[COUNT_EXITS]++;
 	c->completing = needs_completion(c->exit.type);
 	soft_fpu_park(c);
+	soft_world_leave(c);
 	*exit = c->exit;
 	return 0;
 }
@@ -851,8 +902,9 @@ static int soft_state_set(struct engine_vcpu *vcpu, u32 parts, const struct cpu_
 	if (!state_is_valid(c, parts, s))
 		return -EINVAL;
 	soft_fpu_park(c);
+	soft_world_resume(c);
 	set_parts(c, parts, s);
-	c->completing = false;
+	c->completing = c->wants_alone = c->refused = false;
 	c->frag_count = 0;
 	if (parts & (CPU_PART_CR | CPU_PART_SEG | CPU_PART_GPR | CPU_PART_DR)) {
 		soft_tlb_flush_all(c);

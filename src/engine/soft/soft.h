@@ -188,7 +188,7 @@ enum soft_leave {
 /* Bits of exit_req. */
 enum {
 	REQ_KICK = 1 << 0,  /* return EXIT_KICKED */
-	REQ_PAUSE = 1 << 1, /* another vCPU is flushing the code cache: stay out until it is done */
+	REQ_PASS = 1 << 1, /* another thread wants soft_pass() called: see world.c */
 };
 
 enum soft_stub { STUB_LEAVE, STUB_MISS, STUB_STEP, STUB_THUNK_DONE, SOFT_STUBS };
@@ -218,7 +218,7 @@ struct soft_cpu {
 	u64 ibt_miss[HALVES], ibt_leave; /* code of empty entries of the first and second level */
 	u64 bit_mask64, bit_mask32; /* 63 and 31 */
 	u32 branch_site;  /* see translate.h */
-	u8 fsgsbase;      /* CR4.FSGSBASE */
+	u32 pauses_left;  /* PAUSE instructions until the next look for others who could run */
 	u64 ras_rsp;      /* host rsp of translated code while a helper runs */
 	struct soft_ctx *ctx;
 	u64 fault_pc;     /* LEAVE_HOST_FAULT: host instruction, trap number, error code */
@@ -231,6 +231,7 @@ struct soft_cpu {
 	u64 dr[4], dr6, dr7;
 	struct cpu_msrs msr;
 	u8 cpl;
+	u8 fsgsbase;  /* CR4.FSGSBASE */
 	u32 mode; /* enum soft_mode of the current state; recomputed by soft_update_mode() */
 
 	/* Between instructions. */
@@ -255,9 +256,14 @@ struct soft_cpu {
 	struct vm_exit exit;
 
 	bool completing;    /* the next run() first completes the instruction that exited */
+	bool refused;       /* ... and has its result already: run() was kicked before it began */
 	bool irq_latched;   /* inject_irq(): deliver irq_vector before the next instruction */
 	u8 irq_vector;
-	_Atomic bool in_code; /* inside translated code or a helper that will return to it */
+	_Atomic bool active; /* inside run(): may hold pointers to blocks and guest pages; see world.c */
+	_Atomic u64 stale;   /* hashed set of pages it may store to though it has no write tag for them */
+	bool alone;          /* has the world stopped */
+	bool wants_alone;    /* the instruction at rip must run with the world stopped */
+	u64 unsettled;       /* soft_translate_block(): pages to settle before it can succeed */
 
 	struct soft_vm *vm;
 	u32 id;
@@ -305,6 +311,9 @@ struct soft_vm {
 	_Atomic u8 *page_flags; /* physmap->pages entries */
 	struct cache *cache;    /* cache.c */
 	pthread_mutex_t lock;   /* translation, invalidation, vCPU list */
+	pthread_mutex_t world;  /* world.c: guards holder; leaf */
+	pthread_cond_t world_changed;
+	struct soft_cpu *_Atomic holder; /* has the world stopped, or is about to */
 	struct soft_cpu *cpu[64];
 	u32 cpus;
 	u64 xsave_mask;         /* XCR0 bits the host saves and restores */
@@ -431,8 +440,51 @@ int soft_contexts_init(struct soft_cpu *c);
 void soft_contexts_destroy(struct soft_cpu *c);
 void soft_ctx_use(struct soft_cpu *c, struct soft_ctx *ctx); /* set gs and c->ctx */
 
-/* Other vCPUs or the monitor changed a page's status: drop write tags for it in all contexts of all vCPUs. */
+/*
+ * Other vCPUs or the monitor changed a page's status: drop write tags for it in all contexts of all
+ * vCPUs. Those that had one may go on storing to the page until they pass. vm->lock held.
+ */
 void soft_drop_write_tags(struct soft_vm *vm, u64 page, u8 *host);
+
+/* ---- world.c: vCPUs among each other ---- */
+
+/* Position of the page at @host in soft_cpu.stale. */
+static inline u64 soft_stale_bit(u64 host)
+{
+	return BIT((host >> PAGE_SHIFT) * 0x9e3779b97f4a7c15ul >> 58);
+}
+
+/* Into and out of run(). False: kicked while the world is stopped; run() must return. */
+bool soft_world_enter(struct soft_cpu *c);
+void soft_world_leave(struct soft_cpu *c);
+
+/* Wait until the world goes on. False as above. */
+bool soft_world_wait(struct soft_cpu *c);
+
+/*
+ * Between two turns of the run loop, after exit_req was taken: no pointer to a block or a page is held.
+ * False as above.
+ */
+static inline bool soft_pass(struct soft_cpu *c)
+{
+	if (atomic_load_explicit(&c->stale, memory_order_relaxed))
+		atomic_exchange(&c->stale, 0);
+	if (!atomic_load_explicit(&c->vm->holder, memory_order_relaxed) || c->alone)
+		return true;
+	return soft_world_wait(c);
+}
+
+/*
+ * Every other vCPU stands still in its pass, or is outside run(), until soft_world_resume(). Only where
+ * soft_pass() may be called, without vm->lock. False as above; the world is then not stopped.
+ */
+bool soft_world_stop(struct soft_cpu *c);
+void soft_world_resume(struct soft_cpu *c);
+
+/* No vCPU but @self may still store to @pages (soft_stale_bit) without asking. vm->lock held. */
+bool soft_is_settled(struct soft_vm *vm, const struct soft_cpu *self, u64 pages);
+/* Wait for that. @self (NULL: not on a vCPU's thread) passes meanwhile; false as above. No locks held. */
+bool soft_settle(struct soft_vm *vm, struct soft_cpu *self, u64 pages);
 
 /* ---- system.c, segment.c, exception.c: privileged state ---- */
 
@@ -499,8 +551,8 @@ void soft_stub_host_fault(void);
 u32 soft_miss(struct soft_cpu *c, gva_t address, u32 site);
 u32 soft_step(struct soft_cpu *c, u64 unused, u32 site);
 
-/* Drop all translated code, with the other vCPUs kept out of it. vm->lock held. */
-void soft_flush_code(struct soft_cpu *c);
+/* Drop all translated code, with the world stopped. As soft_world_stop(). */
+bool soft_flush_code(struct soft_cpu *c);
 
 /* Host faults in translated code become guest exceptions. */
 int soft_faults_init(struct err *e);

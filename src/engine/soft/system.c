@@ -35,6 +35,7 @@ static int op_cpuid(struct soft_cpu *c, const struct insn *i)
 	c->r[RBX] = s->out[1];
 	c->r[RCX] = s->out[2];
 	c->r[RDX] = s->out[3];
+	atomic_thread_fence(memory_order_seq_cst); /* it serialises (SDM vol. 3, 8.3) */
 	return SOFT_OK;
 }
 

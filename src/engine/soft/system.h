@@ -481,6 +481,11 @@ int op_enter(struct soft_cpu *c, const struct insn *i);
 int op_leave(struct soft_cpu *c, const struct insn *i);
 
 /* ---- data.c: instructions that run natively on their operands ---- */
+/*
+ * True when the world stands still. Else the instruction at hand, of which nothing has happened yet, shall
+ * return SOFT_OK: it is run again in that state.
+ */
+bool data_alone(struct soft_cpu *c);
 int exec_data(struct soft_cpu *c, const struct insn *i);
 /* #UD or #NM unless the x87, SSE, AVX or AVX-512 state that @i needs is enabled. */
 int data_check_usable(struct soft_cpu *c, const struct insn *i);

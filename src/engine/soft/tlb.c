@@ -20,6 +20,10 @@
  * The supervisor half is one per vCPU, not per context: what is not global in it is dropped on every
  * MOV CR3, so that it always belongs to the current address space.
  *
+ * A vCPU that loses a write tag to another thread, or to another page, may still be about to store
+ * through it; cpu->stale keeps note of that (world.c). What the vCPU itself empties needs no note: the
+ * instructions that do so end their block.
+ *
  * Threads: a context is changed by its vCPU's thread only, except that soft_drop_write_tags() may
  * empty write tags of any (see mmu.c for how it and filling exclude each other), and that
  * soft_ibt_flush_all() runs while the other vCPUs are kept out of translated code.
@@ -197,6 +201,8 @@ void soft_load_cr3(struct soft_cpu *c, u64 cr3, bool flush)
 	else if (flush || !(c->cr4 & CR4_PCIDE))
 		half_reset(c, &ctx->user);
 	drop_local(c);
+	/* MOV CR3 serialises (SDM vol. 3, 8.3), and kernels rely on it as a barrier. */
+	atomic_thread_fence(memory_order_seq_cst);
 	ctx->cr3 = (c->cr3 & ~CR3_PCID) | pcid;
 	ctx->last_used = ++c->counters[COUNT_CONTEXT_SWITCHES];
 	soft_ctx_use(c, ctx);
@@ -376,27 +382,33 @@ void soft_invpcid(struct soft_cpu *c, u64 type, u64 pcid, gva_t gva)
 
 /* ---- write tags ---- */
 
-static void drop_write_tag(struct soft_half *h, u32 i, u64 host)
+/* True when there was one. */
+static bool drop_write_tag(struct soft_half *h, u32 i, u64 host)
 {
 	struct tlb_entry *e = &h->tlb[i];
 
-	if (__atomic_load_n(&e->host, __ATOMIC_RELAXED) == host)
-		tlb_set_tag(&e->tag_write, TLB_EMPTY(i));
+	if (__atomic_load_n(&e->host, __ATOMIC_RELAXED) != host ||
+	    __atomic_load_n(&e->tag_write, __ATOMIC_RELAXED) == TLB_EMPTY(i))
+		return false;
+	tlb_set_tag(&e->tag_write, TLB_EMPTY(i));
+	return true;
 }
 
-static void half_drop_write_tags(struct soft_half *h, u64 page, u64 host)
+static bool half_drop_write_tags(struct soft_half *h, u64 page, u64 host)
 {
 	u32 logged = __atomic_load_n(&h->tlb_logged, __ATOMIC_ACQUIRE);
+	bool found = false;
 
 	if (!bitmap_test(h->write_pages, write_page_bit(page)))
-		return;
+		return false;
 	stack_page_clear(h);
 	if (logged > CTX_LOG)
 		for (u32 i = 0; i < TLB_SIZE; i++)
-			drop_write_tag(h, i, host);
+			found |= drop_write_tag(h, i, host);
 	else
 		for (u32 n = 0; n < logged; n++)
-			drop_write_tag(h, h->tlb_log[n], host);
+			found |= drop_write_tag(h, h->tlb_log[n], host);
+	return found;
 }
 
 void soft_drop_write_tags(struct soft_vm *vm, u64 page, u8 *host)
@@ -405,13 +417,17 @@ void soft_drop_write_tags(struct soft_vm *vm, u64 page, u8 *host)
 	__atomic_thread_fence(__ATOMIC_SEQ_CST);
 	for (u32 n = 0; n < vm->cpus; n++) {
 		struct soft_cpu *c = vm->cpu[n];
+		bool found;
 
 		if (!c)
 			continue;
-		half_drop_write_tags(&c->super, page, (u64)host);
+		found = half_drop_write_tags(&c->super, page, (u64)host);
 		for (u32 i = 0; i < SOFT_CONTEXTS; i++)
 			if (!ctx_is_free(&c->contexts[i]))
-				half_drop_write_tags(&c->contexts[i].user, page, (u64)host);
+				found |= half_drop_write_tags(&c->contexts[i].user, page,
+							      (u64)host);
+		if (found) /* after the tag is gone: see world.c */
+			atomic_fetch_or(&c->stale, soft_stale_bit((u64)host));
 	}
 }
 

@@ -301,7 +301,7 @@ static bool emit_one(struct translation *t, u32 k)
 		return false; /* truncates rip */
 	switch (i->cls) {
 	case INSN_DATA:		 return emit_data_insn(t, k);
-	case INSN_NOP:		 return true;
+	case INSN_NOP:		 return emit_nop(t, k);
 	case INSN_LEA:		 return emit_lea_insn(t, k);
 	case INSN_PUSH:		 return emit_push(t, k);
 	case INSN_POP:		 return emit_pop(t, k);
@@ -501,15 +501,25 @@ static void emit_block(struct translation *t)
 	t->b->code_size = (u32)(emit_here(&t->hot) - t->b->code);
 }
 
+static bool claim(struct translation *t, s64 page, u8 *host)
+{
+	host = (u8 *)((u64)host & PAGE_MASK);
+	if (cache_claim_page(t->c, page, host))
+		return true;
+	t->c->unsettled |= soft_stale_bit((u64)host);
+	return false;
+}
+
+/* SOFT_EXIT: a page must be settled first. */
 static int gather(struct translation *t, const struct soft_xlat *x)
 {
-	struct soft_vm *vm = t->c->vm;
 	struct soft_xlat second;
 	int status;
 
 	t->page[0] = (s64)x->page;
 	t->page[1] = BLOCK_NO_PAGE;
-	cache_claim_page(vm, t->page[0], x->host - (x->gpa & ~PAGE_MASK));
+	if (!claim(t, t->page[0], x->host))
+		return SOFT_EXIT;
 	copy_code(t, x);
 	decode_block(t);
 	if (t->n)
@@ -529,7 +539,8 @@ static int gather(struct translation *t, const struct soft_xlat *x)
 	}
 	t->page[1] = (s64)second.page;
 	t->second = second.gpa;
-	cache_claim_page(vm, t->page[1], second.host);
+	if (!claim(t, t->page[1], second.host))
+		return SOFT_EXIT;
 	return decode_straddling(t); /* again, now that stores to both pages are seen */
 }
 
@@ -584,8 +595,11 @@ struct block *soft_translate_block(struct soft_cpu *c, const struct soft_xlat *x
 	struct block *b;
 
 	begin(&t, c, x, mode);
+	c->unsettled = 0;
 	*status = gather(&t, x);
-	if (*status != SOFT_OK)
+	if (*status == SOFT_EXIT)
+		*status = SOFT_OK;
+	if (*status != SOFT_OK || c->unsettled)
 		return NULL;
 	compute_liveness(&t);
 	find_groups(&t);

@@ -25,8 +25,8 @@ enum {
 
 /*
  * Translate the block at c->rip, whose first byte is at @x (from soft_translate() for fetching), in
- * @mode (c->mode, perhaps with MODE_SINGLE). Called with vm->lock held and vector state parked. Returns the block; NULL when memory for
- * code ran out (flush and call again); SOFT_FAULT in *status when fetching the second page of its first
+ * @mode (c->mode, perhaps with MODE_SINGLE). Called with vm->lock held and vector state parked. Returns the block; NULL when a
+ * page must be settled first (c->unsettled), or memory for code ran out (flush): then call again; SOFT_FAULT in *status when fetching the second page of its first
  * instruction faults.
  */
 struct block *soft_translate_block(struct soft_cpu *c, const struct soft_xlat *x, u32 mode, int *status);
