@@ -53,6 +53,7 @@ struct cpuid_model {
 /* What to build the model from. */
 struct cpuid_request {
 	u32 vcpus;
+	bool paravirt; /* the machine takes calls to wake, interrupt and account for processors */
 	bool hide_hypervisor; /* leave out the hypervisor bit and the 0x40000000 leaves */
 };
 

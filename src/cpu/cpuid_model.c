@@ -299,15 +299,17 @@ static void add_structured_features(struct build *b)
 
 /*
  * The KVM interface (Linux, Documentation/virt/kvm/x86/cpuid.rst) as far as it is implemented: no
- * I/O delays, and the clock if the TSC can carry it. Leaf 0x40000010 gives TSC and APIC timer
+ * I/O delays, the clock if the TSC can carry it, and what machine/paravirt.h does. Leaf 0x40000010 gives TSC and APIC timer
  * frequency in kHz.
  */
-static void add_hypervisor(struct build *b)
+static void add_hypervisor(struct build *b, const struct cpuid_request *req)
 {
+	/* Steal time, unhalt, TLB flush, send IPI. */
+	const u32 several = req->paravirt ? BITS4(5, 7, 9, 11) : 0;
 	const u32 nop_io_delay = BITS1(1), clocksource2 = BITS1(3), stable = BITS1(24);
 	const bool has_clock = cpuid_has(b->m, 0x80000007, 0, REG_EDX, 8);
 	const u32 name[4] = {0x40000010, 0x4b4d564b, 0x564b4d56, 0x4d}; /* KVMKVMKVM */
-	const u32 kvm[4] = {nop_io_delay | (has_clock ? clocksource2 | stable : 0)};
+	const u32 kvm[4] = {nop_io_delay | several | (has_clock ? clocksource2 | stable : 0)};
 	const u32 timing[4] = {(u32)(b->m->tsc_hz / 1000), LAPIC_BUS_KHZ};
 
 	add(b, 0x40000000, -1, name);
@@ -444,7 +446,7 @@ int cpuid_model_build(struct cpuid_model *m, const struct cpuid_request *req,
 	if (m->is_amd)
 		add_amd(&b);
 	if (m->has_hypervisor)
-		add_hypervisor(&b);
+		add_hypervisor(&b, req);
 	if (b.full || m->xsave_max > CPU_XSAVE_MAX)
 		return err_set(e, -ENOTSUP, "the processor describes more state than is supported");
 	return 0;

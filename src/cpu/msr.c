@@ -232,6 +232,8 @@ static const struct msr_row rows[] = {
 	 write_wall_clock},
 	{MSR_KVM_SYSTEM_TIME_NEW, 1, VENDOR_HYPERVISOR, FIELD(kvm_system_time), 0, 0,
 	 write_system_time},
+	/* 64-byte aligned address, bit 0 enables. */
+	{MSR_KVM_STEAL_TIME, 1, VENDOR_HYPERVISOR, FIELD(kvm_steal_time), 0, ~0x3eul, write_masked},
 	{MSR_STAR, 1, VENDOR_ANY, FIELD(star), 0, ~0ul, write_masked},
 	{MSR_LSTAR, 1, VENDOR_ANY, FIELD(lstar), 0, 0, write_canonical},
 	{MSR_CSTAR, 1, VENDOR_ANY, FIELD(cstar), 0, 0, write_canonical},

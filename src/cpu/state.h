@@ -71,6 +71,7 @@ struct cpu_msrs {
 	u64 spec_ctrl, mcg_status, debugctl;
 	/* Paravirtual clock: the registers as written, and the guest TSC at which its time is 0. */
 	u64 kvm_wall_clock, kvm_system_time, kvm_clock_base;
+	u64 kvm_steal_time; /* where the guest's record is; machine/paravirt.c */
 };
 
 /* What is in flight between instructions. */

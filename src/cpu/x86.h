@@ -169,3 +169,4 @@ enum vector {
 /* Paravirtual clock of the KVM hypervisor interface. */
 #define MSR_KVM_WALL_CLOCK_NEW  0x4b564d00
 #define MSR_KVM_SYSTEM_TIME_NEW 0x4b564d01
+#define MSR_KVM_STEAL_TIME      0x4b564d03

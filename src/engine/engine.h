@@ -78,6 +78,12 @@ struct engine_counter {
 struct engine_ops {
 	const char *name;
 
+	/*
+	 * Hypercalls come out as EXIT_HYPERCALL and the paravirtual registers are those of cpu_msrs, so that the
+	 * machine can offer guests what machine/paravirt.h does.
+	 */
+	bool paravirt;
+
 	/* Can this host run it? 0, or -errno and what is missing in @e. No lasting side effects. */
 	int (*probe)(struct err *e);
 

@@ -1,6 +1,7 @@
 #include "host/thread.h"
 
 #include <errno.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
@@ -51,4 +52,14 @@ int host_thread_start(pthread_t *t, const char *name, void *(*fn)(void *), void 
 		return 0;
 	free(start);
 	return err_set(e, -r, "cannot start thread %s: %s", name, strerror(r));
+}
+
+u32 host_thread_cpus(void)
+{
+	cpu_set_t set;
+
+	CPU_ZERO(&set);
+	if (sched_getaffinity(0, sizeof(set), &set) < 0)
+		return 1;
+	return (u32)MAX(CPU_COUNT(&set), 1);
 }

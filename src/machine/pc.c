@@ -282,7 +282,8 @@ static void unbuild_bus(struct pc *pc)
 
 static int build_cpu_model(struct pc *pc, struct err *e)
 {
-	const struct cpuid_request request = {.vcpus = pc->config.vcpus};
+	const struct cpuid_request request = {.vcpus = pc->config.vcpus,
+					      .paravirt = pc->config.engine->paravirt};
 
 	return cpuid_model_init(&pc->cpuid, &request, e);
 }
@@ -628,6 +629,7 @@ static int build_cpus(struct pc *pc, struct err *e)
 	struct vcpu_env env = {
 		.engine = engine,
 		.bus = &pc->bus,
+		.physmap = &pc->pm,
 		.lapics = &pc->lapics,
 		.machine_lock = &pc->lock,
 		.triple_fault = on_triple_fault,

@@ -7,13 +7,15 @@
  * a stop request) stores that first and then looks whether the vCPU is halted; the vCPU says that
  * it is halted first and then looks whether something happened. With a full barrier on both sides
  * one of the two always sees the other. A vCPU in the engine is kicked; a halted one first polls
- * for POLL_NS, because a wake-up across cores costs as much, then sleeps on its condition variable
- * until its local APIC's timer.
+ * for POLL_NS, because a wake-up across cores costs as much (unless the host has no processor to
+ * spare for that), then sleeps on its condition variable until its local APIC's timer.
  *
  * Locks: the machine lock is taken for each access to a device or the local APIC and never held
  * while the engine runs. set->lock and vcpu->mutex are leaves.
  */
 #include "machine/vcpu.h"
+
+#include "machine/paravirt.h"
 
 #include "base/log.h"
 #include "host/loop.h"
@@ -26,9 +28,6 @@
 #include <time.h>
 
 static const u64 POLL_NS = 50000;
-
-/* KVM_ENOSYS: what guests of paravirtual interfaces expect for an unknown hypercall. */
-static const u64 HYPERCALL_UNKNOWN = -1000ul;
 
 static const char *const exit_names[VCPU_EXIT_TYPES] = {
 	[EXIT_NONE] = "none",   [EXIT_PIO] = "pio",
@@ -107,6 +106,11 @@ void vcpus_nmi(void *set, u32 cpu)
 	post(&((struct vcpu_set *)set)->cpu[cpu], VCPU_NMI);
 }
 
+void vcpus_unhalt(struct vcpu_set *set, u32 cpu)
+{
+	post(&set->cpu[cpu], VCPU_UNHALT);
+}
+
 void vcpus_init(void *set, u32 cpu)
 {
 	struct vcpu *v = &((struct vcpu_set *)set)->cpu[cpu];
@@ -153,7 +157,7 @@ static void take_init(struct vcpu *v)
 	engine_of(v)->state_set(
 		v->engine, CPU_PART_GPR | CPU_PART_SEG | CPU_PART_CR | CPU_PART_DR | CPU_PART_INTR,
 		s);
-	v->hlt = false;
+	v->hlt = v->unhalted = false;
 	v->cr8 = 0;
 	v->tpr_changed = false;
 	v->waits_for_sipi = v->id != 0;
@@ -183,6 +187,10 @@ static void take_events(struct vcpu *v)
 		take_init(v);
 	if (events & VCPU_SIPI)
 		take_sipi(v);
+	if (events & VCPU_UNHALT) {
+		v->unhalted = !v->hlt;
+		v->hlt = false;
+	}
 	if (events & VCPU_NMI && !v->waits_for_sipi) {
 		engine_of(v)->inject_nmi(v->engine);
 		v->hlt = false;
@@ -207,7 +215,7 @@ static void take_reset(struct vcpu *v)
 	v->state.msr.tsc = __builtin_ia32_rdtsc() - v->set->tsc_start;
 	engine_of(v)->state_set(v->engine, CPU_PART_MSR, &v->state);
 	refresh_tsc_offset(v);
-	v->hlt = false;
+	v->hlt = v->unhalted = false;
 	v->cr8 = 0;
 	v->tpr_changed = false;
 	v->waits_for_sipi = v->id != 0;
@@ -358,10 +366,18 @@ static void sleep_until(struct vcpu *v, u64 deadline)
 	int r = 0;
 
 	v->halt_sleeps++;
+	paravirt_sleeps(v);
 	pthread_mutex_lock(&v->mutex);
 	while (!r && !must_wake(v))
 		r = pthread_cond_timedwait(&v->wake, &v->mutex, &ts);
 	pthread_mutex_unlock(&v->mutex);
+	paravirt_wakes(v);
+}
+
+/* Polling takes a host processor: only while no other vCPU could use it. */
+static bool may_poll(const struct vcpu *v)
+{
+	return atomic_load(&v->set->awake) < v->set->host_cpus;
 }
 
 /* HLT, or waiting for SIPI: until there is something to do. */
@@ -369,6 +385,7 @@ static void halt(struct vcpu *v)
 {
 	u64 deadline;
 
+	atomic_fetch_sub(&v->set->awake, 1);
 	atomic_store(&v->halted, true);
 	atomic_thread_fence(memory_order_seq_cst);
 	while (!must_wake(v)) {
@@ -376,11 +393,13 @@ static void halt(struct vcpu *v)
 		lapic_timer_poll(v->lapic);
 		deadline = lapic_timer_deadline(v->lapic);
 		machine_unlock(v);
-		if (!poll_until(v, MIN(deadline, host_clock_ns() + POLL_NS)) &&
-		    host_clock_ns() < deadline)
+		if (may_poll(v) && poll_until(v, MIN(deadline, host_clock_ns() + POLL_NS)))
+			continue;
+		if (host_clock_ns() < deadline)
 			sleep_until(v, deadline);
 	}
 	atomic_store(&v->halted, false);
+	atomic_fetch_add(&v->set->awake, 1);
 	atomic_thread_fence(memory_order_seq_cst);
 }
 
@@ -474,8 +493,11 @@ static void complete(struct vcpu *v, struct vm_exit *x)
 	case EXIT_MMIO: complete_mmio(v, x); break;
 	case EXIT_RDMSR:
 	case EXIT_WRMSR: complete_msr(v, x); break;
-	case EXIT_HYPERCALL: x->hypercall.result = HYPERCALL_UNKNOWN; break;
-	case EXIT_HLT: v->hlt = true; break;
+	case EXIT_HYPERCALL: paravirt_call(v, x); break;
+	case EXIT_HLT:
+		v->hlt = !v->unhalted;
+		v->unhalted = false;
+		break;
 	case EXIT_SHUTDOWN: env->triple_fault(env->opaque, v->id); break;
 	case EXIT_ERROR: env->failed(env->opaque, v->id, x->error); break;
 	case EXIT_NONE:
@@ -518,6 +540,8 @@ static void run(struct vcpu *v)
 			continue;
 		}
 		complete(v, &x);
+		if (x.type == EXIT_KICKED)
+			paravirt_account(v);
 	}
 }
 
@@ -586,6 +610,8 @@ int vcpus_create(struct vcpu_set *set, u32 count, const struct vcpu_env *env, st
 	pthread_mutex_init(&set->lock, NULL);
 	pthread_cond_init(&set->changed, NULL);
 	atomic_store(&set->stop, true);
+	atomic_store(&set->awake, count);
+	set->host_cpus = host_thread_cpus();
 	for (u32 i = 0; i < count; i++)
 		init_vcpu(set, i);
 	while (!r && started < count)

@@ -18,7 +18,7 @@ struct vcpu_set;
 enum { VCPU_EXIT_TYPES = EXIT_ERROR + 1 };
 
 /* Things a vCPU's own thread has to do, set by others (struct vcpu.events). */
-enum { VCPU_NMI = 1 << 0, VCPU_INIT = 1 << 1, VCPU_SIPI = 1 << 2 };
+enum { VCPU_NMI = 1 << 0, VCPU_INIT = 1 << 1, VCPU_SIPI = 1 << 2, VCPU_UNHALT = 1 << 3 };
 
 struct vcpu {
 	struct vcpu_set *set;
@@ -42,6 +42,9 @@ struct vcpu {
 	bool waits_for_sipi;
 	bool hlt;         /* the guest executed HLT */
 	u64 cr8;          /* as last agreed between engine and local APIC */
+	bool unhalted;    /* the next HLT ends at once: another processor said so before it came */
+	bool preempted;   /* paravirt.c: the guest's record says that this vCPU sleeps */
+	u64 account_ns, account_used_ns; /* ... clock and thread's time at the last accounting */
 	bool tpr_changed; /* the local APIC's task priority is newer than the engine's CR8 */
 	u64 exits[VCPU_EXIT_TYPES];
 	u64 halt_sleeps;        /* halts that outlasted the polling */
@@ -53,6 +56,7 @@ struct vcpu_env {
 	const struct engine_ops *engine;
 	struct engine_vm *vm;
 	struct bus *bus;
+	struct physmap *physmap;
 	struct lapic_set *lapics;
 	pthread_mutex_t *machine_lock;
 
@@ -73,6 +77,8 @@ struct vcpu_set {
 	pthread_mutex_t lock; /* guards what follows and vcpu.reset_wanted; leaf */
 	pthread_cond_t changed;
 	atomic_bool stop; /* everybody shall park */
+	atomic_uint awake; /* vCPUs that do not halt */
+	u32 host_cpus;     /* that this process may use */
 	bool quit;
 	u32 parked;       /* threads that stand still */
 	u32 failed;       /* threads that could not be set up */
@@ -101,6 +107,9 @@ void vcpus_nmi(void *set, u32 cpu);
 void vcpus_init(void *set, u32 cpu);
 void vcpus_sipi(void *set, u32 cpu, u8 vector);
 u64 vcpus_tsc(void *set, u32 cpu);
+
+/* End the vCPU's HLT, now or the next one, whether or not it takes interrupts. Any thread. */
+void vcpus_unhalt(struct vcpu_set *set, u32 cpu);
 
 /* Exits of all vCPUs by type, and the name of a type. */
 u64 vcpus_exits(const struct vcpu_set *set, enum exit_type type);

@@ -954,6 +954,7 @@ static u32 soft_counters(struct engine_vm *vm, struct engine_counter *out, u32 m
 
 const struct engine_ops soft_engine = {
 	.name = "soft",
+	.paravirt = true,
 	.probe = soft_probe,
 	.vm_create = soft_vm_create,
 	.vm_destroy = soft_vm_destroy,

@@ -1,0 +1,183 @@
+/*
+ * Theory of operation
+ *
+ * A guest gives each processor a record in its memory (MSR_KVM_STEAL_TIME). While the vCPU's thread sleeps
+ * in HLT the record says so. A processor that drops translations everywhere sends sleepers no interrupt: it
+ * adds a request to the record, by compare-exchange, and the sleeper drops all its translations when it
+ * wakes, having taken the record back by exchange, before it runs anything.
+ *
+ * Stolen time is what a vCPU wanted to run and did not: the time since it woke less what its thread has used
+ * of a processor. It is brought up to date before sleeping, and every ACCOUNT_NS while running.
+ */
+#include "machine/paravirt.h"
+
+#include "machine/vcpu.h"
+
+#include <time.h>
+
+enum {
+	CALL_KICK_CPU = 5,
+	CALL_SEND_IPI = 10,
+	IPI_MODE = 7 << 8,
+	RECORD_ENABLED = 1,
+	RECORD_RESERVED = 0x3f,
+	PREEMPTED = 1 << 0,
+	FLUSH_TLB = 1 << 1,
+};
+
+#define CALL_UNKNOWN   (-1000ul) /* KVM_ENOSYS */
+#define MSI_ADDRESS    0xfee00000ul
+static const u64 ACCOUNT_NS = 10000000;
+
+/* struct kvm_steal_time */
+struct record {
+	u64 steal;
+	u32 version; /* odd while the rest changes */
+	u32 flags;
+	u8 preempted;
+	u8 pad[47];
+};
+
+_Static_assert(sizeof(struct record) == 64, "struct kvm_steal_time");
+
+/* ---- calls ---- */
+
+static u64 kick(struct vcpu *v, u64 id)
+{
+	if (id < v->set->count)
+		vcpus_unhalt(v->set, (u32)id);
+	return 0;
+}
+
+/* Bits of @low and @high are processors @first, @first + 1, ... Returns how many were reached. */
+static u64 send_ipi(struct vcpu *v, u64 low, u64 high, u64 first, u64 icr)
+{
+	struct vcpu_set *set = v->set;
+	u64 sent = 0;
+
+	pthread_mutex_lock(set->env.machine_lock);
+	for (u32 n = 0; n < 128; n++) {
+		if (!((n < 64 ? low >> n : high >> (n - 64)) & 1) || first + n >= set->count)
+			continue;
+		lapic_deliver_msi(set->env.lapics, MSI_ADDRESS | (first + n) << 12,
+				  (u32)icr & (IPI_MODE | 0xff));
+		sent++;
+	}
+	pthread_mutex_unlock(set->env.machine_lock);
+	return sent;
+}
+
+void paravirt_call(struct vcpu *v, struct vm_exit *x)
+{
+	const u64 *arg = x->hypercall.arg;
+
+	switch (x->hypercall.nr) {
+	case CALL_KICK_CPU: x->hypercall.result = kick(v, arg[1]); break;
+	case CALL_SEND_IPI:
+		x->hypercall.result = send_ipi(v, arg[0], arg[1], (u32)arg[2], arg[3]);
+		break;
+	default: x->hypercall.result = CALL_UNKNOWN; break;
+	}
+}
+
+/* ---- the record ---- */
+
+static u64 thread_ns(clockid_t clock)
+{
+	struct timespec ts;
+
+	clock_gettime(clock, &ts);
+	return (u64)ts.tv_sec * 1000000000ul + (u64)ts.tv_nsec;
+}
+
+/* The guest's record, *gpa where it is; NULL when it has none. */
+static struct record *map_record(struct vcpu *v, gpa_t *gpa)
+{
+	const struct engine_ops *engine = v->set->env.engine;
+	u64 reg;
+
+	if (!engine->paravirt)
+		return NULL;
+	engine->state_get(v->engine, CPU_PART_MSR, &v->state);
+	reg = v->state.msr.kvm_steal_time;
+	*gpa = reg & ~(u64)RECORD_RESERVED;
+	if (!(reg & RECORD_ENABLED))
+		return NULL;
+	return mem_map(v->set->env.physmap, *gpa, sizeof(struct record), MEM_WRITE);
+}
+
+static void unmap_record(struct vcpu *v, gpa_t gpa)
+{
+	mem_unmap(v->set->env.physmap, gpa, sizeof(struct record));
+}
+
+static void add_stolen(struct vcpu *v, struct record *r)
+{
+	u64 now = host_clock_ns(), used = thread_ns(CLOCK_THREAD_CPUTIME_ID);
+	u64 passed = now - v->account_ns, ran = used - v->account_used_ns;
+	u32 version = __atomic_load_n(&r->version, __ATOMIC_RELAXED);
+
+	if (!v->account_ns) /* it has not slept yet */
+		passed = ran = 0;
+	v->account_ns = now;
+	v->account_used_ns = used;
+	if (passed <= ran)
+		return;
+	__atomic_store_n(&r->version, version | 1, __ATOMIC_SEQ_CST);
+	__atomic_store_n(&r->steal, r->steal + (passed - ran), __ATOMIC_SEQ_CST);
+	__atomic_store_n(&r->version, (version | 1) + 1, __ATOMIC_SEQ_CST);
+}
+
+void paravirt_account(struct vcpu *v)
+{
+	struct record *r;
+	gpa_t gpa;
+
+	if (!v->set->env.engine->paravirt || host_clock_ns() - v->account_ns < ACCOUNT_NS)
+		return;
+	r = map_record(v, &gpa);
+	if (!r) { /* count from when there is one */
+		v->account_ns = host_clock_ns();
+		v->account_used_ns = thread_ns(CLOCK_THREAD_CPUTIME_ID);
+		return;
+	}
+	add_stolen(v, r);
+	unmap_record(v, gpa);
+}
+
+void paravirt_sleeps(struct vcpu *v)
+{
+	gpa_t gpa;
+	struct record *r = map_record(v, &gpa);
+
+	v->preempted = r;
+	if (!r)
+		return;
+	add_stolen(v, r);
+	__atomic_store_n(&r->preempted, PREEMPTED, __ATOMIC_SEQ_CST);
+	unmap_record(v, gpa);
+}
+
+void paravirt_wakes(struct vcpu *v)
+{
+	const struct engine_ops *engine = v->set->env.engine;
+	struct record *r;
+	gpa_t gpa;
+
+	if (!engine->paravirt)
+		return;
+	v->account_ns = host_clock_ns();
+	v->account_used_ns = thread_ns(CLOCK_THREAD_CPUTIME_ID);
+	if (!v->preempted)
+		return;
+	v->preempted = false;
+	r = map_record(v, &gpa);
+	if (!r)
+		return;
+	if (__atomic_exchange_n(&r->preempted, 0, __ATOMIC_SEQ_CST) & FLUSH_TLB) {
+		/* Setting control registers drops all translations. */
+		engine->state_get(v->engine, CPU_PART_CR, &v->state);
+		engine->state_set(v->engine, CPU_PART_CR, &v->state);
+	}
+	unmap_record(v, gpa);
+}
