@@ -452,6 +452,150 @@ static void shoot_down(void)
 	expect_eq(wrong, 0);
 }
 
+/* ---- the paravirtual interface ---- */
+
+enum { KVM_FEATURES = 0x40000001, CALL_KICK = 5, CALL_IPI = 10, MSR_STEAL = 0x4b564d03 };
+
+static bool offered(u32 bit)
+{
+	if (cpuid(0x40000000, 0).ebx == 0x4b4d564b && cpuid(KVM_FEATURES, 0).eax >> bit & 1)
+		return true;
+	skip("not offered");
+	return false;
+}
+
+static u64 hypercall(u64 nr, u64 a, u64 b, u64 c, u64 d)
+{
+	u64 result;
+
+	if (cpu_is_amd())
+		__asm__ volatile("vmmcall" : "=a"(result) : "a"(nr), "b"(a), "c"(b), "d"(c), "S"(d) : "memory");
+	else
+		__asm__ volatile("vmcall" : "=a"(result) : "a"(nr), "b"(a), "c"(b), "d"(c), "S"(d) : "memory");
+	return result;
+}
+
+static void halt_with_interrupts_off(void *argument)
+{
+	u32 me = smp_id();
+
+	(void)argument;
+	while (!stop) {
+		__asm__ volatile("cli; hlt");
+		got[me]++;
+	}
+}
+
+static void unhalt(void)
+{
+	smp_start();
+	if (!offered(7) || smp_count < 2)
+		return;
+	stop = false;
+	got[1] = 0;
+	smp_begin(1, halt_with_interrupts_off, NULL);
+	for (u32 k = 0; k < 1000; k++) {
+		for (u32 n = 0; n < k % 97 * 8; n++)
+			__asm__ volatile("");
+		expect_eq(hypercall(CALL_KICK, 0, 1, 0, 0), 0);
+		if (!spin_until(got[1] == k + 1, 2)) {
+			check(false, "round %u: %u wake-ups", k, got[1]);
+			break;
+		}
+	}
+	stop = true;
+	hypercall(CALL_KICK, 0, 1, 0, 0);
+	smp_wait(1);
+}
+
+static u32 bits_in(u32 mask)
+{
+	u32 n = 0;
+
+	for (; mask; mask &= mask - 1)
+		n++;
+	return n;
+}
+
+static void hypercall_ipi(void)
+{
+	u32 before[SMP_MAX];
+
+	if (!offered(11))
+		return;
+	begin_taking(true);
+	for (u32 mask = 1; mask <= everybody(); mask++) {
+		for (u32 cpu = 0; cpu < SMP_MAX; cpu++)
+			before[cpu] = got[cpu];
+		expect_eq(hypercall(CALL_IPI, mask, 0, 0, VEC_COUNT), bits_in(mask));
+		expect_sent(got, before, mask, "from 0");
+	}
+	for (u32 cpu = 1; cpu < smp_count; cpu++) {
+		for (u32 i = 0; i < SMP_MAX; i++)
+			before[i] = got[i];
+		expect_eq(hypercall(CALL_IPI, ~0ul, ~0ul, cpu, VEC_COUNT), smp_count - cpu);
+		expect_sent(got, before, everybody() & ~((1u << cpu) - 1), "from others");
+	}
+	expect_eq(hypercall(CALL_IPI, ~0ul, ~0ul, smp_count, VEC_COUNT), 0);
+	end_taking();
+}
+
+/* struct kvm_steal_time */
+static struct {
+	volatile u64 steal;
+	volatile u32 version, flags;
+	volatile u8 preempted, pad[47];
+} record __attribute__((aligned(64)));
+
+static void sleep_and_look(void *argument)
+{
+	wrmsr(MSR_STEAL, (u64)&record | 1);
+	(void)*(volatile u64 *)window;
+	while (!stop) {
+		__asm__ volatile("sti; hlt; cli");
+		expected = *window;
+	}
+	wrmsr(MSR_STEAL, 0);
+	(void)argument;
+}
+
+/* A sleeper says so, and drops its translations when it wakes if it was told to. */
+static void flush_asleep(void)
+{
+	u8 *page[2] = {page_alloc(), page_alloc()};
+
+	smp_start();
+	if (!offered(9) || !offered(5) || smp_count < 2)
+		return;
+	any_cpu_hook = count_interrupts;
+	stop = false;
+	memset((void *)&record, 0, sizeof(record));
+	*(u64 *)page[0] = 1;
+	*(u64 *)page[1] = 2;
+	page_map((u64)window, (u64)page[0], PTE_P | PTE_W);
+	smp_begin(1, sleep_and_look, NULL);
+	for (u32 k = 1; k <= 50; k++) {
+		u8 asleep = 1;
+
+		if (!spin_until(record.preempted == 1, 2)) {
+			check(false, "round %u: not seen asleep", k);
+			break;
+		}
+		expected = 0;
+		page_map((u64)window, (u64)page[k & 1], PTE_P | PTE_W);
+		expect(__atomic_compare_exchange_n(&record.preempted, &asleep, 3, false,
+						   __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST));
+		send_ipi(1, ASSERT | VEC_COUNT);
+		expect(spin_until(expected, 2));
+		expect_eq(expected, (k & 1) + 1);
+		expect_eq(record.version & 1, 0);
+	}
+	stop = true;
+	send_ipi(1, ASSERT | VEC_COUNT);
+	smp_wait(1);
+	any_cpu_hook = NULL;
+}
+
 const struct test tests[] = {
 	{"INIT and start-up messages start the others, once", "SDM vol. 3, 9.4", start},
 	{"INIT and start-up again, elsewhere", "SDM vol. 3, 9.4.3", restart},
@@ -463,5 +607,8 @@ const struct test tests[] = {
 	{"HLT wakes for each NMI", "SDM vol. 3, 6.7", halt_nmi},
 	{"two halted processors wake each other", "SDM vol. 3, 11.6", halt_both},
 	{"a translation dropped on request is not used again", "SDM vol. 3, 4.10.5", shoot_down},
+	{"a call ends another processor's HLT", "KVM hypercalls, KICK_CPU", unhalt},
+	{"a call interrupts many processors", "KVM hypercalls, SEND_IPI", hypercall_ipi},
+	{"a sleeper drops translations when it wakes", "KVM MSRs, STEAL_TIME", flush_asleep},
 	{NULL},
 };
