@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """Debian's stock kernel to a shell: the console, and every way in which a machine ends."""
 
+import hashlib
 import os
 import re
 import signal
@@ -14,6 +15,7 @@ import suite
 
 PROMPT = r"^[^\n]* # $"
 QUIET = "quiet doppel.net=off"
+WARNINGS = "dmesg -r | grep -E '^<[0-4]>' | sed 's/^/W: /'; true"
 
 
 def run(command, *arguments, append=QUIET, **options):
@@ -156,9 +158,8 @@ class Guest(suite.Case):
         self.assertEqual(console.stderr(), "")
         return console.text
 
-    def test_log_is_clean(self):
-        """no warnings or errors in the kernel's log"""
-        text = self.output("dmesg -r | grep -E '^<[0-4]>' | sed 's/^/W: /'; true", append="quiet")
+    def assert_no_warnings(self, text):
+        """@text has the output of WARNINGS."""
         warnings = [line[3:] for line in text.split("\n") if line.startswith("W: ")]
         harmless = re.compile("|".join((
             r"module verification failed",           # the modules come from another build
@@ -166,6 +167,26 @@ class Guest(suite.Case):
             r"usb: port power management may be unreliable",
         )))
         self.assertEqual([w for w in warnings if not harmless.search(w)], [])
+
+    def test_several_processors(self):
+        """two, four and sixteen processors come up, work, and leave no warning"""
+        work = "(seq 1 20000 | sort -rn | md5sum)"
+        expected = hashlib.md5("".join(f"{i}\n" for i in range(20000, 0, -1)).encode()).hexdigest()
+        for cpus in (2, 4, 16):
+            with self.subTest(cpus):
+                text = self.output(
+                    "cat /sys/devices/system/cpu/online; dmesg | grep kvm-guest:; i=0;"
+                    f"while [ $i -lt {cpus} ]; do {work} & i=$((i+1)); done; wait; " + WARNINGS,
+                    "-c", str(cpus), append="quiet", memory="1G", timeout=120)
+                self.assertRegex(text, re.compile(rf"^0-{cpus - 1}$", re.M))
+                self.assertEqual(text.count(expected), cpus)
+                for hint in ("PV spinlocks enabled", "setup PV IPIs", "setup pv remote TLB flush"):
+                    self.assertIn(hint, text)
+                self.assert_no_warnings(text)
+
+    def test_log_is_clean(self):
+        """no warnings or errors in the kernel's log"""
+        self.assert_no_warnings(self.output(WARNINGS, append="quiet"))
 
     def test_memory_sizes(self):
         """memory of many sizes, across the hole below 4 GiB"""
