@@ -71,10 +71,9 @@ static void machine_unlock(struct vcpu *v)
 
 static void wake(struct vcpu *v)
 {
-	atomic_thread_fence(memory_order_seq_cst);
 	if (!v->engine)
 		return; /* it could not be created */
-	if (!atomic_load(&v->halted)) {
+	if (!atomic_fetch_or(&v->halted, 0)) { /* a full barrier, which a load is not */
 		engine_of(v)->kick(v->engine);
 		return;
 	}
@@ -386,8 +385,7 @@ static void halt(struct vcpu *v)
 	u64 deadline;
 
 	atomic_fetch_sub(&v->set->awake, 1);
-	atomic_store(&v->halted, true);
-	atomic_thread_fence(memory_order_seq_cst);
+	atomic_exchange(&v->halted, 1);
 	while (!must_wake(v)) {
 		machine_lock(v);
 		lapic_timer_poll(v->lapic);
@@ -398,9 +396,8 @@ static void halt(struct vcpu *v)
 		if (host_clock_ns() < deadline)
 			sleep_until(v, deadline);
 	}
-	atomic_store(&v->halted, false);
+	atomic_exchange(&v->halted, 0);
 	atomic_fetch_add(&v->set->awake, 1);
-	atomic_thread_fence(memory_order_seq_cst);
 }
 
 /* ---- exits ---- */

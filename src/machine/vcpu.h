@@ -29,7 +29,7 @@ struct vcpu {
 	bool started; /* the thread exists */
 
 	/* Shared with other threads. */
-	atomic_bool halted; /* not inside the engine: wake by condition variable, not by kick */
+	atomic_uint halted; /* not inside the engine: wake by condition variable, not by kick */
 	atomic_uint events; /* VCPU_* */
 	atomic_uchar sipi_vector;
 	pthread_mutex_t mutex; /* leaf; with @wake for sleeping in HLT */
