@@ -152,7 +152,8 @@ void stream_write(struct chardev *c, const u8 *data, u32 len)
 	} else if (newline || s->used >= STREAM_CHUNK ||
 		   host_clock_ns() - s->last_write_ns > COALESCE_NS) {
 		flush_ring(s);
-	} else if (!s->flush_timer.slot) {
+	} else if (!s->flush_armed) {
+		s->flush_armed = true;
 		loop_timer_arm(s->loop, &s->flush_timer, host_clock_ns() + COALESCE_NS);
 	}
 	pthread_mutex_unlock(&s->lock);
@@ -163,6 +164,7 @@ static void flush_due(void *opaque)
 	struct chardev_stream *s = opaque;
 
 	pthread_mutex_lock(&s->lock);
+	s->flush_armed = false;
 	flush_ring(s);
 	pthread_mutex_unlock(&s->lock);
 }

@@ -41,6 +41,7 @@ struct chardev_stream {
 	bool drop_told;    /* the user knows that output was dropped */
 	struct loop_fd out;
 	struct loop_timer flush_timer;
+	bool flush_armed; /* under lock, which the timer's own state is not */
 	u64 last_write_ns;
 	u32 head, used; /* ring of pending output */
 	u8 buffer[STREAM_BUFFER];

@@ -189,10 +189,14 @@ static bool is_based(const struct translation *t, const struct ea *ea)
 	       t->bit_reg == NO_REG;
 }
 
-/* cpu's stack page becomes that of the write tag of the entry at HOST_S2; HOST_S1 is clobbered. */
+/*
+ * cpu's stack page becomes that of the entry at HOST_S2; HOST_S1 and flags are clobbered. Its address is
+ * host - delta: the write tag may be gone since it was compared, by another thread.
+ */
 static void emit_fill_stack_page(struct translation *t, struct emit *e)
 {
-	emit_half_op(e, t->half, 0x8b, HOST_S1, HOST_S2, 1, tag_offset(true));
+	emit_half_op(e, t->half, 0x8b, HOST_S1, HOST_S2, 1, HOST_OFFSET);
+	emit_half_op(e, t->half, 0x2b, HOST_S1, HOST_S2, 1, DELTA_OFFSET);
 	emit_half_op(e, t->half, 0x89, HOST_S1, NO_REG, 1, STACK_OFFSET(base));
 	emit_half_op(e, t->half, 0x8b, HOST_S1, HOST_S2, 1, DELTA_OFFSET);
 	emit_half_op(e, t->half, 0x89, HOST_S1, NO_REG, 1, STACK_OFFSET(delta));

@@ -401,6 +401,7 @@ static bool half_drop_write_tags(struct soft_half *h, u64 page, u64 host)
 
 	if (!bitmap_test(h->write_pages, write_page_bit(page)))
 		return false;
+	found = stack_page_is(h, host);
 	stack_page_clear(h);
 	if (logged > CTX_LOG)
 		for (u32 i = 0; i < TLB_SIZE; i++)

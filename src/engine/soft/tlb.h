@@ -42,6 +42,14 @@ static inline void stack_page_clear(struct soft_half *h)
 		__atomic_store_n(&h->stack.limit[n], 0, __ATOMIC_RELEASE);
 }
 
+/* May the page at @host be written through the stack page? Another thread's question. */
+static inline bool stack_page_is(const struct soft_half *h, u64 host)
+{
+	return (__atomic_load_n(&h->stack.limit[0], __ATOMIC_RELAXED) ||
+		__atomic_load_n(&h->stack.limit[1], __ATOMIC_RELAXED)) &&
+	       h->stack.base + h->stack.delta == host;
+}
+
 static inline void tlb_entry_clear(struct soft_half *h, u32 i)
 {
 	struct tlb_entry *e = &h->tlb[i];
