@@ -5,7 +5,7 @@ GUEST  ?= $(BUILD)/guest
 JOBS   ?= $(shell nproc)
 MEMORY ?= 512M
 
-.PHONY: all run test test-asan soak bench lint clang fuzz clean
+.PHONY: all run test test-asan test-tsan soak bench lint clang fuzz clean
 
 all: $(BUILD)/build.ninja
 	@ninja -C $(BUILD) -j$(JOBS)
@@ -45,6 +45,20 @@ test-asan:
 		UBSAN_OPTIONS=halt_on_error=1:abort_on_error=1:print_stacktrace=1; \
 	meson test -C $(ASAN) --no-rebuild --print-errorlogs -t 4 --suite unit --suite engine --suite fuzz && \
 	meson test -C $(ASAN) --no-rebuild --print-errorlogs -t 4 $(ASAN_TESTS:%=system-%)
+
+# The monitor's own threads under ThreadSanitizer (translated code and what runs beside it excepted).
+test-tsan:
+	@tools/deps build run test
+	@tools/fetch-kernel $(GUEST)
+	@tools/mkinitramfs $(GUEST) $(GUEST)/initramfs
+	@test -e $(BUILD)/tsan/build.ninja || \
+		meson setup $(BUILD)/tsan -Db_sanitize=thread -Db_lundef=false >/dev/null
+	@ninja -C $(BUILD)/tsan -j$(JOBS)
+	@TSAN_OPTIONS=halt_on_error=1:exitcode=66 setarch -R meson test -C $(BUILD)/tsan --suite unit \
+		--no-rebuild --print-errorlogs --timeout-multiplier 5
+	@TSAN_OPTIONS=halt_on_error=1:exitcode=66 DOPPEL_GUEST=$(abspath $(GUEST)) DOPPEL_PATIENCE=5 \
+		DOPPEL=$(abspath $(BUILD))/tsan/doppel setarch -R test/system/test_boot.py \
+		test_power_off test_several_processors
 
 # Mixed work in a Debian guest for SOAK_SECONDS, every result checked.
 soak:

@@ -135,6 +135,7 @@ int soft_host_fault(struct soft_cpu *c)
 	struct block *b;
 	u32 k = 0;
 
+	soft_fpu_park(c);
 	pthread_mutex_lock(&c->vm->lock);
 	b = cache_by_pc(c->vm->cache, c->fault_pc);
 	if (!b) {

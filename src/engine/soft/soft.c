@@ -439,6 +439,7 @@ static int find_block(struct soft_cpu *c, u32 variant, struct block **out)
 	status = soft_translate(c, c->rip, soft_acc(c, ACC_FETCH), &x);
 	if (status != SOFT_OK || !x.host)
 		return status;
+	soft_fpu_park(c);
 	pthread_mutex_lock(&c->vm->lock);
 	status = find_or_translate(c, &x, c->mode | variant, out);
 	if (status == SOFT_OK && !variant) {
