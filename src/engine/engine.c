@@ -2,9 +2,11 @@
 
 #include <string.h>
 
+extern const struct engine_ops kvm_engine;
 extern const struct engine_ops soft_engine;
 
 const struct engine_ops *const engines[] = {
+	&kvm_engine,
 	&soft_engine,
 	NULL,
 };

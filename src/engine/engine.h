@@ -17,6 +17,7 @@
 #include "memory/physmap.h"
 
 struct engine_vm;
+struct sandbox_list;
 struct engine_vcpu;
 
 enum exit_type {
@@ -58,15 +59,16 @@ struct vm_exit {
 			u64 nr, arg[4];
 			u64 result; /* the caller stores here */
 		} hypercall;
-		const char *error; /* static text */
+		const char *error; /* valid until the next run() */
 	};
 };
 
 /* Called by the engine on the vCPU's thread for a new or changed memory layout. */
 struct engine_config {
-	struct physmap *physmap;         /* borrowed; outlives the VM */
-	const struct cpuid_model *cpuid; /* borrowed; outlives the VM */
-	u64 cache_bytes;                 /* soft: code cache size, 0 for the default */
+	struct physmap *physmap; /* borrowed; outlives the VM */
+	/* Borrowed; outlives the VM. vm_create() takes away what the engine cannot do. */
+	struct cpuid_model *cpuid;
+	u64 cache_bytes; /* soft: code cache size, 0 for the default */
 };
 
 /* One row of counters an engine reports; names are stable and used in --json output. */
@@ -77,6 +79,8 @@ struct engine_counter {
 
 struct engine_ops {
 	const char *name;
+	/* System calls of a running guest beyond those every thread may make; NULL: none. */
+	const struct sandbox_list *sandbox;
 
 	/*
 	 * Hypercalls come out as EXIT_HYPERCALL and the paravirtual registers are those of cpu_msrs, so that the

@@ -622,12 +622,27 @@ static int build_confinement(struct pc *pc, struct err *e)
 	return lockdown_files(pc->config.sandbox, e);
 }
 
-static int build_cpus(struct pc *pc, struct err *e)
+/* Before the devices, which ask what the processors are like, and while files can still be opened. */
+static int build_vm(struct pc *pc, struct err *e)
 {
 	const struct engine_ops *engine = pc->config.engine;
 	const struct engine_config config = {.physmap = &pc->pm, .cpuid = &pc->cpuid};
-	struct vcpu_env env = {
+	int r = engine->vm_create(&config, &pc->vm, e);
+
+	return r ? err_prefix(e, "%s engine", engine->name) : 0;
+}
+
+static void unbuild_vm(struct pc *pc)
+{
+	pc->config.engine->vm_destroy(pc->vm);
+}
+
+static int build_cpus(struct pc *pc, struct err *e)
+{
+	const struct engine_ops *engine = pc->config.engine;
+	const struct vcpu_env env = {
 		.engine = engine,
+		.vm = pc->vm,
 		.bus = &pc->bus,
 		.physmap = &pc->pm,
 		.lapics = &pc->lapics,
@@ -636,22 +651,14 @@ static int build_cpus(struct pc *pc, struct err *e)
 		.failed = on_engine_failure,
 		.opaque = pc,
 	};
-	int r = engine->vm_create(&config, &pc->vm, e);
+	int r = vcpus_create(&pc->vcpus, pc->config.vcpus, &env, e);
 
-	if (r)
-		return err_prefix(e, "%s engine", engine->name);
-	env.vm = pc->vm;
-	r = vcpus_create(&pc->vcpus, pc->config.vcpus, &env, e);
-	if (!r)
-		return 0;
-	engine->vm_destroy(pc->vm);
-	return err_prefix(e, "%s engine", engine->name);
+	return r ? err_prefix(e, "%s engine", engine->name) : 0;
 }
 
 static void unbuild_cpus(struct pc *pc)
 {
 	vcpus_destroy(&pc->vcpus);
-	pc->config.engine->vm_destroy(pc->vm);
 }
 
 static int build_boot(struct pc *pc, struct err *e)
@@ -672,6 +679,7 @@ static const struct {
 	{.build = build_memory, .unbuild = unbuild_memory},
 	{.build = build_bus, .unbuild = unbuild_bus},
 	{.build = build_cpu_model, .unbuild = unbuild_nothing},
+	{.build = build_vm, .unbuild = unbuild_vm},
 	{.build = build_interrupts, .unbuild = unbuild_interrupts},
 	{.build = build_timers, .unbuild = unbuild_timers},
 	{.build = build_board, .unbuild = unbuild_board},
@@ -702,7 +710,7 @@ int pc_create(const struct pc_config *config, struct pc **out, struct err *e)
 			pc->built++;
 	}
 	if (!r)
-		r = lockdown(config->sandbox, e);
+		r = lockdown(config->sandbox, config->engine->sandbox, e);
 	if (r)
 		pc_destroy(pc);
 	else

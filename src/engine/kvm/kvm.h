@@ -1,0 +1,124 @@
+/*
+ * Inside the kvm engine: what its files share. Nothing outside this folder includes this.
+ *
+ * The engine drives Linux' KVM through its device file. It uses the kernel for what the processor does
+ * (execution, paging, exceptions) and for nothing else: interrupt controllers and timers are the
+ * machine's, the registers that belong to the model are those of cpu/msr.c. So the kernel holds only
+ * architectural state, which state_get and state_set move completely.
+ *
+ * What is needed of the host's kernel: Linux 5.10 (KVM_CAP_X86_USER_SPACE_MSR, KVM_CAP_X86_MSR_FILTER).
+ */
+#pragma once
+
+#include "cpu/msr.h"
+#include "engine/engine.h"
+
+#include <linux/kvm.h>
+#include <pthread.h>
+#include <stdatomic.h>
+
+enum kvm_count {
+	KVM_COUNT_ENTRIES,    /* KVM_RUN */
+	KVM_COUNT_KICKS,      /* signals sent to bring a vCPU out of the guest */
+	KVM_COUNT_INTERRUPTS, /* injected */
+	KVM_COUNT_MSRS,       /* MSR accesses answered from the table */
+	KVM_COUNTS,
+};
+
+/* A region of the physmap as the kernel knows it; @size 0: none. The index is the slot's number. */
+struct kvm_slot {
+	gpa_t gpa;
+	u64 size;
+	u8 *hva;
+	u32 flags; /* PHYSMAP_* */
+};
+
+struct kvm_vm {
+	int device, fd;
+	struct physmap *physmap;
+	struct cpuid_model *cpuid;
+	u32 run_size; /* bytes of a vCPU's shared page */
+	struct kvm_slot slot[PHYSMAP_MAX_REGIONS];
+	u32 slots;
+
+	/* Dirty log of the monitor's own stores; the kernel keeps that of the guest's. */
+	atomic_bool dirty_log;
+	_Atomic u64 *dirty; /* one bit per page, by physmap page index */
+
+	_Atomic u64 counter[KVM_COUNTS];
+};
+
+/* What the next call of run() has to finish first. */
+enum kvm_pending {
+	KVM_PENDING_NONE,
+	KVM_PENDING_PIO,  /* done of run->io.count elements */
+	KVM_PENDING_MMIO, /* done of run->mmio.len bytes */
+	KVM_PENDING_MSR,
+};
+
+enum { KVM_MSRS_MAX = 16 };
+
+struct kvm_vcpu {
+	struct kvm_vm *vm;
+	struct kvm_run *run; /* shared with the kernel */
+	u32 id;
+	int fd;
+	pthread_t thread;
+	atomic_bool inside; /* in KVM_RUN, or about to be */
+
+	enum kvm_pending pending;
+	u32 done;
+	u8 piece;      /* bytes of the MMIO exit at hand */
+	bool window;   /* return once interrupts are open */
+	bool irq_open; /* they were, when the vCPU was last looked at */
+
+	struct cpu_msrs msr; /* those of the table; the kernel's are stale here */
+	u64 tsc_offset;      /* guest TSC = host TSC + this */
+	bool has_tsc_offset; /* the kernel takes the offset itself, exactly */
+	u32 held[KVM_MSRS_MAX]; /* the registers of kvm_held_msrs that this kernel has */
+	u32 helds;
+	char error[128]; /* text of EXIT_ERROR */
+};
+
+/* ioctl() that returns -errno. */
+int kvm_ioctl(int fd, unsigned long request, const void *arg);
+int kvm_ioctl_value(int fd, unsigned long request, unsigned long value);
+
+static inline void kvm_count(struct kvm_vm *vm, enum kvm_count what)
+{
+	atomic_fetch_add_explicit(&vm->counter[what], 1, memory_order_relaxed);
+}
+
+/* memory.c */
+int kvm_memory_update(struct engine_vm *vm, struct err *e);
+int kvm_dirty_log(struct engine_vm *vm, bool on);
+int kvm_dirty_fetch(struct engine_vm *vm, u32 region, u64 *bitmap);
+void kvm_memory_written(void *vm, gpa_t gpa, u64 len);
+
+/* cpuid.c: take from @m what the kernel cannot do, and add what mitigates for real. */
+int kvm_cpuid_limit(int device, struct cpuid_model *m, struct err *e);
+int kvm_cpuid_set(struct kvm_vcpu *v, struct err *e);
+
+/* msr.c */
+int kvm_msr_filter(int vm, struct err *e);
+void kvm_msr_find_held(struct kvm_vcpu *v);
+/* Answer the MSR exit at hand. False: it belongs to the machine, @exit is filled in. */
+bool kvm_msr_exit(struct kvm_vcpu *v, struct vm_exit *exit);
+int kvm_msr_get(struct kvm_vcpu *v, struct cpu_msrs *m);
+int kvm_msr_put(struct kvm_vcpu *v, const struct cpu_msrs *m);
+
+/* state.c */
+int kvm_state_get(struct engine_vcpu *vcpu, u32 parts, struct cpu_state *s);
+int kvm_state_set(struct engine_vcpu *vcpu, u32 parts, const struct cpu_state *s);
+
+/* vcpu.c */
+int kvm_vcpu_create(struct engine_vm *vm, u32 id, struct engine_vcpu **out, struct err *e);
+void kvm_vcpu_destroy(struct engine_vcpu *vcpu);
+int kvm_vcpu_run(struct engine_vcpu *vcpu, struct vm_exit *exit);
+void kvm_vcpu_kick(struct engine_vcpu *vcpu);
+bool kvm_vcpu_irq_ready(struct engine_vcpu *vcpu);
+int kvm_vcpu_inject_irq(struct engine_vcpu *vcpu, u8 vector);
+int kvm_vcpu_inject_nmi(struct engine_vcpu *vcpu);
+void kvm_vcpu_request_irq_window(struct engine_vcpu *vcpu);
+/* The signal that brings a vCPU out of the guest does nothing else. Once per process is enough. */
+int kvm_kick_init(struct err *e);
