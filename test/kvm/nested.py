@@ -1,0 +1,193 @@
+#!/usr/bin/env python3
+"""The kvm engine on a processor that virtualizes: test/kvm/nested.py --build DIR
+
+QEMU emulates a processor with SVM. On it runs Debian's kernel with Debian's kvm-amd module, and there the
+conformance guests, the engine's own tests and Debian's kernel once more, each under doppel --engine kvm.
+The report is one line per case in the Test Anything Protocol. The console's log is kept on failure.
+"""
+
+import argparse
+import glob
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+
+ROOT = os.path.realpath(os.path.join(os.path.dirname(__file__), "../.."))
+spec = importlib.util.spec_from_file_location("run", os.path.join(ROOT, "test/engine/run.py"))
+conformance = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(conformance)
+
+LIBRARIES = re.compile(r"(/\S+) \(0x")
+
+SCRIPT = """#!/bin/sh
+cd /test
+trial() {
+	name=$1
+	shift
+	echo "@@ begin $name"
+	timeout "$limit" "$@" </dev/null
+	echo "@@ end $name $?"
+}
+doppel="/test/doppel run --engine kvm --net none --no-reboot"
+limit=60
+trial check /test/doppel check
+trial engine /test/test_engine kvm
+trial crossing /test/test_crossing
+for elf in *.elf; do
+	trial "$elf" $doppel -m 64M --kernel "$elf"
+done
+limit=150
+trial debian $doppel -m 256M --kernel vmlinuz --initrd initramfs \\
+	--append 'console=ttyS0 doppel.cmd="cat /proc/cpuinfo; seq 1 20000 | sort -rn | md5sum; dmesg -r | grep ^.[0-4]"'
+echo "@@ all done"
+"""
+
+
+def libraries(program):
+    done = subprocess.run(["ldd", program], check=True, stdout=subprocess.PIPE, text=True)
+    return LIBRARIES.findall(done.stdout)
+
+
+class Trial:
+    """One program's output in the log, and the status it ended with."""
+
+    def __init__(self, lines, status):
+        self.lines = lines
+        self.status = status
+
+
+def trials(log):
+    """Trials by name; one that did not end has no status."""
+    found, name, lines = {}, None, []
+    for line in log.replace("\r", "").split("\n"):
+        match = re.match(r"@@ (begin|end) (\S+) ?(\d*)", line)
+        if not match:
+            lines.append(line)
+        elif match[1] == "begin":
+            name, lines = match[2], []
+            found[name] = Trial(lines, None)
+        elif match[2] == name:
+            found[name].status = int(match[3])
+    return found
+
+
+def make_initramfs(build, directory, elves):
+    """Debian's kernel as the host of virtual machines, with all they need, in a file of @directory."""
+    guest = os.path.join(build, "guest")
+    script = os.path.join(directory, "run")
+    with open(script, "w", encoding="ascii") as file:
+        file.write(SCRIPT)
+    os.chmod(script, 0o755)
+    programs = {"doppel": os.path.join(build, "doppel")}
+    for name in ("test_engine", "test_crossing"):
+        programs[name] = os.path.join(build, "test/unit", name)
+    add = [f"{script}=/test/run", f"{guest}/vmlinuz=/test/vmlinuz",
+           f"{guest}/initramfs=/test/initramfs"]
+    needed = set()
+    for name, program in programs.items():
+        stripped = os.path.join(directory, name)
+        subprocess.run(["strip", "-o", stripped, program], check=True)
+        add.append(f"{stripped}=/test/{name}")
+        needed.update(libraries(program))
+    add += [f"{os.path.realpath(path)}={path}" for path in sorted(needed)]
+    add += [f"{elf}=/test/{os.path.basename(elf)}" for elf in elves]
+    out = os.path.join(directory, "initramfs")
+    command = [os.path.join(ROOT, "tools/mkinitramfs"), guest, out, "--module", "kvm-amd"]
+    for item in add:
+        command += ["--add", item]
+    subprocess.run(command, check=True)
+    return out
+
+
+def boot(options, initramfs):
+    """Run it all; the console's log, and whether it came to its end in time."""
+    command = ["qemu-system-x86_64", "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", "2G",
+               "-nodefaults", "-display", "none", "-serial", "stdio", "-no-reboot",
+               "-kernel", os.path.join(options.build, "guest/vmlinuz"), "-initrd", initramfs,
+               "-append", "console=ttyS0 quiet mitigations=off doppel.net=off doppel.cmd=/test/run"]
+    try:
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                              stderr=subprocess.STDOUT, timeout=options.timeout)
+        output = done.stdout
+    except subprocess.TimeoutExpired as expired:
+        output = expired.stdout or b""
+    log = output.decode(errors="replace")
+    return log, "@@ all done" in log
+
+
+class Report:
+    def __init__(self):
+        self.count = self.failed = 0
+
+    def case(self, good, name, why=""):
+        self.count += 1
+        self.failed += not good
+        print(f"{'ok' if good else 'not ok'} {self.count} - {name}" + (f": {why}" if why else ""))
+
+
+def report_guest(report, trial, elf):
+    """The cases of one conformance guest; those listed as not for this engine may fail."""
+    name = os.path.basename(elf)
+    if trial is None or trial.status is None:
+        report.case(False, name, "did not run to its end")
+        return
+    for case in conformance.cases(trial.lines, name, "kvm-nested"):
+        report.case(case.verdict != "failed", f"{name} {case.text}",
+                    "# SKIP " + case.reason if case.verdict == "skipped" else "")
+    report.case("# done" in trial.lines, f"{name} ended properly")
+
+
+def report_program(report, trial, name):
+    if trial is None or trial.status is None:
+        report.case(False, name, "did not run to its end")
+        return
+    report.case(trial.status == 0, name, "" if trial.status == 0 else f"status {trial.status}")
+
+
+def report_debian(report, trial):
+    text = "\n".join(trial.lines) if trial else ""
+    report.case(bool(trial) and trial.status == 0, "Debian boots and powers off")
+    # sort -rn over seq 1 20000, by md5sum here
+    expected = subprocess.run("seq 1 20000 | sort -rn | md5sum", shell=True, check=True,
+                              stdout=subprocess.PIPE, text=True).stdout.split()[0]
+    report.case(expected in text, "Debian computes")
+    report.case("hypervisor" in text, "Debian sees a hypervisor")
+    report.case("doppel-init: status" in text, "Debian ran its command")
+
+
+def main():
+    parser = argparse.ArgumentParser(description="test the kvm engine under emulated SVM")
+    parser.add_argument("--build", default=os.path.join(ROOT, "build"))
+    parser.add_argument("--timeout", type=float,
+                        default=540 * float(os.environ.get("DOPPEL_PATIENCE", "1")))
+    options = parser.parse_args()
+    options.build = os.path.realpath(options.build)
+    elves = sorted(glob.glob(os.path.join(options.build, "test/engine/engine-*.elf")))
+    log_file = os.path.join(options.build, "test-kvm.log")
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory() as directory:
+        log, complete = boot(options, make_initramfs(options.build, directory, elves))
+    report = Report()
+    found = trials(log)
+    for name in ("check", "engine", "crossing"):
+        report_program(report, found.get(name), name)
+    for elf in elves:
+        report_guest(report, found.get(os.path.basename(elf)), elf)
+    report_debian(report, found.get("debian"))
+    report.case(complete, "everything ran")
+    print(f"1..{report.count}")
+    print(f"# {report.count - report.failed} passed, {report.failed} failed, "
+          f"{time.monotonic() - started:.0f} s")
+    if report.failed:
+        with open(log_file, "w", encoding="utf-8") as file:
+            file.write(log)
+        print(f"# the console's log: {log_file}")
+    return 1 if report.failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
