@@ -5,6 +5,7 @@
  * the machine in order: disks are flushed, the terminal is put back.
  */
 #include "base/log.h"
+#include "cli/choose.h"
 #include "cli/cli.h"
 #include "cli/options.h"
 #include "host/terminal.h"
@@ -62,21 +63,6 @@ static int open_signals(struct run *run, struct err *e)
 	return 0;
 }
 
-/* The engine asked for, or the first that works here; NULL with the reasons in @e. */
-static const struct engine_ops *choose_engine(const char *name, struct err *e)
-{
-	bool any = !strcmp(name, "auto");
-
-	for (u32 i = 0; engines[i]; i++) {
-		if (!any && strcmp(engines[i]->name, name))
-			continue;
-		if (!engines[i]->probe(e))
-			return engines[i];
-		err_prefix(e, "%s engine", engines[i]->name);
-	}
-	return NULL;
-}
-
 static int end_status(const struct run *run, enum pc_end end, u32 value)
 {
 	switch (end) {
@@ -116,7 +102,7 @@ static int run_machine(struct run *run, const struct run_options *o, struct boot
 		config.disk[i] = o->disk[i];
 	for (u32 i = 0; i < o->nets; i++)
 		config.net[i] = &o->net[i];
-	config.engine = choose_engine(o->engine, e);
+	config.engine = engine_choose(o->engine, e);
 	if (!config.engine)
 		return e->code;
 	r = pc_create(&config, &run->pc, e);

@@ -4,11 +4,15 @@
 Each guest reports on its serial port in the Test Anything Protocol (see test/guest/lib/tap.h); the report
 is passed on to standard output, where meson reads it. A guest that ends early, hangs or dies fails.
 
+Cases that an engine cannot pass are listed in test/engine/skips, each with its reason; they are reported as
+skipped, but one that passes after all is a failure, so that the list can only shrink.
+
 With --qemu the same files run under QEMU's translator. There a case that QEMU is known to get wrong, as
 its "# qemu:" line says, does not fail the run.
 """
 
 import argparse
+import json
 import os
 import re
 import subprocess
@@ -43,6 +47,59 @@ def run_guest(options, elf):
         return lines, None
     reason = complaint.strip().split("\n")[-1] if complaint.strip() else "ended early"
     return lines, f"{reason} (status {status})"
+
+
+def read_skips(place):
+    """What the list says of @place: a list of (guest, pattern of case names, reason)."""
+    found = []
+    path = os.path.join(os.path.dirname(os.path.realpath(__file__)), "skips")
+    with open(path, encoding="ascii") as file:
+        for line in file:
+            fields = [field.strip() for field in line.split("|")]
+            if not line.startswith("#") and len(fields) == 4 and fields[0] == place:
+                found.append((fields[1], re.compile(fields[2]), fields[3]))
+    return found
+
+
+class Verdict:
+    """One case of a guest's report: passed, failed or skipped, and the reason of the latter."""
+
+    def __init__(self, text, verdict, reason=""):
+        self.text = text
+        self.verdict = verdict
+        self.reason = reason
+
+
+def cases(lines, guest, place):
+    """The cases in the report @lines of @guest, by the list of skips for @place."""
+    skips = [(pattern, reason) for name, pattern, reason in read_skips(place) if name == guest]
+    for line in lines:
+        match = RESULT.match(line)
+        if not match:
+            continue
+        text = match[3].split(" # SKIP")[0]
+        reason = next((reason for pattern, reason in skips if pattern.search(text)), None)
+        if reason and match[1]:
+            yield Verdict(text, "skipped", reason)
+        elif reason:
+            yield Verdict(text + " (passes: take it off the list of skips)", "failed")
+        elif match[1]:
+            yield Verdict(match[3], "failed")
+        elif "# SKIP" in line:
+            yield Verdict(text, "skipped", line.split("# SKIP")[1].strip())
+        else:
+            yield Verdict(text, "passed")
+
+
+def emulated_ring0(options):
+    """Why no conformance guest can run here: the host's KVM emulates what runs in ring 0. Or None."""
+    if options.engine == "soft":
+        return None
+    done = subprocess.run([options.doppel, "check", "--json"], stdout=subprocess.PIPE, check=False)
+    engine = next((e for e in json.loads(done.stdout)["engines"] if e["name"] == options.engine), None)
+    if not engine or not engine["usable"]:
+        return engine["reason"] if engine else "no such engine"
+    return None if engine["native"] else engine["reason"]
 
 
 class Totals:
@@ -99,6 +156,10 @@ def main():
     options = parser.parse_args()
     totals = Totals()
     count = 0
+    hopeless = None if options.qemu else emulated_ring0(options)
+    if hopeless:
+        print(f"1..0 # SKIP {hopeless}")
+        return 0
     for elf in options.elf:
         if len(options.elf) > 1:
             print("#", os.path.basename(elf))

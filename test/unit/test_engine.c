@@ -317,7 +317,7 @@ static void sdm2_wrmsr_invalid_faults(void **state)
 	static const struct {
 		u32 index;
 		u64 value;
-	} bad[] = {{0x9999, 0}, {MSR_PAT, 0x0202}, {MSR_SYSENTER_EIP, BIT(62)}, {0xfe, 0}, {MSR_EFER, BIT(3)}};
+	} bad[] = {{0x9999, 0}, {MSR_PAT, 0x0202}, {0x2ff, 2}, {0xfe, 0}, {MSR_EFER, BIT(3)}};
 	struct guest *g = guest_new(engine);
 	struct vm_exit x = {0};
 

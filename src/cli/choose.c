@@ -1,0 +1,76 @@
+/*
+ * A /dev/kvm that opens need not be worth using: where the outer hypervisor offers no virtualization,
+ * a kernel may emulate what a guest runs in ring 0, thousands of times slower than the processor. So
+ * the choice is by measurement.
+ */
+#include "cli/choose.h"
+
+#include "base/log.h"
+#include "engine/measure.h"
+
+#include <errno.h>
+#include <string.h>
+
+static void examine_ring0(const struct engine_ops *engine, struct engine_report *r)
+{
+	memset(r, 0, sizeof(*r));
+	r->engine = engine;
+	if (engine->probe(&r->why) || engine_measure(engine, 0, &r->ring_ns[0], &r->why))
+		return;
+	r->usable = true;
+	r->native = r->ring_ns[0] < ENGINE_EMULATES_NS;
+	if (!r->native)
+		err_set(&r->why, -ENOTSUP,
+			"guest ring 0 is emulated here: %.0f ns for an instruction, and not all are known",
+			r->ring_ns[0]);
+}
+
+void engine_examine(const struct engine_ops *engine, struct engine_report *r)
+{
+	struct err ignored;
+
+	examine_ring0(engine, r);
+	if (r->usable && engine_measure(engine, 3, &r->ring_ns[1], &ignored))
+		r->ring_ns[1] = 0;
+}
+
+/* The last engine needs nothing but the processor: there is nothing to choose, and nothing to measure. */
+static const struct engine_ops *choose_any(struct err *e)
+{
+	struct engine_report r;
+	u32 i;
+
+	for (i = 0; engines[i + 1]; i++) {
+		examine_ring0(engines[i], &r);
+		if (r.usable && r.native)
+			return engines[i];
+		/* Absence is the normal case and needs no words; the others are worth knowing. */
+		if (r.why.code != -ENOENT)
+			log_warn("%s engine not used: %s; using %s", engines[i]->name, r.why.text,
+				 engines[i + 1]->name);
+	}
+	if (!engines[i]->probe(e))
+		return engines[i];
+	err_prefix(e, "%s engine", engines[i]->name);
+	return NULL;
+}
+
+const struct engine_ops *engine_choose(const char *name, struct err *e)
+{
+	const struct engine_ops *engine = engine_by_name(name);
+	struct engine_report r;
+
+	if (!strcmp(name, "auto"))
+		return choose_any(e);
+	if (!engine || engine->probe(e)) {
+		err_prefix(e, "%s engine", name);
+		return NULL;
+	}
+	/* The last one is what is always there: nothing to warn of. */
+	if (engine == engine_by_name("soft"))
+		return engine;
+	examine_ring0(engine, &r);
+	if (!r.usable || !r.native)
+		log_warn("%s engine: %s", name, r.why.text);
+	return engine;
+}
