@@ -1,6 +1,6 @@
 /*
- * doppel check [--json]: what this host offers: engines with the speed measured, why one is not usable,
- * what else decides how fast a machine can be, and what to do to get more.
+ * doppel check [--json]: what this host offers: engines with the speed measured, why one is not
+ * usable, what else decides how fast a machine can be, and what to do to get more.
  */
 #include "cli/choose.h"
 #include "cli/cli.h"
@@ -34,19 +34,22 @@ static void find_advice(struct check *c)
 	const int code = first->why.code;
 	const bool slow = first->usable && !first->native;
 
-	advise(c, code == -EACCES, "get permission for /dev/kvm: adduser USER kvm, then log in again");
+	advise(c, code == -EACCES,
+	       "get permission for /dev/kvm: adduser USER kvm, then log in again");
 	advise(c, code == -ENOENT && (h->vmx || h->svm),
 	       "load the host's module: modprobe kvm_intel (or kvm_amd)");
 	advise(c, (code == -ENOENT || slow) && !h->vmx && !h->svm && h->hypervisor,
-	       "this system is a virtual machine itself: ask for nested virtualization to be switched "
+	       "this system is a virtual machine itself: ask for nested virtualization to be "
+	       "switched "
 	       "on, or use a bare machine");
 	advise(c, code == -ENOENT && !h->vmx && !h->svm && !h->hypervisor,
 	       "switch on VT-x or SVM in the firmware's setup");
 	advise(c, h->nested_paging == 0, "reload kvm_intel with ept=1 (or kvm_amd with npt=1)");
 	advise(c, !strcmp(h->huge_pages, "never"),
 	       "echo madvise >/sys/kernel/mm/transparent_hugepage/enabled");
-	advise(c, !h->io_uring, "allow io_uring (sysctl kernel.io_uring_disabled=0, or the container's "
-				"system call filter): disks use threads without it");
+	advise(c, !h->io_uring,
+	       "allow io_uring (sysctl kernel.io_uring_disabled=0, or the container's "
+	       "system call filter): disks use threads without it");
 }
 
 static const char *yes(bool b)
@@ -80,7 +83,8 @@ static void print_text(const struct check *c)
 	       h->invariant_tsc ? "invariant-tsc " : "", h->hypervisor ? "hypervisor" : "");
 	printf("nested paging %s\n", nested_paging(h));
 	printf("huge pages    %s\n", h->huge_pages);
-	printf("io_uring      %s%s%s\n", yes(h->io_uring), h->io_uring ? "" : ": ", h->io_uring_why);
+	printf("io_uring      %s%s%s\n", yes(h->io_uring), h->io_uring ? "" : ": ",
+	       h->io_uring_why);
 	printf("memory        %lu MiB for guests\n", h->memory / MIB);
 	for (u32 i = 0; i < c->advices; i++)
 		printf("to get more   %s\n", c->advice[i]);
@@ -100,8 +104,8 @@ static json_t *engine_json(const struct engine_report *r)
 
 static json_t *features_json(const struct host_offer *h)
 {
-	return json_pack("{s:b, s:b, s:b, s:b, s:b, s:b, s:b}", "vmx", h->vmx, "svm", h->svm, "bmi2",
-			 h->bmi2, "avx2", h->avx2, "avx512", h->avx512, "invariant_tsc",
+	return json_pack("{s:b, s:b, s:b, s:b, s:b, s:b, s:b}", "vmx", h->vmx, "svm", h->svm,
+			 "bmi2", h->bmi2, "avx2", h->avx2, "avx512", h->avx512, "invariant_tsc",
 			 h->invariant_tsc, "hypervisor", h->hypervisor);
 }
 
@@ -118,8 +122,8 @@ static int print_json(const struct check *c)
 	all = json_pack("{s:o, s:{s:s, s:s, s:i, s:o}, s:s, s:s, s:b, s:I, s:o}", "engines", list,
 			"processor", "vendor", h->vendor, "model", h->model, "online",
 			(int)h->processors, "features", features_json(h), "nested_paging",
-			nested_paging(h), "huge_pages", h->huge_pages, "io_uring", h->io_uring, "memory_bytes",
-			(json_int_t)h->memory, "advice", advice);
+			nested_paging(h), "huge_pages", h->huge_pages, "io_uring", h->io_uring,
+			"memory_bytes", (json_int_t)h->memory, "advice", advice);
 	r = all ? json_dumpf(all, stdout, JSON_INDENT(2)) : -1;
 	putchar('\n');
 	json_decref(all);

@@ -1,11 +1,10 @@
 /*
- * A /dev/kvm that opens need not be worth using: where the outer hypervisor offers no virtualization,
- * a kernel may emulate what a guest runs in ring 0, thousands of times slower than the processor. So
- * the choice is by measurement.
+ * A /dev/kvm that opens need not be worth using: where the outer hypervisor offers no
+ * virtualization, a kernel may emulate what a guest runs in ring 0, thousands of times slower than
+ * the processor. So the choice is by measurement.
  */
 #include "cli/choose.h"
 
-#include "base/log.h"
 #include "engine/measure.h"
 
 #include <errno.h>
@@ -21,7 +20,8 @@ static void examine_ring0(const struct engine_ops *engine, struct engine_report 
 	r->native = r->ring_ns[0] < ENGINE_EMULATES_NS;
 	if (!r->native)
 		err_set(&r->why, -ENOTSUP,
-			"guest ring 0 is emulated here: %.0f ns for an instruction, and not all are known",
+			"guest ring 0 is emulated here: %.0f ns for an instruction, and not all "
+			"are known",
 			r->ring_ns[0]);
 }
 
@@ -34,8 +34,9 @@ void engine_examine(const struct engine_ops *engine, struct engine_report *r)
 		r->ring_ns[1] = 0;
 }
 
-/* The last engine needs nothing but the processor: there is nothing to choose, and nothing to measure. */
-static const struct engine_ops *choose_any(struct err *e)
+/* The last engine needs nothing but the processor: there is nothing to choose, and nothing to
+ * measure. */
+static const struct engine_ops *choose_any(struct err *note, struct err *e)
 {
 	struct engine_report r;
 	u32 i;
@@ -46,8 +47,8 @@ static const struct engine_ops *choose_any(struct err *e)
 			return engines[i];
 		/* Absence is the normal case and needs no words; the others are worth knowing. */
 		if (r.why.code != -ENOENT)
-			log_warn("%s engine not used: %s; using %s", engines[i]->name, r.why.text,
-				 engines[i + 1]->name);
+			err_set(note, 0, "%s engine not used: %.400s; using %s", engines[i]->name,
+				r.why.text, engines[i + 1]->name);
 	}
 	if (!engines[i]->probe(e))
 		return engines[i];
@@ -55,13 +56,13 @@ static const struct engine_ops *choose_any(struct err *e)
 	return NULL;
 }
 
-const struct engine_ops *engine_choose(const char *name, struct err *e)
+const struct engine_ops *engine_choose(const char *name, struct err *note, struct err *e)
 {
 	const struct engine_ops *engine = engine_by_name(name);
 	struct engine_report r;
 
 	if (!strcmp(name, "auto"))
-		return choose_any(e);
+		return choose_any(note, e);
 	if (!engine || engine->probe(e)) {
 		err_prefix(e, "%s engine", name);
 		return NULL;
@@ -71,6 +72,6 @@ const struct engine_ops *engine_choose(const char *name, struct err *e)
 		return engine;
 	examine_ring0(engine, &r);
 	if (!r.usable || !r.native)
-		log_warn("%s engine: %s", name, r.why.text);
+		err_set(note, 0, "%s engine: %.400s", name, r.why.text);
 	return engine;
 }

@@ -5,9 +5,9 @@
 #include <cpuid.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/io_uring.h>
 #include <stdio.h>
 #include <string.h>
-#include <linux/io_uring.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 

@@ -94,6 +94,7 @@ static int run_machine(struct run *run, const struct run_options *o, struct boot
 		.no_reboot = o->no_reboot,
 		.sandbox = o->sandbox,
 	};
+	struct err note = {0};
 	enum pc_end end;
 	u32 value = 0;
 	int r;
@@ -102,12 +103,14 @@ static int run_machine(struct run *run, const struct run_options *o, struct boot
 		config.disk[i] = o->disk[i];
 	for (u32 i = 0; i < o->nets; i++)
 		config.net[i] = &o->net[i];
-	config.engine = engine_choose(o->engine, e);
+	config.engine = engine_choose(o->engine, &note, e);
 	if (!config.engine)
 		return e->code;
 	r = pc_create(&config, &run->pc, e);
 	if (r)
 		return r;
+	if (note.text[0])
+		log_warn("%s", note.text);
 	r = loop_add(pc_loop(run->pc), &run->signals);
 	if (r) {
 		pc_destroy(run->pc);

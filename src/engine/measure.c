@@ -1,6 +1,6 @@
 /*
- * A loop of two instructions runs for a small and a large count; the difference leaves out what entering
- * the guest costs. The loop ends at an OUT, which ring 3 may execute because IOPL is 3.
+ * A loop of two instructions runs for a small and a large count; the difference leaves out what
+ * entering the guest costs. The loop ends at an OUT, which ring 3 may execute because IOPL is 3.
  */
 #include "engine/measure.h"
 
@@ -52,8 +52,8 @@ static int run_loop(struct probe *p, u32 cpl, u64 count, u64 *ns, struct err *e)
 	while (!r && (x.type == EXIT_NONE || x.type == EXIT_KICKED));
 	*ns = host_clock_ns() - start;
 	if (r || x.type == EXIT_ERROR)
-		return err_set(e, r ? r : -EIO, "a loop of two instructions in ring %u fails: %s", cpl,
-			       r ? strerror(-r) : x.error);
+		return err_set(e, r ? r : -EIO, "a loop of two instructions in ring %u fails: %s",
+			       cpl, r ? strerror(-r) : x.error);
 	if (x.type != EXIT_PIO)
 		return err_set(e, -EIO, "a loop of two instructions in ring %u does not end", cpl);
 	return 0;

@@ -20,6 +20,8 @@ import time
 
 ROOT = os.path.realpath(os.path.join(os.path.dirname(__file__), "../.."))
 BUILD = DOPPEL = GUEST = ""
+# The engine under test; what "auto" would choose depends on the host.
+ENGINE = os.environ.get("DOPPEL_ENGINE", "soft")
 # Slow hosts and instrumented builds stretch every time limit by this factor.
 PATIENCE = float(os.environ.get("DOPPEL_PATIENCE", "1"))
 
@@ -193,7 +195,7 @@ def initramfs():
 
 def doppel(*arguments, append=None, initrd=None, memory="512M"):
     """A command line that boots the stock kernel in doppel; @append=None means no kernel at all."""
-    argv = [DOPPEL, "run", "-m", memory]
+    argv = [DOPPEL, "run", "--engine", ENGINE, "-m", memory]
     if append is not None:
         argv += ["--kernel", kernel(), "--initrd", initrd or initramfs(),
                  "--append", "console=ttyS0 panic=-1 " + append]

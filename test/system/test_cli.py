@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """Bad input: one clear line on standard error, the right exit status, nothing left behind."""
 
+import json
 import os
 import resource
 import subprocess
@@ -172,6 +173,75 @@ class BadInput(suite.Case):
             with self.subTest(" ".join(argv)):
                 self.assertEqual((done.returncode, done.stderr), (0, ""))
                 self.assertTrue(done.stdout.strip())
+
+
+class Engines(suite.Case):
+    """What the host offers, and the choice that follows from it."""
+
+    def engines(self, **options):
+        """The report on each engine by name."""
+        done = subprocess.run([guest.DOPPEL, "check", "--json"], stdout=subprocess.PIPE, check=True,
+                              timeout=60 * guest.PATIENCE, **options)
+        return {engine["name"]: engine for engine in json.loads(done.stdout)["engines"]}
+
+    def boot(self, *arguments, **options):
+        argv = guest.doppel("--net", "none", *arguments,
+                            append='quiet doppel.net=off doppel.cmd="echo all is well"')
+        return subprocess.run(argv, stdin=subprocess.DEVNULL, text=True, stdout=subprocess.PIPE,
+                              stderr=subprocess.PIPE, timeout=60 * guest.PATIENCE, **options)
+
+    def test_report(self):
+        """check --json measures what is usable and gives a reason for what is not"""
+        for name, engine in self.engines().items():
+            with self.subTest(name):
+                if engine["usable"]:
+                    self.assertGreater(engine["ring0_ns"], 0)
+                self.assertEqual(engine["native"], engine["reason"] == "")
+        soft = self.engines()["soft"]
+        self.assertTrue(soft["usable"] and soft["native"])
+        self.assertLess(max(soft["ring0_ns"], soft["ring3_ns"]), 25)
+
+    def test_auto(self):
+        """auto takes kvm if it runs natively, else soft with at most one line"""
+        kvm = self.engines()["kvm"]
+        done = self.boot("--engine", "auto", "--stats")
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertIn("all is well", done.stdout)
+        words = [line for line in done.stderr.split("\n") if line.startswith("doppel: ")]
+        self.assertIn(("kvm" if kvm["native"] else "soft") + ".", done.stderr)
+        if kvm["native"] or not os.path.exists("/dev/kvm"):
+            self.assertEqual(words, [])
+        else:
+            self.assertEqual(len(words), 1, words)
+            self.assertIn("using soft", words[0])
+
+    def test_permission(self):
+        """no permission for /dev/kvm is not taken for its absence"""
+        if not os.path.exists("/dev/kvm") or os.geteuid() != 0 or os.stat("/dev/kvm").st_mode & 0o006:
+            self.skipTest("needs root, and a /dev/kvm that is not open to all")
+        os.chmod(self.folder, 0o755)
+        nobody = {"user": 65534, "group": 65534, "extra_groups": []}
+        try:
+            kvm = self.engines(**nobody)["kvm"]
+        except OSError:
+            self.skipTest("other users cannot reach the build")
+        self.assertFalse(kvm["usable"])
+        self.assertIn("permission", kvm["reason"])
+
+    def test_explicit(self):
+        """an engine asked for by name is used, with a warning where it emulates"""
+        kvm = self.engines()["kvm"]
+        elf = os.path.join(guest.BUILD, "test/engine/engine-smc.elf")
+        argv = [guest.DOPPEL, "run", "--engine", "kvm", "-m", "64M", "--net", "none", "--no-reboot",
+                "--kernel", elf, "--stats"]
+        done = subprocess.run(argv, stdin=subprocess.DEVNULL, text=True, stdout=subprocess.PIPE,
+                              stderr=subprocess.PIPE, timeout=60 * guest.PATIENCE)
+        if not kvm["usable"]:
+            self.assertEqual(done.returncode, FAILURE)
+            self.assertIn(kvm["reason"], done.stderr)
+            return
+        self.assertIn("kvm.entries", done.stderr)
+        self.assertEqual("emulated" in done.stderr.split("\n")[0], not kvm["native"])
 
 
 class Streams(suite.Case):

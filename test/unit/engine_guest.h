@@ -1,7 +1,7 @@
 /*
- * A guest of a few instructions on any engine, through the contract alone: 4 MiB of RAM at 0, 64-bit
- * mode (engine/flat.h), nothing at MMIO_AT. Interrupts and exceptions go to one handler, which counts
- * them by vector in a table in memory.
+ * A guest of a few instructions on any engine, through the contract alone: 4 MiB of RAM at 0,
+ * 64-bit mode (engine/flat.h), nothing at MMIO_AT. Interrupts and exceptions go to one handler,
+ * which counts them by vector in a table in memory.
  */
 #pragma once
 
@@ -22,8 +22,8 @@ enum {
 };
 
 /* Code in 64-bit mode. CODE_OF(name) gives its bytes. */
-#define CODE(name, text)                                                                     \
-	extern const u8 name##_start[], name##_end[];                                        \
+#define CODE(name, text)                              \
+	extern const u8 name##_start[], name##_end[]; \
 	__asm__(".pushsection .rodata\n" #name "_start:\n" text "\n" #name "_end:\n.popsection\n")
 #define CODE_OF(name) name##_start, (u32)(name##_end - name##_start)
 

@@ -1,6 +1,6 @@
 /*
- * A guest's state crosses from one engine to the other in the middle of its work, back and forth, and
- * the work comes out right. 77: one of the engines cannot run here.
+ * A guest's state crosses from one engine to the other in the middle of its work, back and forth,
+ * and the work comes out right. 77: one of the engines cannot run here.
  *
  * Both run with the CPU model that the more limited engine (kvm) leaves.
  */
@@ -14,9 +14,10 @@
 #include <cmocka.h>
 
 /* Sums in registers and memory, an OUT each round. */
-CODE(work, "xor %eax, %eax; mov $1, %ebx; mov $0x100000, %edi; 1: add %rbx, %rax; mov %rax, (%rdi);"
-	   "add (%rdi), %r8; lea 8(%rdi), %rdi; rol $7, %r9; xor %rax, %r9; mov %r9, %r10; push %r10;"
-	   "pop %r11; add %r11, %r12; inc %rbx; out %al, $0x80; cmp $200, %rbx; jbe 1b; hlt");
+CODE(work,
+     "xor %eax, %eax; mov $1, %ebx; mov $0x100000, %edi; 1: add %rbx, %rax; mov %rax, (%rdi);"
+     "add (%rdi), %r8; lea 8(%rdi), %rdi; rol $7, %r9; xor %rax, %r9; mov %r9, %r10; push %r10;"
+     "pop %r11; add %r11, %r12; inc %rbx; out %al, $0x80; cmp $200, %rbx; jbe 1b; hlt");
 
 static const struct engine_ops *soft, *kvm;
 

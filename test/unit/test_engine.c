@@ -227,8 +227,8 @@ static void cpuid_is_the_model(void **state)
 		cpuid_query(&g->cpuid, 0, s->cr.cr4, XCR0_X87, l->leaf, l->subleaf, want);
 		if (s->gpr.r[RAX] != want[0] || s->gpr.r[RBX] != want[1] ||
 		    s->gpr.r[RCX] != want[2] || s->gpr.r[RDX] != want[3])
-			fail_msg("leaf %#x.%u: %#lx %#lx %#lx %#lx, the model has %#x %#x %#x %#x", l->leaf,
-				 l->subleaf, s->gpr.r[RAX], s->gpr.r[RBX], s->gpr.r[RCX],
+			fail_msg("leaf %#x.%u: %#lx %#lx %#lx %#lx, the model has %#x %#x %#x %#x",
+				 l->leaf, l->subleaf, s->gpr.r[RAX], s->gpr.r[RBX], s->gpr.r[RCX],
 				 s->gpr.r[RDX], want[0], want[1], want[2], want[3]);
 	}
 	guest_free(g);
@@ -250,8 +250,9 @@ static struct cpu_state *with_msr(struct guest *g, u32 index, u64 value)
 
 static void msrs_of_the_table(void **state)
 {
-	static const u32 readable[] = {MSR_PAT,  MSR_MISC_ENABLE, 0xfe,    0x179,         0x2ff,
-				       0x250,    MSR_TSC_ADJUST,  MSR_STAR, MSR_SYSENTER_CS, MSR_EFER};
+	static const u32 readable[] = {MSR_PAT,         MSR_MISC_ENABLE, 0xfe,           0x179,
+				       0x2ff,           0x250,           MSR_TSC_ADJUST, MSR_STAR,
+				       MSR_SYSENTER_CS, MSR_EFER};
 	struct guest *g = guest_new(engine);
 	struct vm_exit x = {0};
 
@@ -310,8 +311,8 @@ static void msrs_of_the_machine(void **state)
 	guest_free(g);
 }
 
-/* SDM vol. 2, RDMSR: a reserved or unimplemented register raises #GP(0). Without an IDT that ends in
- * a shutdown, on any host. */
+/* SDM vol. 2, RDMSR: a reserved or unimplemented register raises #GP(0). Without an IDT that ends
+ * in a shutdown, on any host. */
 static void sdm2_wrmsr_invalid_faults(void **state)
 {
 	static const struct {
@@ -556,8 +557,9 @@ static void kick_leaves_instructions_whole(void **state)
 
 /* ---- dirty log and memory ---- */
 
-CODE(touch, "mov $0x100000, %ebx; movb $1, 0x3000(%rbx); mov 0x5000(%rbx), %al; movb $2, 0x8000(%rbx);"
-	    "out %al, $0x80; movb $3, 0x3000(%rbx); out %al, $0x80; hlt");
+CODE(touch,
+     "mov $0x100000, %ebx; movb $1, 0x3000(%rbx); mov 0x5000(%rbx), %al; movb $2, 0x8000(%rbx);"
+     "out %al, $0x80; movb $3, 0x3000(%rbx); out %al, $0x80; hlt");
 
 enum { BITMAP_WORDS = RAM_SIZE / PAGE_SIZE / 64 };
 
@@ -650,7 +652,8 @@ static void state_round_trip_anywhere(void **state)
 	(void)state;
 	while (guest_run(g, &x) != EXIT_HLT) {
 		if (x.type == EXIT_PIO) {
-			engine->kick(g->cpu); /* complete the OUT, then stand between instructions */
+			engine->kick(
+				g->cpu); /* complete the OUT, then stand between instructions */
 			continue;
 		}
 		assert_int_equal(x.type, EXIT_KICKED);
@@ -761,8 +764,8 @@ int main(int argc, char **argv)
 		cmocka_unit_test(impossible_state_is_refused),
 	};
 	const struct CMUnitTest on_processors[] = {
-		/* The emulator lets CPUID and RDTSC through to the processor, forgets windows, takes
-		 * bad values for MSRs, and cannot deliver an interrupt in 64-bit mode. */
+		/* The emulator lets CPUID and RDTSC through to the processor, forgets windows,
+		 * takes bad values for MSRs, and cannot deliver an interrupt in 64-bit mode. */
 		cmocka_unit_test(cpuid_is_the_model),
 		cmocka_unit_test(sdm2_wrmsr_invalid_faults),
 		cmocka_unit_test(sdm3_17_17_3_tsc_moves),

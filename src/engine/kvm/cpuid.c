@@ -2,9 +2,9 @@
  * The guest's CPUID on this engine.
  *
  * The model is made for engines that run system instructions themselves, so it offers more than a
- * kernel may be able to virtualize, and it says that speculation needs no mitigation, which is true of
- * translated code only. Here the guest runs on the processor: what the kernel does not support goes,
- * the claims of immunity are the kernel's, and the controls that mitigations need are added.
+ * kernel may be able to virtualize, and it says that speculation needs no mitigation, which is true
+ * of translated code only. Here the guest runs on the processor: what the kernel does not support
+ * goes, the claims of immunity are the kernel's, and the controls that mitigations need are added.
  */
 #include "engine/kvm/kvm.h"
 
@@ -82,7 +82,10 @@ static u32 *model_reg(struct cpuid_model *m, u32 leaf, u32 subleaf, u32 reg)
 		struct cpuid_leaf *l = &m->leaf[i];
 
 		if (l->leaf == leaf && (!l->has_subleaf || l->subleaf == subleaf))
-			return reg == EAX ? &l->eax : reg == EBX ? &l->ebx : reg == ECX ? &l->ecx : &l->edx;
+			return reg == EAX   ? &l->eax
+			       : reg == EBX ? &l->ebx
+			       : reg == ECX ? &l->ecx
+					    : &l->edx;
 	}
 	return NULL;
 }

@@ -13,8 +13,8 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-/* With real mode emulated by a virtual-8086 task (VMX without unrestricted guests), the kernel needs
- * four pages that the guest does not: below the flash, where no machine has RAM. */
+/* With real mode emulated by a virtual-8086 task (VMX without unrestricted guests), the kernel
+ * needs four pages that the guest does not: below the flash, where no machine has RAM. */
 enum { IDENTITY_MAP = 0xfffbc000, TSS_PAGES = 0xfffbd000 };
 
 static const char device_path[] = "/dev/kvm";
@@ -75,10 +75,11 @@ static int open_device(struct err *e)
 			       "'adduser USER kvm', then log in again)",
 			       device_path);
 	case ENOENT:
-		return err_set(e, -ENOENT,
-			       "there is no %s: virtualization is off in the firmware, not offered by "
-			       "the outer hypervisor, or the module kvm_intel or kvm_amd is not loaded",
-			       device_path);
+		return err_set(
+			e, -ENOENT,
+			"there is no %s: virtualization is off in the firmware, not offered by "
+			"the outer hypervisor, or the module kvm_intel or kvm_amd is not loaded",
+			device_path);
 	case ENODEV:
 	case ENXIO:
 		return err_set(e, -ENODEV, "%s exists, but the kernel has no KVM behind it",
@@ -95,7 +96,8 @@ static int check_device(int device, struct err *e)
 		return err_set(e, -ENOTSUP, "%s is not KVM of API version %d (KVM_GET_API_VERSION)",
 			       device_path, KVM_API_VERSION);
 	for (u32 i = 0; i < ARRAY_SIZE(needed); i++)
-		if (kvm_ioctl_value(device, KVM_CHECK_EXTENSION, (unsigned long)needed[i].number) <= 0)
+		if (kvm_ioctl_value(device, KVM_CHECK_EXTENSION, (unsigned long)needed[i].number) <=
+		    0)
 			return err_set(e, -ENOTSUP,
 				       "the host's kernel lacks %s (Linux 5.10 and later have it)",
 				       needed[i].name);
@@ -231,8 +233,8 @@ static u32 kvm_counters(struct engine_vm *vm, struct engine_counter *out, u32 ma
 	u32 n;
 
 	for (n = 0; n < KVM_COUNTS && n < max; n++)
-		out[n] = (struct engine_counter){
-			.name = names[n], .value = atomic_load(&vm_of(vm)->counter[n])};
+		out[n] = (struct engine_counter){.name = names[n],
+						 .value = atomic_load(&vm_of(vm)->counter[n])};
 	return n;
 }
 

@@ -1,12 +1,13 @@
 /*
  * Inside the kvm engine: what its files share. Nothing outside this folder includes this.
  *
- * The engine drives Linux' KVM through its device file. It uses the kernel for what the processor does
- * (execution, paging, exceptions) and for nothing else: interrupt controllers and timers are the
- * machine's, the registers that belong to the model are those of cpu/msr.c. So the kernel holds only
- * architectural state, which state_get and state_set move completely.
+ * The engine drives Linux' KVM through its device file. It uses the kernel for what the processor
+ * does (execution, paging, exceptions) and for nothing else: interrupt controllers and timers are
+ * the machine's, the registers that belong to the model are those of cpu/msr.c. So the kernel holds
+ * only architectural state, which state_get and state_set move completely.
  *
- * What is needed of the host's kernel: Linux 5.10 (KVM_CAP_X86_USER_SPACE_MSR, KVM_CAP_X86_MSR_FILTER).
+ * What is needed of the host's kernel: Linux 5.10 (KVM_CAP_X86_USER_SPACE_MSR,
+ * KVM_CAP_X86_MSR_FILTER).
  */
 #pragma once
 
@@ -72,9 +73,9 @@ struct kvm_vcpu {
 	bool window;   /* return once interrupts are open */
 	bool irq_open; /* they were, when the vCPU was last looked at */
 
-	struct cpu_msrs msr; /* those of the table; the kernel's are stale here */
-	u64 tsc_offset;      /* guest TSC = host TSC + this */
-	bool has_tsc_offset; /* the kernel takes the offset itself, exactly */
+	struct cpu_msrs msr;    /* those of the table; the kernel's are stale here */
+	u64 tsc_offset;         /* guest TSC = host TSC + this */
+	bool has_tsc_offset;    /* the kernel takes the offset itself, exactly */
 	u32 held[KVM_MSRS_MAX]; /* the registers of kvm_held_msrs that this kernel has */
 	u32 helds;
 	char error[128]; /* text of EXIT_ERROR */

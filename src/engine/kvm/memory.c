@@ -1,9 +1,9 @@
 /*
  * Memory slots, one per region of the physmap, and the dirty log.
  *
- * The kernel logs what the guest stores, the physmap's listener what the monitor does; a fetch joins
- * the two. A fetch makes the kernel watch the pages again before it returns the bits, so a store is
- * never lost, at worst reported twice.
+ * The kernel logs what the guest stores, the physmap's listener what the monitor does; a fetch
+ * joins the two. A fetch makes the kernel watch the pages again before it returns the bits, so a
+ * store is never lost, at worst reported twice.
  */
 #include "engine/kvm/kvm.h"
 

@@ -5,8 +5,8 @@
  * (kvm_held). What is denied ends KVM_RUN and is answered from the table of cpu/msr.c, as in every
  * engine, or by the machine. A held register that the kernel refuses raises #GP.
  *
- * The time-stamp counter can be read but not written by the guest alone: the paravirtual clock moves
- * with it. A write goes through the table and comes back as a new offset.
+ * The time-stamp counter can be read but not written by the guest alone: the paravirtual clock
+ * moves with it. A write goes through the table and comes back as a new offset.
  */
 #include "engine/kvm/kvm.h"
 

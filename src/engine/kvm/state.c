@@ -1,9 +1,9 @@
 /*
  * Architectural state: the kernel's structures and ours.
  *
- * The vCPU's own thread moves it, between two calls of KVM_RUN. Nothing is cached, except which MSRs
- * the table answers (msr.c) and CR8, which the kernel takes from the shared page at each entry when
- * the local APIC is not its own.
+ * The vCPU's own thread moves it, between two calls of KVM_RUN. Nothing is cached, except which
+ * MSRs the table answers (msr.c) and CR8, which the kernel takes from the shared page at each entry
+ * when the local APIC is not its own.
  */
 #include "engine/kvm/kvm.h"
 
@@ -13,7 +13,8 @@
 /* Interrupt shadow in struct kvm_vcpu_events (KVM API, 4.31). */
 enum { SHADOW_MOV_SS = 1, SHADOW_STI = 2 };
 
-/* Where the kernel believes the local APIC to be, and that it is on: CPUID's APIC bit follows that. */
+/* Where the kernel believes the local APIC to be, and that it is on: CPUID's APIC bit follows that.
+ */
 static const u64 apic_base = 0xfee00800;
 
 static struct kvm_vcpu *vcpu_of(struct engine_vcpu *vcpu)
@@ -279,7 +280,8 @@ static int set_intr(struct kvm_vcpu *v, const struct cpu_intr *i)
 		.nmi = {.pending = i->nmi_pending, .masked = i->nmi_blocked},
 	};
 
-	x.interrupt.shadow = (i->shadow_sti ? SHADOW_STI : 0) | (i->shadow_mov_ss ? SHADOW_MOV_SS : 0);
+	x.interrupt.shadow =
+		(i->shadow_sti ? SHADOW_STI : 0) | (i->shadow_mov_ss ? SHADOW_MOV_SS : 0);
 	if (i->pending && i->is_exception) {
 		x.exception.injected = 1;
 		x.exception.nr = i->vector;

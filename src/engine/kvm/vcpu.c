@@ -1,15 +1,16 @@
 /*
  * vCPUs: entering the guest and telling why it was left.
  *
- * An exit that needs an answer (port, memory, MSR) is finished by the *next* KVM_RUN, which the kernel
- * begins by storing the answer in the guest. The kernel reports all elements of a string instruction,
- * or up to eight bytes at any alignment, at once; the contract wants single, aligned accesses, so one
- * of the kernel's exits becomes several of ours and only the last enters the kernel again.
+ * An exit that needs an answer (port, memory, MSR) is finished by the *next* KVM_RUN, which the
+ * kernel begins by storing the answer in the guest. The kernel reports all elements of a string
+ * instruction, or up to eight bytes at any alignment, at once; the contract wants single, aligned
+ * accesses, so one of the kernel's exits becomes several of ours and only the last enters the
+ * kernel again.
  *
- * Kicking. run->immediate_exit is set first: a vCPU that has not entered yet returns at once. Then, if
- * the vCPU says that it is inside, a signal gets it out. The vCPU says so before it enters; with a full
- * barrier on both sides one of the two always sees the other. A signal that comes too late interrupts
- * an entry that nobody asked to end, which is then simply repeated.
+ * Kicking. run->immediate_exit is set first: a vCPU that has not entered yet returns at once. Then,
+ * if the vCPU says that it is inside, a signal gets it out. The vCPU says so before it enters; with
+ * a full barrier on both sides one of the two always sees the other. A signal that comes too late
+ * interrupts an entry that nobody asked to end, which is then simply repeated.
  */
 #include "engine/kvm/kvm.h"
 
@@ -96,7 +97,8 @@ static int start_state(struct kvm_vcpu *v, struct err *e)
 	cpu_state_reset(s);
 	r = kvm_state_set((struct engine_vcpu *)v, CPU_PART_ALL, s);
 	free(s);
-	return r ? err_set(e, r, "the kernel refuses a processor's reset state: %s", strerror(-r)) : 0;
+	return r ? err_set(e, r, "the kernel refuses a processor's reset state: %s", strerror(-r))
+		 : 0;
 }
 
 int kvm_vcpu_create(struct engine_vm *vm, u32 id, struct engine_vcpu **out, struct err *e)
@@ -250,8 +252,10 @@ static bool error(struct kvm_vcpu *v, struct vm_exit *x, const char *what, u64 d
 static bool internal_error(struct kvm_vcpu *v, struct vm_exit *x)
 {
 	if (v->run->internal.suberror == KVM_INTERNAL_ERROR_EMULATION)
-		return error(v, x, "KVM_EXIT_INTERNAL_ERROR: the host's KVM cannot emulate an instruction",
-			     v->run->internal.suberror);
+		return error(
+			v, x,
+			"KVM_EXIT_INTERNAL_ERROR: the host's KVM cannot emulate an instruction",
+			v->run->internal.suberror);
 	return error(v, x, "KVM_EXIT_INTERNAL_ERROR", v->run->internal.suberror);
 }
 
