@@ -109,8 +109,11 @@ struct engine_ops {
 	int (*vcpu_create)(struct engine_vm *vm, u32 id, struct engine_vcpu **vcpu, struct err *e);
 	void (*vcpu_destroy)(struct engine_vcpu *vcpu);
 
-	/* Complete the previous exit, run, describe the next exit. 0, or -errno when the engine
-	 * failed. */
+	/*
+	 * Complete the previous exit, run, describe the next exit. 0, or -errno when the engine failed.
+	 * After EXIT_KICKED, EXIT_HLT and EXIT_IRQ_WINDOW the CPU stands between two instructions; after an
+	 * exit that wants an answer it does not, and a state taken then starts the instruction over.
+	 */
 	int (*run)(struct engine_vcpu *vcpu, struct vm_exit *exit);
 
 	/* Make run() return EXIT_KICKED soon; if it is not running, the next run() returns at once.
