@@ -211,7 +211,7 @@ static void timer_deadline(void)
 	}
 	apic_write(APIC_LVT_TIMER, APIC_TSC_DEADLINE | VEC_TIMER);
 	for (int i = 0; i < 5; i++) {
-		deadline = rdtsc() + 1000000;
+		deadline = rdtsc() + 20000000;
 		wrmsr(0x6e0, deadline);
 		expect_eq(rdmsr(0x6e0), deadline);
 		s = state_for(USER64, spin);

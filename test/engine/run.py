@@ -61,6 +61,11 @@ def read_skips(place):
     return found
 
 
+def endless(place):
+    """Guests that cannot run to their end there, and why."""
+    return {guest: reason for guest, pattern, reason in read_skips(place) if pattern.pattern == "the end"}
+
+
 class Verdict:
     """One case of a guest's report: passed, failed or skipped, and the reason of the latter."""
 

@@ -10,6 +10,7 @@
 
 #include <errno.h>
 #include <pthread.h>
+#include <sched.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdatomic.h>
@@ -504,7 +505,7 @@ static void *kick_again_and_again(void *opaque)
 		atomic_fetch_add(&k->kicks, 1);
 		/* Only once the last kick was seen: one that is lost leaves the guest spinning. */
 		while (atomic_load(&k->seen) == seen && !atomic_load(&k->stop))
-			;
+			sched_yield();
 	}
 	return NULL;
 }
