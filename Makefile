@@ -68,9 +68,9 @@ soak:
 	@tools/mkinitramfs $(GUEST) $(GUEST)/initramfs
 	@DOPPEL_BUILD=$(abspath $(BUILD)) DOPPEL_GUEST=$(abspath $(GUEST)) test/system/soak.py $(or $(SOAK_SECONDS),1800)
 
-# The kvm engine on a processor with SVM, which QEMU emulates: 2 to 4 minutes.
+# The kvm engine on a processor with SVM, which QEMU emulates: part of make test as well.
 test-kvm:
-	@tools/deps build run test kvm
+	@tools/deps build run test
 	@$(MAKE) --no-print-directory all
 	@tools/fetch-kernel $(GUEST)
 	@tools/mkinitramfs $(GUEST) $(GUEST)/initramfs

@@ -178,7 +178,7 @@ def main():
     parser = argparse.ArgumentParser(description="test the kvm engine under emulated SVM")
     parser.add_argument("--build", default=os.path.join(ROOT, "build"))
     parser.add_argument("--timeout", type=float,
-                        default=540 * float(os.environ.get("DOPPEL_PATIENCE", "1")))
+                        default=330 * float(os.environ.get("DOPPEL_PATIENCE", "1")))
     parser.add_argument("--only", default="*", help="run only what this shell pattern names")
     parser.add_argument("--qemu", action="append", default=[], help="another argument for QEMU")
     options = parser.parse_args()
