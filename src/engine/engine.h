@@ -97,8 +97,10 @@ struct engine_ops {
 	/* Regions were added to or removed from the physmap. No vCPU may be inside run(). */
 	int (*memory_update)(struct engine_vm *vm, struct err *e);
 
-	/* Dirty log: start or stop it; fetch and clear one bit per page of region @region into
-	 * @bitmap. */
+	/*
+	 * Dirty log: start or stop it; fetch and clear one bit per page of region @region into @bitmap.
+	 * No page that was written is missing; a page that was only read may be there, once.
+	 */
 	int (*dirty_log)(struct engine_vm *vm, bool on);
 	int (*dirty_fetch)(struct engine_vm *vm, u32 region, u64 *bitmap);
 

@@ -575,6 +575,12 @@ static u64 dirty_data(struct guest *g)
 	return bitmap[DATA_AT / PAGE_SIZE / 64];
 }
 
+/* KVM logs a writable page when it maps it, also for a read: page 5 may be there, nothing else. */
+static u64 may_be_reported(void)
+{
+	return strcmp(engine->name, "kvm") ? 0 : BIT(5);
+}
+
 static void dirty_log_is_exact(void **state)
 {
 	struct guest *g = fresh(CODE_OF(touch));
@@ -584,7 +590,7 @@ static void dirty_log_is_exact(void **state)
 	assert_int_equal(engine->dirty_log(g->vm, true), 0);
 	assert_int_equal(dirty_data(g), 0);
 	expect_exit(g, &x, EXIT_PIO);
-	assert_int_equal(dirty_data(g), BIT(3) | BIT(8));
+	assert_int_equal(dirty_data(g) & ~may_be_reported(), BIT(3) | BIT(8));
 	assert_int_equal(dirty_data(g), 0);
 	expect_exit(g, &x, EXIT_PIO);
 	assert_int_equal(dirty_data(g), BIT(3));
