@@ -42,8 +42,8 @@ int lockdown_files(enum sandbox_mode mode, struct err *e)
 int lockdown(enum sandbox_mode mode, const struct sandbox_list *engine, struct err *e)
 {
 	const struct sandbox_list *const lists[] = {
-		&base_sandbox,  &loop_sandbox, &chardev_sandbox, &file_sandbox,
-		&block_sandbox, &net_sandbox,  &stdio_sandbox,   engine, NULL,
+		&base_sandbox, &loop_sandbox,  &chardev_sandbox, &file_sandbox, &block_sandbox,
+		&net_sandbox,  &stdio_sandbox, engine,           NULL,
 	};
 
 	return sandbox_install(mode, SANDBOX_PROCESS, lists, e);

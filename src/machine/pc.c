@@ -622,7 +622,8 @@ static int build_confinement(struct pc *pc, struct err *e)
 	return lockdown_files(pc->config.sandbox, e);
 }
 
-/* Before the devices, which ask what the processors are like, and while files can still be opened. */
+/* Before the devices, which ask what the processors are like, and while files can still be opened.
+ */
 static int build_vm(struct pc *pc, struct err *e)
 {
 	const struct engine_ops *engine = pc->config.engine;

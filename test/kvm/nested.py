@@ -37,7 +37,7 @@ trial() {
 	echo "@@ end $name $?"
 }
 doppel="/test/doppel run --engine kvm --net none --no-reboot"
-limit=60
+limit=120
 trial check /test/doppel check
 trial engine /test/test_engine kvm
 trial crossing /test/test_crossing
@@ -48,7 +48,7 @@ limit=150
 trial debian $doppel -m 256M --kernel vmlinuz --initrd initramfs \\
 	--append 'console=ttyS0 doppel.cmd="cat /proc/cpuinfo; seq 1 20000 | sort -rn | md5sum; dmesg -r | grep ^.[0-4]"'
 echo "@@ all done"
-limit=60
+limit=120
 for elf in $endless; do
 	trial "$elf" $doppel -m 64M --kernel "$elf"
 done
