@@ -24,7 +24,7 @@ static void find_vendor(struct host_offer *h)
 	for (u32 i = 0; i < 3 && __get_cpuid(LEAF_BRAND + i, &a, &b, &c, &d); i++) {
 		const u32 text[4] = {a, b, c, d};
 
-		memcpy(h->model + 16 * i, text, sizeof(text));
+		memcpy(h->model + 16ul * i, text, sizeof(text));
 	}
 	if (!h->model[0])
 		snprintf(h->model, sizeof(h->model), "unknown");

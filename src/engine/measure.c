@@ -62,7 +62,7 @@ static int run_loop(struct probe *p, u32 cpl, u64 count, u64 *ns, struct err *e)
 static int run_loops(struct probe *p, u32 cpl, double *ns, struct err *e)
 {
 	const u64 long_enough = 500000;
-	u64 small, large, best = 0, count;
+	u64 small = 0, large = 0, best = 0, count;
 	int r = 0;
 
 	for (count = LARGE; !r && best < long_enough && count <= LARGEST; count *= 8) {

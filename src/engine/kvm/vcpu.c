@@ -146,7 +146,7 @@ void kvm_vcpu_destroy(struct engine_vcpu *vcpu)
 
 static u8 *pio_data(struct kvm_vcpu *v)
 {
-	return (u8 *)v->run + v->run->io.data_offset + v->done * v->run->io.size;
+	return (u8 *)v->run + v->run->io.data_offset + (u64)v->done * v->run->io.size;
 }
 
 static void offer_pio(struct kvm_vcpu *v, struct vm_exit *x)
