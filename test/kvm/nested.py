@@ -47,6 +47,8 @@ done
 limit=150
 trial debian $doppel -m 256M --kernel vmlinuz --initrd initramfs \\
 	--append 'console=ttyS0 doppel.cmd="cat /proc/cpuinfo; seq 1 20000 | sort -rn | md5sum; dmesg -r | grep ^.[0-4]"'
+trial processors $doppel -m 256M -c 2 --kernel vmlinuz --initrd initramfs \
+	--append 'console=ttyS0 doppel.cmd="grep -c ^processor /proc/cpuinfo; dmesg | grep -c clocksource:"'
 echo "@@ all done"
 limit=120
 for elf in $endless; do
@@ -174,6 +176,11 @@ def report_debian(report, trial):
     report.case("doppel-init: status" in text, "Debian ran its command")
 
 
+def report_processors(report, trial):
+    """Debian brought up both processors."""
+    report.case(bool(trial) and trial.status == 0 and "2" in trial.lines, "Debian with two processors")
+
+
 def main():
     parser = argparse.ArgumentParser(description="test the kvm engine under emulated SVM")
     parser.add_argument("--build", default=os.path.join(ROOT, "build"))
@@ -196,6 +203,7 @@ def main():
     for elf in elves:
         report_guest(report, found.get(os.path.basename(elf)), elf)
     report_debian(report, found.get("debian"))
+    report_processors(report, found.get("processors"))
     report.case(complete, "everything ran")
     print(f"1..{report.count}")
     print(f"# {report.count - report.failed} passed, {report.failed} failed, "
