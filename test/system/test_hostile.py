@@ -27,7 +27,8 @@ def image(name):
 
 class Hostile(suite.Case):
     def start_fatal(self, words, *arguments):
-        argv = [guest.DOPPEL, "run", "-m", "64M", "--kernel", image("guest-fatal.elf"), "--append", words,
+        argv = [guest.DOPPEL, "run", "--engine", guest.ENGINE, "-m", "64M",
+                "--kernel", image("guest-fatal.elf"), "--append", words,
                 "--net", "none", *arguments]
         out = open(self.path("out"), "wb")
         self.addCleanup(out.close)
@@ -53,7 +54,8 @@ class Hostile(suite.Case):
     def test_devices(self):
         """wild rings, registers, ports, MSRs and code (test/guest/hostile.c)"""
         disk = self.file("disk", b"Z" * (1 << 20))
-        argv = [guest.DOPPEL, "run", "-m", "64M", "--kernel", image("guest-hostile.elf"),
+        argv = [guest.DOPPEL, "run", "--engine", guest.ENGINE, "-m", "64M",
+                "--kernel", image("guest-hostile.elf"),
                 "--disk", "path=" + disk, "--net", "user", "--virtio-console", "none", "--no-reboot"]
         done = subprocess.run(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                               stderr=subprocess.PIPE, timeout=120 * guest.PATIENCE)
@@ -125,7 +127,8 @@ class Hostile(suite.Case):
     def test_output_nobody_reads(self):
         """a flood of output into a pipe that nobody reads does not keep the machine from being ended"""
         read, write = os.pipe()
-        argv = [guest.DOPPEL, "run", "-m", "64M", "--kernel", image("guest-fatal.elf"), "--append",
+        argv = [guest.DOPPEL, "run", "--engine", guest.ENGINE, "-m", "64M",
+                "--kernel", image("guest-fatal.elf"), "--append",
                 "output-forever", "--net", "none"]
         process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=write, stderr=subprocess.PIPE)
         self.addCleanup(process.wait)
