@@ -98,8 +98,9 @@ struct engine_ops {
 	int (*memory_update)(struct engine_vm *vm, struct err *e);
 
 	/*
-	 * Dirty log: start or stop it; fetch and clear one bit per page of region @region into @bitmap.
-	 * No page that was written is missing; a page that was only read may be there, once.
+	 * Dirty log: start or stop it; fetch and clear one bit per page of region @region into
+	 * @bitmap. No page that was written is missing; a page that was only read may be there,
+	 * once.
 	 */
 	int (*dirty_log)(struct engine_vm *vm, bool on);
 	int (*dirty_fetch)(struct engine_vm *vm, u32 region, u64 *bitmap);
@@ -112,9 +113,10 @@ struct engine_ops {
 	void (*vcpu_destroy)(struct engine_vcpu *vcpu);
 
 	/*
-	 * Complete the previous exit, run, describe the next exit. 0, or -errno when the engine failed.
-	 * After EXIT_KICKED, EXIT_HLT and EXIT_IRQ_WINDOW the CPU stands between two instructions; after an
-	 * exit that wants an answer it does not, and a state taken then starts the instruction over.
+	 * Complete the previous exit, run, describe the next exit. 0, or -errno when the engine
+	 * failed. After EXIT_KICKED, EXIT_HLT and EXIT_IRQ_WINDOW the CPU stands between two
+	 * instructions; after an exit that wants an answer it does not, and a state taken then
+	 * starts the instruction over.
 	 */
 	int (*run)(struct engine_vcpu *vcpu, struct vm_exit *exit);
 
