@@ -299,8 +299,8 @@ static void add_structured_features(struct build *b)
 
 /*
  * The KVM interface (Linux, Documentation/virt/kvm/x86/cpuid.rst) as far as it is implemented: no
- * I/O delays, the clock if the TSC can carry it, and what machine/paravirt.h does. Leaf 0x40000010 gives TSC and APIC timer
- * frequency in kHz.
+ * I/O delays, the clock if the TSC can carry it, and what machine/paravirt.h does. Leaf 0x40000010
+ * gives TSC and APIC timer frequency in kHz.
  */
 static void add_hypervisor(struct build *b, const struct cpuid_request *req)
 {

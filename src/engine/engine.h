@@ -83,8 +83,8 @@ struct engine_ops {
 	const struct sandbox_list *sandbox;
 
 	/*
-	 * Hypercalls come out as EXIT_HYPERCALL and the paravirtual registers are those of cpu_msrs, so that the
-	 * machine can offer guests what machine/paravirt.h does.
+	 * Hypercalls come out as EXIT_HYPERCALL and the paravirtual registers are those of
+	 * cpu_msrs, so that the machine can offer guests what machine/paravirt.h does.
 	 */
 	bool paravirt;
 

@@ -1,13 +1,14 @@
 /*
  * Theory of operation
  *
- * A guest gives each processor a record in its memory (MSR_KVM_STEAL_TIME). While the vCPU's thread sleeps
- * in HLT the record says so. A processor that drops translations everywhere sends sleepers no interrupt: it
- * adds a request to the record, by compare-exchange, and the sleeper drops all its translations when it
- * wakes, having taken the record back by exchange, before it runs anything.
+ * A guest gives each processor a record in its memory (MSR_KVM_STEAL_TIME). While the vCPU's thread
+ * sleeps in HLT the record says so. A processor that drops translations everywhere sends sleepers
+ * no interrupt: it adds a request to the record, by compare-exchange, and the sleeper drops all its
+ * translations when it wakes, having taken the record back by exchange, before it runs anything.
  *
- * Stolen time is what a vCPU wanted to run and did not: the time since it woke less what its thread has used
- * of a processor. It is brought up to date before sleeping, and every ACCOUNT_NS while running.
+ * Stolen time is what a vCPU wanted to run and did not: the time since it woke less what its thread
+ * has used of a processor. It is brought up to date before sleeping, and every ACCOUNT_NS while
+ * running.
  */
 #include "machine/paravirt.h"
 
@@ -25,8 +26,8 @@ enum {
 	FLUSH_TLB = 1 << 1,
 };
 
-#define CALL_UNKNOWN   (-1000ul) /* KVM_ENOSYS */
-#define MSI_ADDRESS    0xfee00000ul
+#define CALL_UNKNOWN (-1000ul) /* KVM_ENOSYS */
+#define MSI_ADDRESS  0xfee00000ul
 static const u64 ACCOUNT_NS = 10000000;
 
 /* struct kvm_steal_time */

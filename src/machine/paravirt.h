@@ -1,7 +1,7 @@
 /*
  * What guests that know they are virtualised ask of the machine, by the interface of Linux's KVM
- * (Documentation/virt/kvm/x86/hypercalls.rst and msr.rst there): to wake a processor that waits for a lock,
- * to interrupt many at once, and to tell which ones do not run.
+ * (Documentation/virt/kvm/x86/hypercalls.rst and msr.rst there): to wake a processor that waits for
+ * a lock, to interrupt many at once, and to tell which ones do not run.
  */
 #pragma once
 

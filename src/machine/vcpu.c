@@ -72,7 +72,7 @@ static void machine_unlock(struct vcpu *v)
 static void wake(struct vcpu *v)
 {
 	if (!v->engine)
-		return; /* it could not be created */
+		return;                        /* it could not be created */
 	if (!atomic_fetch_or(&v->halted, 0)) { /* a full barrier, which a load is not */
 		engine_of(v)->kick(v->engine);
 		return;
@@ -272,7 +272,8 @@ void vcpus_reset(struct vcpu_set *set, const struct cpu_state *entry)
 	set->tsc_start = __builtin_ia32_rdtsc();
 	for (u32 i = 0; i < set->count; i++) {
 		set->cpu[i].reset_wanted = true;
-		/* Here and not in take_reset(): another vCPU may be on its way, and start this one. */
+		/* Here and not in take_reset(): another vCPU may be on its way, and start this one.
+		 */
 		atomic_store(&set->cpu[i].events, 0);
 	}
 	pthread_mutex_unlock(&set->lock);

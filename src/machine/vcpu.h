@@ -40,10 +40,10 @@ struct vcpu {
 
 	/* The vCPU's thread only. */
 	bool waits_for_sipi;
-	bool hlt;         /* the guest executed HLT */
-	u64 cr8;          /* as last agreed between engine and local APIC */
-	bool unhalted;    /* the next HLT ends at once: another processor said so before it came */
-	bool preempted;   /* paravirt.c: the guest's record says that this vCPU sleeps */
+	bool hlt;       /* the guest executed HLT */
+	u64 cr8;        /* as last agreed between engine and local APIC */
+	bool unhalted;  /* the next HLT ends at once: another processor said so before it came */
+	bool preempted; /* paravirt.c: the guest's record says that this vCPU sleeps */
 	u64 account_ns, account_used_ns; /* ... clock and thread's time at the last accounting */
 	bool tpr_changed; /* the local APIC's task priority is newer than the engine's CR8 */
 	u64 exits[VCPU_EXIT_TYPES];
@@ -76,7 +76,7 @@ struct vcpu_set {
 
 	pthread_mutex_t lock; /* guards what follows and vcpu.reset_wanted; leaf */
 	pthread_cond_t changed;
-	atomic_bool stop; /* everybody shall park */
+	atomic_bool stop;  /* everybody shall park */
 	atomic_uint awake; /* vCPUs that do not halt */
 	u32 host_cpus;     /* that this process may use */
 	bool quit;

@@ -1,6 +1,6 @@
 /*
- * Several processors: starting them, interrupts between them in both modes of the local APIC, waking
- * from HLT, and translations dropped on request.
+ * Several processors: starting them, interrupts between them in both modes of the local APIC,
+ * waking from HLT, and translations dropped on request.
  */
 #include "smp.h"
 
@@ -64,7 +64,8 @@ static void drain(void)
 	do
 		sti_cli();
 	while ((x2apic ? rdmsr(MSR_X2APIC + (APIC_IRR >> 4) + word)
-		       : apic_read(APIC_IRR + 0x10 * word)) & bit);
+		       : apic_read(APIC_IRR + 0x10 * word)) &
+	       bit);
 }
 
 /* Open for interrupts until told otherwise. */
@@ -486,9 +487,15 @@ static u64 hypercall(u64 nr, u64 a, u64 b, u64 c, u64 d)
 	u64 result;
 
 	if (cpu_is_amd())
-		__asm__ volatile("vmmcall" : "=a"(result) : "a"(nr), "b"(a), "c"(b), "d"(c), "S"(d) : "memory");
+		__asm__ volatile("vmmcall"
+				 : "=a"(result)
+				 : "a"(nr), "b"(a), "c"(b), "d"(c), "S"(d)
+				 : "memory");
 	else
-		__asm__ volatile("vmcall" : "=a"(result) : "a"(nr), "b"(a), "c"(b), "d"(c), "S"(d) : "memory");
+		__asm__ volatile("vmcall"
+				 : "=a"(result)
+				 : "a"(nr), "b"(a), "c"(b), "d"(c), "S"(d)
+				 : "memory");
 	return result;
 }
 

@@ -1,7 +1,7 @@
 /*
- * Code that one processor changes and others run (SDM vol. 3, 8.1.3): handed over with a serialising
- * instruction, patched by way of a breakpoint as kernels do, and found to be code only while another
- * processor is about to store to its page.
+ * Code that one processor changes and others run (SDM vol. 3, 8.1.3): handed over with a
+ * serialising instruction, patched by way of a breakpoint as kernels do, and found to be code only
+ * while another processor is about to store to its page.
  */
 #include "smp.h"
 
@@ -14,7 +14,7 @@ static volatile u32 wrong, seen_wrong;
 
 static u32 (*function_at(u32 offset))(void)
 {
-	return (u32 (*)(void))(page + offset);
+	return (u32(*)(void))(page + offset);
 }
 
 /* mov $value, %eax; ret */
@@ -69,8 +69,8 @@ static void handed_over(void)
 }
 
 /*
- * The runner translates whenever it likes; the writer's store comes late in straight code that has begun
- * with another store to the same page, when there was no code on it yet.
+ * The runner translates whenever it likes; the writer's store comes late in straight code that has
+ * begun with another store to the same page, when there was no code on it yet.
  */
 static void run_always(void *argument)
 {

@@ -1,10 +1,10 @@
 /*
- * Memory between processors: locked instructions wherever their operand lies, and the orders of loads and
- * stores that the processor allows and forbids (SDM vol. 3, 8.2.3).
+ * Memory between processors: locked instructions wherever their operand lies, and the orders of
+ * loads and stores that the processor allows and forbids (SDM vol. 3, 8.2.3).
  *
- * The litmus tests run their few instructions again and again, each time on fresh cache lines and with
- * the processors released together. What the manual forbids must never be seen; what it allows, the store
- * buffer passing a load, must be, or the test would prove nothing.
+ * The litmus tests run their few instructions again and again, each time on fresh cache lines and
+ * with the processors released together. What the manual forbids must never be seen; what it
+ * allows, the store buffer passing a load, must be, or the test would prove nothing.
  */
 #include "smp.h"
 
@@ -100,7 +100,10 @@ static void add_bts(volatile void *at)
 			pause();
 	} while (taken);
 	*(volatile u64 *)&guarded = *(volatile u64 *)&guarded + 1;
-	__asm__ volatile("lock btrq %1, %0" : "+m"(*(volatile u64 *)at) : "r"(bit) : "memory", "cc");
+	__asm__ volatile("lock btrq %1, %0"
+			 : "+m"(*(volatile u64 *)at)
+			 : "r"(bit)
+			 : "memory", "cc");
 }
 
 /* 128 bits: the low half counts up, the high half down. */
@@ -158,8 +161,10 @@ static void count_at(u32 offset, u32 rounds)
 		void (*add)(volatile void *at);
 		u64 mask;
 		const char *name;
-	} list[] = {{add_inc, ~0ul, "inc"},      {add_inc32, 0xffffffff, "incl"},
-		    {add_inc16, 0xffff, "incw"}, {add_xadd, ~0ul, "xadd"},
+	} list[] = {{add_inc, ~0ul, "inc"},
+		    {add_inc32, 0xffffffff, "incl"},
+		    {add_inc16, 0xffff, "incw"},
+		    {add_xadd, ~0ul, "xadd"},
 		    {add_cmpxchg, ~0ul, "cmpxchg"}};
 	u8 *at = area + offset;
 	u32 total = processors() * rounds, low, high;
@@ -199,7 +204,8 @@ static void locked_unaligned(void)
 	area = pages_alloc(2, PAGE_SIZE);
 	count_at(0x103, 2000);
 	for (u32 k = 1; k < 8; k += 2)
-		count_at(0x140 - k, 60); /* across a cache line, as far as the operand is that long */
+		count_at(0x140 - k,
+			 60); /* across a cache line, as far as the operand is that long */
 }
 
 static void locked_across_pages(void)
@@ -222,7 +228,8 @@ static void locked_across_scattered_pages(void)
 	count_at(PAGE_SIZE - 3, 200);
 }
 
-/* One processor counts with translated code's own instructions, others through the interpreter's. */
+/* One processor counts with translated code's own instructions, others through the interpreter's.
+ */
 static void plain_reader(void *argument)
 {
 	const struct counter *c = argument;
@@ -232,7 +239,8 @@ static void plain_reader(void *argument)
 		count_up(argument);
 		return;
 	}
-	/* Across a page a plain load is two: only the low half, on its own, never runs backwards. */
+	/* Across a page a plain load is two: only the low half, on its own, never runs backwards.
+	 */
 	for (u32 n = 0; n < c->rounds; n++) {
 		u64 now = *(volatile u16 *)c->at;
 
@@ -402,15 +410,15 @@ static void forbid(const struct litmus *l, u32 tenths)
 #define LOAD(reg, at)    __asm__ volatile("mov %1, %0" : "=r"(reg) : "m"(at))
 
 /* Two in one go, so that nothing comes between. */
-#define STORE_LOAD(store, between, load)                                       \
-	({                                                                     \
-		u64 loaded_;                                                   \
-                                                                               \
-		__asm__ volatile("movq $1, %1; " between "; mov %2, %0"        \
-				 : "=&r"(loaded_), "=m"(store)                 \
-				 : "m"(load)                                   \
+#define STORE_LOAD(store, between, load)                                        \
+	({                                                                      \
+		u64 loaded_;                                                    \
+                                                                                \
+		__asm__ volatile("movq $1, %1; " between "; mov %2, %0"         \
+				 : "=&r"(loaded_), "=m"(store)                  \
+				 : "m"(load)                                    \
 				 : "memory", "cc", "rax", "rbx", "rcx", "rdx"); \
-		loaded_;                                                       \
+		loaded_;                                                        \
 	})
 
 static void mp_step(u32 thread, struct cell *c)
@@ -421,7 +429,9 @@ static void mp_step(u32 thread, struct cell *c)
 		__asm__ volatile("movq $1, %0; movq $1, %1" : "=m"(c->x), "=m"(c->y));
 		return;
 	}
-	__asm__ volatile("mov %2, %0; mov %3, %1" : "=&r"(flag), "=&r"(data) : "m"(c->y), "m"(c->x));
+	__asm__ volatile("mov %2, %0; mov %3, %1"
+			 : "=&r"(flag), "=&r"(data)
+			 : "m"(c->y), "m"(c->x));
 	c->reg[1][0] = flag;
 	c->reg[1][1] = data;
 }
@@ -442,11 +452,11 @@ static bool sb_relaxed(const struct cell *c)
 	return !c->reg[0][0] && !c->reg[1][0];
 }
 
-#define SB_STEP(name, between)                                                            \
-	static void name(u32 thread, struct cell *c)                                      \
-	{                                                                                 \
-		c->reg[thread][0] = thread ? STORE_LOAD(c->y, between, c->x)              \
-					   : STORE_LOAD(c->x, between, c->y);             \
+#define SB_STEP(name, between)                                                \
+	static void name(u32 thread, struct cell *c)                          \
+	{                                                                     \
+		c->reg[thread][0] = thread ? STORE_LOAD(c->y, between, c->x)  \
+					   : STORE_LOAD(c->x, between, c->y); \
 	}
 
 SB_STEP(sb_step, "")

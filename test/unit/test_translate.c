@@ -73,7 +73,8 @@ CODE(selectors, 64,
 CODE(stack, 64,
      "mov $0x49000,%esp; mov $200,%r12d; xor %eax,%eax;"
      "1: push %r12; push %rsp; mov %r12d,%ebx; push $7; lea 8(%rsp),%rcx; test $1,%r12b; jz 2f;"
-     "add %rcx,%rax; push %rcx; pop %rdx; test $2,%r12b; jnz 3f; pop %rsi; add %rsi,%rax; push %rax;"
+     "add %rcx,%rax; push %rcx; pop %rdx; test $2,%r12b; jnz 3f; pop %rsi; add %rsi,%rax; push "
+     "%rax;"
      "2: pop %rdx; xor %rdx,%rax; pop %r9; add %r9,%rax; pop %r10; sub $8,%rsp; add $8,%rsp;"
      "4: dec %r12d; jnz 1b; mov %rsp,%rbp; hlt; 3: lea 24(%rsp),%rsp; add $3,%rax; jmp 4b");
 CODE(sum_32, 32,

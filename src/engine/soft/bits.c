@@ -42,8 +42,10 @@ static void set_cf(struct soft_cpu *c, bool on)
 	c->flags = on ? c->flags | RFLAGS_CF : c->flags & ~RFLAGS_CF;
 }
 
-/* The operand cannot be pinned: device memory, a page crossing, or a page whose stores are watched. */
-static int bit_modify_slowly(struct soft_cpu *c, gva_t lin, u32 size, enum bit_op op, u32 bit, u64 *old)
+/* The operand cannot be pinned: device memory, a page crossing, or a page whose stores are watched.
+ */
+static int bit_modify_slowly(struct soft_cpu *c, gva_t lin, u32 size, enum bit_op op, u32 bit,
+			     u64 *old)
 {
 	bool device;
 	u64 value;

@@ -20,7 +20,8 @@ enum {
 
 /* What translated code covers of one page of RAM. */
 struct page_code {
-	struct block *blocks; /* linked by page_next[k], k = 1 when the page is the block's second */
+	struct block
+		*blocks; /* linked by page_next[k], k = 1 when the page is the block's second */
 	u64 granules;
 };
 
@@ -48,7 +49,9 @@ static s32 cpu_offset(void)
 
 static struct emit emitter(struct cache *c, u64 from, u64 to)
 {
-	return (struct emit){.p = c->rw + from, .end = c->rw + to, .exec_delta = c->exec_delta,
+	return (struct emit){.p = c->rw + from,
+			     .end = c->rw + to,
+			     .exec_delta = c->exec_delta,
 			     .cpu = cpu_offset()};
 }
 
@@ -119,8 +122,8 @@ static int map_code(struct cache *c, struct err *e)
 
 static void *map_zeroed(u64 size)
 {
-	void *p = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
-		       -1, 0);
+	void *p = mmap(NULL, size, PROT_READ | PROT_WRITE,
+		       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 
 	return p == MAP_FAILED ? NULL : p;
 }
@@ -238,7 +241,8 @@ static void block_span(const struct block *b, u32 k, u32 *off, u32 *len)
 	*len = k ? b->size - on_first : on_first;
 }
 
-/* Granules of the block's part @k: its bytes, and on the first page what its translation relies on. */
+/* Granules of the block's part @k: its bytes, and on the first page what its translation relies on.
+ */
 static u64 block_granules(const struct block *b, u32 k)
 {
 	u64 mask;
@@ -251,7 +255,8 @@ static u64 block_granules(const struct block *b, u32 k)
 	return mask;
 }
 
-/* Does a store of @len bytes at @offset of the page of part @k change what the block was made from? */
+/* Does a store of @len bytes at @offset of the page of part @k change what the block was made from?
+ */
 static bool block_is_hit(const struct block *b, u32 k, u32 offset, u32 len)
 {
 	u32 off, n;
@@ -430,7 +435,8 @@ static void recompute_granules(struct page_code *pc, s64 page)
 	}
 }
 
-static bool drop_overlapping(struct soft_vm *vm, struct page_code *pc, s64 page, u32 offset, u32 len)
+static bool drop_overlapping(struct soft_vm *vm, struct page_code *pc, s64 page, u32 offset,
+			     u32 len)
 {
 	struct block *b = pc->blocks, *next;
 	bool dropped = false;

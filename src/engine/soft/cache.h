@@ -1,14 +1,15 @@
 /*
  * The code cache: executable memory, translated blocks, and how to find and drop them.
  *
- * Code memory is one memory file mapped twice, once writable and once executable. Hot code grows from
- * the front, cold code (slow paths) from the middle; when either half, or the metadata arena, is full,
- * everything is dropped and translation starts over. A dropped block's code stays in place until then, so
- * that a vCPU still inside it leaves it normally; its entries are patched to lead to the dispatcher.
+ * Code memory is one memory file mapped twice, once writable and once executable. Hot code grows
+ * from the front, cold code (slow paths) from the middle; when either half, or the metadata arena,
+ * is full, everything is dropped and translation starts over. A dropped block's code stays in place
+ * until then, so that a vCPU still inside it leaves it normally; its entries are patched to lead to
+ * the dispatcher.
  *
- * Blocks are keyed by guest-physical address and mode. Each page of guest RAM that holds translated code
- * has a list of its blocks and a map of the 64-byte granules they cover, so that a store costs a bit test
- * unless it really hits code.
+ * Blocks are keyed by guest-physical address and mode. Each page of guest RAM that holds translated
+ * code has a list of its blocks and a map of the 64-byte granules they cover, so that a store costs
+ * a bit test unless it really hits code.
  *
  * Locking: every function here is called with vm->lock held, except the predicates on a block.
  */
@@ -25,13 +26,13 @@ enum {
 
 /* A direct branch out of a block to the same guest page. */
 struct block_exit {
-	struct block *from, *to; /* to: NULL while unlinked */
+	struct block *from, *to;          /* to: NULL while unlinked */
 	struct block_exit *next_incoming; /* list of to's incoming exits */
-	u8 *site;        /* rel32 to patch, in the writable mapping */
-	u64 unlinked;    /* where site leads while unlinked */
-	u16 target;      /* page offset of the target */
-	bool backward;   /* goes through the target's poll */
-	bool single;     /* leads to the MODE_SINGLE variant */
+	u8 *site;                         /* rel32 to patch, in the writable mapping */
+	u64 unlinked;                     /* where site leads while unlinked */
+	u16 target;                       /* page offset of the target */
+	bool backward;                    /* goes through the target's poll */
+	bool single;                      /* leads to the MODE_SINGLE variant */
 };
 
 struct block {
@@ -42,19 +43,19 @@ struct block {
 	struct block_exit *incoming;
 	struct block_exit *exit; /* [exits] */
 	u32 exits;
-	s64 page[2];      /* physmap page indices; [1] is BLOCK_NO_PAGE unless the block straddles */
-	gpa_t second;     /* gpa of the second page */
-	u16 size;         /* guest bytes */
+	s64 page[2];  /* physmap page indices; [1] is BLOCK_NO_PAGE unless the block straddles */
+	gpa_t second; /* gpa of the second page */
+	u16 size;     /* guest bytes */
 	u16 insns;
 	bool dead;
-	bool flags_live;  /* arithmetic flags are live at its entry, whatever follows the block */
-	u8 peeks;         /* ranges of page[0] that were looked at besides the block's own bytes */
+	bool flags_live; /* arithmetic flags are live at its entry, whatever follows the block */
+	u8 peeks;        /* ranges of page[0] that were looked at besides the block's own bytes */
 	u16 peek_from[MAX_PEEKS], peek_to[MAX_PEEKS];
-	u64 code;         /* executable address of the indirect entry; block's hot code starts here */
+	u64 code; /* executable address of the indirect entry; block's hot code starts here */
 	u32 code_size;
 	u32 enter, poll, direct; /* entry points, relative to code; see translate.c */
-	u32 *host_off;    /* [insns]: where each instruction's hot code starts, relative to code */
-	u16 *guest_off;   /* [insns]: each instruction's offset from pa */
+	u32 *host_off;  /* [insns]: where each instruction's hot code starts, relative to code */
+	u16 *guest_off; /* [insns]: each instruction's offset from pa */
 };
 
 /* Trampolines at fixed places in code memory: rel32-reachable from everywhere in it. */
@@ -67,17 +68,17 @@ struct cache {
 	u64 rx; /* executable mapping */
 	u64 size;
 	s64 exec_delta;
-	u64 hot, cold;           /* next free offsets */
-	u64 hot_start, hot_end;  /* limits of the hot part; cold runs from hot_end to size */
+	u64 hot, cold;          /* next free offsets */
+	u64 hot_start, hot_end; /* limits of the hot part; cold runs from hot_end to size */
 	struct cache_entries entry;
-	struct emit thunk;       /* region for thunk.c */
-	u8 *arena;               /* metadata */
+	struct emit thunk; /* region for thunk.c */
+	u8 *arena;         /* metadata */
 	u64 arena_used, arena_size;
-	struct block **hash;     /* CACHE_HASH buckets */
+	struct block **hash;      /* CACHE_HASH buckets */
 	struct page_code **pages; /* per physmap page, NULL without code */
-	struct block **index;    /* in order of code address */
+	struct block **index;     /* in order of code address */
 	u32 blocks;
-	u32 generation;          /* counts full flushes */
+	u32 generation; /* counts full flushes */
 	u64 pages_count;
 	u64 dropped; /* single blocks, ever; under the VM's lock */
 };
@@ -85,15 +86,16 @@ struct cache {
 /* Look up a live block. */
 struct block *cache_find(struct cache *c, gpa_t pa, u32 mode);
 
-/* Metadata for one translation: a zeroed block with tables for so many instructions and exits; NULL when
- * full. */
+/* Metadata for one translation: a zeroed block with tables for so many instructions and exits; NULL
+ * when full. */
 struct block *cache_block_alloc(struct cache *c, u32 insns, u32 exits);
 
 /* Start emitting hot and cold code; *hot and *cold are bounded by what is free. */
 void cache_emit_begin(struct cache *c, struct emit *hot, struct emit *cold);
 
 /* Enter the finished @b (code, entries and pages filled in) and account its code. */
-void cache_insert(struct cache *c, struct block *b, const struct emit *hot, const struct emit *cold);
+void cache_insert(struct cache *c, struct block *b, const struct emit *hot,
+		  const struct emit *cold);
 
 /* Direct the exit to @to, or back to its stub when @to is NULL. */
 void cache_link(struct cache *c, struct block_exit *x, struct block *to);
@@ -108,7 +110,7 @@ void cache_flush(struct soft_vm *vm);
 struct block *cache_by_pc(struct cache *c, u64 pc);
 
 /*
- * Mark page @page at @host as holding code: drops all write tags. False when a vCPU may still have a store
- * to it under way: its bytes must not be read yet (soft_settle()).
+ * Mark page @page at @host as holding code: drops all write tags. False when a vCPU may still have
+ * a store to it under way: its bytes must not be read yet (soft_settle()).
  */
 bool cache_claim_page(struct soft_cpu *c, s64 page, u8 *host);

@@ -1,11 +1,11 @@
 /*
  * Effective addresses, memory checks, and groups of accesses that share one check.
  *
- * A single check ends in the host page (HOST_S2) and the page offset (HOST_S1). Accesses whose addresses
- * differ by constants only (the stack above all) form a group: one check covers the whole range, before
- * the first of them, and further up where flags are dead if they are live there. When a group's check
- * fails for good (the range crosses a page, is not all writable, or is device memory), execution goes to
- * a variant of the block, from that instruction on, with single checks.
+ * A single check ends in the host page (HOST_S2) and the page offset (HOST_S1). Accesses whose
+ * addresses differ by constants only (the stack above all) form a group: one check covers the whole
+ * range, before the first of them, and further up where flags are dead if they are live there. When
+ * a group's check fails for good (the range crosses a page, is not all writable, or is device
+ * memory), execution goes to a variant of the block, from that instruction on, with single checks.
  */
 #include "engine/soft/translation.h"
 
@@ -16,8 +16,12 @@
 struct ea insn_ea(const struct translation *t, u32 k)
 {
 	const struct insn *i = &t->in[k];
-	struct ea ea = {.seg = i->seg, .base = i->base, .index = i->index, .scale = i->scale,
-			.bits = (u8)(i->addrsize * 8), .rip_relative = i->is_rip_relative,
+	struct ea ea = {.seg = i->seg,
+			.base = i->base,
+			.index = i->index,
+			.scale = i->scale,
+			.bits = (u8)(i->addrsize * 8),
+			.rip_relative = i->is_rip_relative,
 			.disp = i->disp};
 
 	if (ea.rip_relative)
@@ -27,8 +31,12 @@ struct ea insn_ea(const struct translation *t, u32 k)
 
 struct ea stack_ea(const struct translation *t, s64 disp)
 {
-	return (struct ea){.seg = SEG_SS, .base = RSP, .index = NO_REG, .scale = 1,
-			   .bits = (u8)t->bits, .disp = disp};
+	return (struct ea){.seg = SEG_SS,
+			   .base = RSP,
+			   .index = NO_REG,
+			   .scale = 1,
+			   .bits = (u8)t->bits,
+			   .disp = disp};
 }
 
 static bool has_segment_base(const struct ea *ea)
@@ -92,11 +100,10 @@ static void emit_linear(struct translation *t, struct emit *e, const struct ea *
 		emit_add_bit_offset(e, t->bit_reg, size);
 	if (!has_segment_base(ea))
 		return;
-	emit_load_cpu(e, HOST_S2, CPU_DISP(e, seg[0].base) +
-					  (s32)sizeof(struct cpu_segment) * ea->seg);
+	emit_load_cpu(e, HOST_S2,
+		      CPU_DISP(e, seg[0].base) + (s32)sizeof(struct cpu_segment) * ea->seg);
 	emit_lea(e, t->bits, HOST_S1, HOST_S1, HOST_S2, 1, 0);
 }
-
 
 #define HOST_OFFSET  ((u32)(offsetof(struct soft_half, tlb) + offsetof(struct tlb_entry, host)))
 #define DELTA_OFFSET ((u32)(offsetof(struct soft_half, tlb) + offsetof(struct tlb_entry, delta)))
@@ -109,8 +116,8 @@ static void emit_linear(struct translation *t, struct emit *e, const struct ea *
 static u32 tag_offset(bool write)
 {
 	return (u32)offsetof(struct soft_half, tlb) +
-	       (write ? (u32)offsetof(struct tlb_entry, tag_write) :
-			(u32)offsetof(struct tlb_entry, tag_read));
+	       (write ? (u32)offsetof(struct tlb_entry, tag_write)
+		      : (u32)offsetof(struct tlb_entry, tag_read));
 }
 
 static void emit_and32_imm(struct emit *e, u8 reg, u32 imm)
@@ -130,11 +137,12 @@ static void emit_cmp64_imm(struct emit *e, u8 reg, u32 imm)
 }
 
 /*
- * Flags dead: HOST_S1 becomes the page offset, HOST_S2 the entry's word at @word, or with NO_WORD the
- * entry's offset. @address: a register that holds the address too, for the shorter way. Returns the
- * branch to patch.
+ * Flags dead: HOST_S1 becomes the page offset, HOST_S2 the entry's word at @word, or with NO_WORD
+ * the entry's offset. @address: a register that holds the address too, for the shorter way. Returns
+ * the branch to patch.
  */
-static u8 *emit_lookup(struct translation *t, struct emit *e, u8 address, u32 size, bool write, u32 word)
+static u8 *emit_lookup(struct translation *t, struct emit *e, u8 address, u32 size, bool write,
+		       u32 word)
 {
 	u8 *slow;
 
@@ -169,18 +177,17 @@ static u8 *emit_lookup_flags_live(struct translation *t, u32 size, bool write)
 	return slow;
 }
 
-
 /* Check [address, address + size) before instruction @k; the slow path branch is returned. */
 static u8 *emit_any_lookup(struct translation *t, u32 k, const struct ea *ea, u32 size, bool write)
 {
 	emit_linear(t, &t->hot, ea, size);
-	return t->live[k] ? emit_lookup_flags_live(t, size, write) :
-			    emit_lookup(t, &t->hot, HOST_S1, size, write, HOST_OFFSET);
+	return t->live[k] ? emit_lookup_flags_live(t, size, write)
+			  : emit_lookup(t, &t->hot, HOST_S1, size, write, HOST_OFFSET);
 }
 
 /*
- * Can the access use its own base register and displacement, with the entry's delta for an index? Then
- * the address need not wait for the tag.
+ * Can the access use its own base register and displacement, with the entry's delta for an index?
+ * Then the address need not wait for the tag.
  */
 static bool is_based(const struct translation *t, const struct ea *ea)
 {
@@ -190,8 +197,8 @@ static bool is_based(const struct translation *t, const struct ea *ea)
 }
 
 /*
- * cpu's stack page becomes that of the entry at HOST_S2; HOST_S1 and flags are clobbered. Its address is
- * host - delta: the write tag may be gone since it was compared, by another thread.
+ * cpu's stack page becomes that of the entry at HOST_S2; HOST_S1 and flags are clobbered. Its
+ * address is host - delta: the write tag may be gone since it was compared, by another thread.
  */
 static void emit_fill_stack_page(struct translation *t, struct emit *e)
 {
@@ -205,8 +212,8 @@ static void emit_fill_stack_page(struct translation *t, struct emit *e)
 }
 
 /*
- * Flags dead, base rsp: HOST_S2 becomes the delta, by the stack page or else the TLB. Returns the branch
- * to patch.
+ * Flags dead, base rsp: HOST_S2 becomes the delta, by the stack page or else the TLB. Returns the
+ * branch to patch.
  */
 static u8 *emit_stack_lookup(struct translation *t, const struct ea *ea, u32 size, bool write)
 {
@@ -238,15 +245,15 @@ static u8 *emit_based_lookup(struct translation *t, const struct ea *ea, u32 siz
 			   DELTA_OFFSET);
 }
 
-static struct host_mem emit_single_check(struct translation *t, u32 k, const struct ea *ea, u32 size,
-					 bool write)
+static struct host_mem emit_single_check(struct translation *t, u32 k, const struct ea *ea,
+					 u32 size, bool write)
 {
 	struct emit *cold = &t->cold;
 	u64 retry = emit_here(&t->hot);
 	u32 info = site_info(t, k) | (size - 1) << SITE_SIZE_SHIFT;
 	bool based = !t->live[k] && is_based(t, ea);
-	u8 *slow = based ? emit_based_lookup(t, ea, size, write) :
-			   emit_any_lookup(t, k, ea, size, write);
+	u8 *slow = based ? emit_based_lookup(t, ea, size, write)
+			 : emit_any_lookup(t, k, ea, size, write);
 
 	emit_patch(&t->hot, slow, emit_here(cold));
 	if (t->live[k])
@@ -263,8 +270,8 @@ static struct host_mem emit_single_check(struct translation *t, u32 k, const str
 		t->skip[t->skips++] = emit_jmp_forward(cold);
 	t->loaded = NO_GROUP;
 	if (based)
-		return (struct host_mem){.base = host_reg(ea->base), .index = HOST_S2,
-					 .disp = (s32)ea->disp};
+		return (struct host_mem){
+			.base = host_reg(ea->base), .index = HOST_S2, .disp = (s32)ea->disp};
 	return (struct host_mem){.base = HOST_S2, .index = HOST_S1};
 }
 
@@ -293,13 +300,16 @@ struct host_mem emit_check(struct translation *t, u32 k, const struct ea *ea, u3
 	}
 	t->loaded = g;
 	if (t->group[g].by_delta)
-		return (struct host_mem){.base = host_reg(ea->base), .index = HOST_S2,
+		return (struct host_mem){.base = host_reg(ea->base),
+					 .index = HOST_S2,
 					 .disp = (s32)ea->disp + (ea->base == RSP ? t->sp : 0)};
-	return (struct host_mem){.base = HOST_S2, .index = NO_REG,
+	return (struct host_mem){.base = HOST_S2,
+				 .index = NO_REG,
 				 .disp = (s32)(t->group_off[k][n] - t->group[g].lo)};
 }
 
-struct host_mem emit_check_one(struct translation *t, u32 k, const struct ea *ea, u32 size, bool write)
+struct host_mem emit_check_one(struct translation *t, u32 k, const struct ea *ea, u32 size,
+			       bool write)
 {
 	struct host_mem m = emit_check(t, k, ea, size, write);
 
@@ -314,8 +324,12 @@ struct host_mem emit_check_one(struct translation *t, u32 k, const struct ea *ea
 /* Byte range that the group's check covers, as an address before instruction @k. */
 static struct ea group_ea(const struct translation *t, const struct group *g, u32 k)
 {
-	struct ea ea = {.seg = g->seg, .base = g->base, .index = NO_REG, .scale = 1,
-			.bits = (u8)t->bits, .disp = g->lo - t->base_off[g->base][k]};
+	struct ea ea = {.seg = g->seg,
+			.base = g->base,
+			.index = NO_REG,
+			.scale = 1,
+			.bits = (u8)t->bits,
+			.disp = g->lo - t->base_off[g->base][k]};
 
 	if (g->base == GROUP_RIP) {
 		ea.base = NO_REG;
@@ -363,8 +377,9 @@ static void emit_group_check(struct translation *t, u32 k, u32 n)
 	emit_mov_imm64(cold, HOST_S2, (u64)x);
 	emit_store_cpu(cold, CPU_DISP(cold, link), HOST_S2);
 	emit_linear(t, cold, &ea, size);
-	emit_mov_imm32(cold, HOST_S2, site_info(t, k) | (size - 1) << SITE_SIZE_SHIFT | SITE_GROUP |
-					      (g->write ? SITE_WRITE : 0));
+	emit_mov_imm32(cold, HOST_S2,
+		       site_info(t, k) | (size - 1) << SITE_SIZE_SHIFT | SITE_GROUP |
+			       (g->write ? SITE_WRITE : 0));
 	emit_call(cold, t->cache->entry.miss);
 	emit_jmp(cold, retry);
 }
@@ -416,18 +431,25 @@ static struct access operand_access(const struct translation *t, u32 k)
 	const struct insn *i = &t->in[k];
 	struct ea ea = insn_ea(t, k);
 
-	return (struct access){
-		.base = ea.rip_relative ? (u8)GROUP_RIP : ea.base, .seg = ea.seg, .disp = ea.disp,
-		.size = i->mem_size, .write = i->mem_write,
-		.groupable = ea_is_supported(t, &ea) && ea.index == NO_REG &&
-			     (ea.base != NO_REG || ea.rip_relative) && ea.bits == t->bits &&
-			     !has_segment_base(&ea) && i->mem_size && i->mem_size <= 64 && !i->masked};
+	return (struct access){.base = ea.rip_relative ? (u8)GROUP_RIP : ea.base,
+			       .seg = ea.seg,
+			       .disp = ea.disp,
+			       .size = i->mem_size,
+			       .write = i->mem_write,
+			       .groupable = ea_is_supported(t, &ea) && ea.index == NO_REG &&
+					    (ea.base != NO_REG || ea.rip_relative) &&
+					    ea.bits == t->bits && !has_segment_base(&ea) &&
+					    i->mem_size && i->mem_size <= 64 && !i->masked};
 }
 
 static struct access stack_access(const struct translation *t, u8 base, s64 disp, bool write)
 {
-	return (struct access){.base = base, .seg = SEG_SS, .disp = disp, .size = t->bits / 8,
-			       .write = write, .groupable = true};
+	return (struct access){.base = base,
+			       .seg = SEG_SS,
+			       .disp = disp,
+			       .size = t->bits / 8,
+			       .write = write,
+			       .groupable = true};
 }
 
 /* The accesses of instruction @k in the order in which emission checks them. */
@@ -438,16 +460,20 @@ static u32 list_accesses(const struct translation *t, u32 k, struct access out[2
 	u32 n = 0;
 
 	switch (i->cls) {
-	case INSN_DATA: case INSN_JMP_INDIRECT:
+	case INSN_DATA:
+	case INSN_JMP_INDIRECT:
 		if (i->has_mem)
 			out[n++] = operand_access(t, k);
 		break;
-	case INSN_PUSH: case INSN_CALL: case INSN_CALL_INDIRECT:
+	case INSN_PUSH:
+	case INSN_CALL:
+	case INSN_CALL_INDIRECT:
 		if (i->has_mem)
 			out[n++] = operand_access(t, k);
 		out[n++] = stack_access(t, RSP, -size, true);
 		break;
-	case INSN_POP: case INSN_RET:
+	case INSN_POP:
+	case INSN_RET:
 		if (!i->has_mem)
 			out[n++] = stack_access(t, RSP, 0, false);
 		break;
@@ -455,8 +481,7 @@ static u32 list_accesses(const struct translation *t, u32 k, struct access out[2
 		if (i->mnemonic == ZYDIS_MNEMONIC_LEAVE)
 			out[n++] = stack_access(t, RBP, 0, false);
 		break;
-	default:
-		break;
+	default: break;
 	}
 	return n;
 }
@@ -467,13 +492,11 @@ bool adds_constant(const struct translation *t, u32 k, u8 reg, s64 *by)
 	s64 size = t->bits / 8;
 
 	switch (i->cls) {
-	case INSN_PUSH:
-		*by = -size;
-		return reg == RSP && i->opsize == size;
+	case INSN_PUSH: *by = -size; return reg == RSP && i->opsize == size;
 	case INSN_POP:
 		*by = size;
-		return reg == RSP && i->opsize == size && !i->has_mem &&
-		       i->opcode_reg.reg != RSP && i->rm.reg != RSP;
+		return reg == RSP && i->opsize == size && !i->has_mem && i->opcode_reg.reg != RSP &&
+		       i->rm.reg != RSP;
 	case INSN_LEA:
 		*by = i->disp;
 		return i->reg.reg == reg && i->base == reg && i->index == NO_REG &&
@@ -483,14 +506,13 @@ bool adds_constant(const struct translation *t, u32 k, u8 reg, s64 *by)
 			return false;
 		*by = i->mnemonic == ZYDIS_MNEMONIC_SUB ? -i->imm : i->imm;
 		return i->mnemonic == ZYDIS_MNEMONIC_ADD || i->mnemonic == ZYDIS_MNEMONIC_SUB;
-	default:
-		return false;
+	default: return false;
 	}
 }
 
 /* Put access @a (of instruction @k, @n-th) into the open group of its base, or open one. */
-static void join_group(struct translation *t, u32 k, u32 n, const struct access *a, u8 open[GROUP_BASES],
-		       const u8 since[GROUP_BASES])
+static void join_group(struct translation *t, u32 k, u32 n, const struct access *a,
+		       u8 open[GROUP_BASES], const u8 since[GROUP_BASES])
 {
 	s64 lo = a->disp + t->base_off[a->base][k], hi = lo + a->size;
 	struct group *g = open[a->base] == NO_GROUP ? NULL : &t->group[open[a->base]];
@@ -505,9 +527,12 @@ static void join_group(struct translation *t, u32 k, u32 n, const struct access 
 			return;
 		open[a->base] = (u8)t->groups;
 		g = &t->group[t->groups++];
-		*g = (struct group){.base = a->base, .seg = a->seg,
+		*g = (struct group){.base = a->base,
+				    .seg = a->seg,
 				    .since = MAX(since[a->base], t->certain),
-				    .first = (u8)k, .lo = lo, .hi = hi};
+				    .first = (u8)k,
+				    .lo = lo,
+				    .hi = hi};
 	}
 	g->lo = MIN(g->lo, lo);
 	g->hi = MAX(g->hi, hi);

@@ -37,8 +37,13 @@ void emit_u64(struct emit *e, u64 v)
 void emit_nops(struct emit *e, u32 n)
 {
 	static const u8 nop[][9] = {
-		{0}, {0x90}, {0x66, 0x90}, {0x0f, 0x1f, 0x00}, {0x0f, 0x1f, 0x40, 0x00},
-		{0x0f, 0x1f, 0x44, 0x00, 0x00}, {0x66, 0x0f, 0x1f, 0x44, 0x00, 0x00},
+		{0},
+		{0x90},
+		{0x66, 0x90},
+		{0x0f, 0x1f, 0x00},
+		{0x0f, 0x1f, 0x40, 0x00},
+		{0x0f, 0x1f, 0x44, 0x00, 0x00},
+		{0x66, 0x0f, 0x1f, 0x44, 0x00, 0x00},
 		{0x0f, 0x1f, 0x80, 0x00, 0x00, 0x00, 0x00},
 		{0x0f, 0x1f, 0x84, 0x00, 0x00, 0x00, 0x00, 0x00},
 		{0x66, 0x0f, 0x1f, 0x84, 0x00, 0x00, 0x00, 0x00, 0x00},
@@ -143,7 +148,8 @@ static void put_rex(struct emit *e, bool w, u8 reg, u8 index, u8 base)
 		emit_u8(e, rex);
 }
 
-/* ModRM, SIB and displacement for [base + index * scale + disp]; @long_disp forces disp32 (EVEX). */
+/* ModRM, SIB and displacement for [base + index * scale + disp]; @long_disp forces disp32 (EVEX).
+ */
 static void put_mem(struct emit *e, u8 reg, u8 base, u8 index, u8 scale, s32 disp, bool long_disp)
 {
 	u8 field = (u8)((reg & 7) << 3);
@@ -374,8 +380,8 @@ void emit_store_imm(struct emit *e, struct host_mem m, s32 imm, u32 size)
 static s32 put_half(struct emit *e, u32 half, u32 off)
 {
 	emit_u8(e, half == HALF_USER ? PREFIX_GS : PREFIX_FS);
-	return half == HALF_USER ? (s32)(offsetof(struct soft_ctx, user) + off) :
-				   CPU_DISP(e, super) + (s32)off;
+	return half == HALF_USER ? (s32)(offsetof(struct soft_ctx, user) + off)
+				 : CPU_DISP(e, super) + (s32)off;
 }
 
 void emit_half_op(struct emit *e, u32 half, u8 opcode, u8 reg, u8 index, u8 scale, u32 off)
@@ -432,9 +438,9 @@ static u8 mapped(const struct insn_field *f, const u8 map[GPR_COUNT])
 /* Host number for the ModRM.reg field, with its bit 3: a mapped GPR or what the guest encoded. */
 static u8 reg_field(const struct insn *i, const u8 map[GPR_COUNT], u8 raw)
 {
-	return i->reg.reg == NO_REG ? raw :
-	       i->reg.high	    ? (u8)(i->reg.reg + 4) :
-				      mapped(&i->reg, map);
+	return i->reg.reg == NO_REG ? raw
+	       : i->reg.high        ? (u8)(i->reg.reg + 4)
+				    : mapped(&i->reg, map);
 }
 
 static u8 rm_field(const struct insn *i, const u8 map[GPR_COUNT], u8 raw)
@@ -470,8 +476,7 @@ static bool has_operand_size(const struct insn *i)
 		return (op & 0xf0) == 0x40 || (op >= 0xa3 && op <= 0xa5) ||
 		       (op >= 0xab && op <= 0xad) || (op & 0xf0) == 0xb0 || op == 0xaf ||
 		       op == 0xc1 || (op == 0xc7 && !i->has_mem) || (op >= 0xc8 && op <= 0xcf);
-	default:
-		return i->bytes[i->opcode_off + 1] == 0x38 && (op == 0xf0 || op == 0xf1);
+	default: return i->bytes[i->opcode_off + 1] == 0x38 && (op == 0xf0 || op == 0xf1);
 	}
 }
 
@@ -537,9 +542,9 @@ static bool emit_legacy(struct emit *e, const struct insn *i, const u8 map[GPR_C
 	u8 modrm = i->has_modrm ? i->bytes[i->modrm_off] : 0;
 	u8 reg = reg_field(i, map, (u8)((modrm >> 3 & 7) | (i->rex & REX_R ? 8 : 0)));
 	u8 rm = rm_field(i, map, (u8)((modrm & 7) | (i->rex & REX_B ? 8 : 0)));
-	u8 opcode_reg = i->opcode_reg.reg == NO_REG ? 0 : i->opcode_reg.high ?
-						      (u8)(i->opcode_reg.reg + 4) :
-						      map[i->opcode_reg.reg];
+	u8 opcode_reg = i->opcode_reg.reg == NO_REG ? 0
+			: i->opcode_reg.high        ? (u8)(i->opcode_reg.reg + 4)
+						    : map[i->opcode_reg.reg];
 	u8 rex = (u8)(i->rex & (REX | REX_W));
 	u8 last = (u8)(i->opcode_off + i->opcode_len - 1);
 
@@ -565,8 +570,8 @@ static bool emit_legacy(struct emit *e, const struct insn *i, const u8 map[GPR_C
 	if (rex)
 		emit_u8(e, rex);
 	emit_bytes(e, i->bytes + i->opcode_off, i->opcode_len - 1u);
-	emit_u8(e, i->opcode_reg.reg == NO_REG ? i->bytes[last] :
-						 (u8)((i->bytes[last] & 0xf8) | (opcode_reg & 7)));
+	emit_u8(e, i->opcode_reg.reg == NO_REG ? i->bytes[last]
+					       : (u8)((i->bytes[last] & 0xf8) | (opcode_reg & 7)));
 	put_tail(e, i, reg, rm, m);
 	return true;
 }
@@ -653,8 +658,8 @@ bool emit_insn(struct emit *e, const struct insn *i, const u8 map[GPR_COUNT], st
 	}
 	switch (i->encoding) {
 	case ENC_LEGACY: return emit_legacy(e, i, map, m);
-	case ENC_VEX:	 emit_vex(e, i, map, m); return true;
-	default:	 emit_evex(e, i, map, m); return true;
+	case ENC_VEX: emit_vex(e, i, map, m); return true;
+	default: emit_evex(e, i, map, m); return true;
 	}
 }
 
@@ -669,7 +674,8 @@ bool emit_insn_identity(struct emit *e, const struct insn *i, struct host_mem m)
 
 /* ---- translated-code convention ---- */
 
-/* Registers of @i's fields that live in cpu->r[] (guest r9-r11): at most four, without repetition. */
+/* Registers of @i's fields that live in cpu->r[] (guest r9-r11): at most four, without repetition.
+ */
 static u32 slot_registers(const struct insn *i, u8 slot[4], u8 written[4])
 {
 	const struct insn_field *field[] = {&i->reg, &i->rm, &i->vvvv, &i->opcode_reg};
@@ -791,7 +797,8 @@ bool emit_data(struct emit *e, const struct insn *i, struct host_mem m)
 
 void emit_table_jump(struct emit *e, u32 half, bool call)
 {
-	s32 disp = put_half(e, half, offsetof(struct soft_half, ibt) + offsetof(struct ibt_entry, code));
+	s32 disp = put_half(e, half,
+			    offsetof(struct soft_half, ibt) + offsetof(struct ibt_entry, code));
 
 	put_rex(e, false, NO_REG, HOST_S2, NO_REG);
 	emit_u8(e, 0xff);

@@ -1,18 +1,18 @@
 /*
- * Host code emission: a bounded byte writer, the few host instructions the engine itself needs, and the
- * re-encoding of guest data instructions with other registers and another memory operand.
+ * Host code emission: a bounded byte writer, the few host instructions the engine itself needs, and
+ * the re-encoding of guest data instructions with other registers and another memory operand.
  *
- * The writer never runs past its end: it sets overflow and drops bytes, and the caller starts over with
- * an empty cache.
+ * The writer never runs past its end: it sets overflow and drops bytes, and the caller starts over
+ * with an empty cache.
  */
 #pragma once
 
 #include "engine/soft/decode.h"
 
 struct emit {
-	u8 *p, *end; /* next byte to write, in the writable mapping */
+	u8 *p, *end;    /* next byte to write, in the writable mapping */
 	s64 exec_delta; /* address in the executable mapping minus address in the writable one */
-	s32 cpu;     /* offset of struct soft_cpu from the thread pointer */
+	s32 cpu;        /* offset of struct soft_cpu from the thread pointer */
 	bool overflow;
 };
 
@@ -42,7 +42,8 @@ void emit_nops(struct emit *e, u32 n); /* @n bytes */
 /* Pad with NOPs until (address + @bias) % @align == 0. */
 void emit_align(struct emit *e, u32 align, u32 bias);
 
-/* Pad so that the rel32 which follows @bias bytes lies in one quadword: stores to it are atomic then. */
+/* Pad so that the rel32 which follows @bias bytes lies in one quadword: stores to it are atomic
+ * then. */
 void emit_align_site(struct emit *e, u32 bias);
 
 /* Executable address of the next byte. */
@@ -51,7 +52,8 @@ static inline u64 emit_here(const struct emit *e)
 	return (u64)e->p + (u64)e->exec_delta;
 }
 
-/* Branches: to an executable address (rel32); forward ones return the rel32 to patch with emit_patch(). */
+/* Branches: to an executable address (rel32); forward ones return the rel32 to patch with
+ * emit_patch(). */
 void emit_jmp(struct emit *e, u64 target);
 void emit_jcc(struct emit *e, u8 cond, u64 target);
 void emit_call(struct emit *e, u64 target);
@@ -69,26 +71,28 @@ void emit_load_cpu(struct emit *e, u8 reg, s32 disp);
 void emit_store_cpu(struct emit *e, s32 disp, u8 reg);
 void emit_store_cpu_imm8(struct emit *e, s32 disp, u8 value);
 void emit_store_cpu_imm32(struct emit *e, s32 disp, u32 value); /* 32 bits */
-void emit_cmp_cpu(struct emit *e, u8 reg, s32 disp); /* 64 bits */
+void emit_cmp_cpu(struct emit *e, u8 reg, s32 disp);            /* 64 bits */
 void emit_cmp_cpu32_imm8(struct emit *e, s32 disp, u8 value);
 void emit_sub_cpu32_imm8(struct emit *e, s32 disp, u8 value);
 void emit_load_cpu32(struct emit *e, u8 reg, s32 disp);
 void emit_load_cpu16(struct emit *e, u8 reg, s32 disp); /* zero-extended, as the next */
-void emit_load_cpu8(struct emit *e, u8 reg, s32 disp); /* zero-extended */
+void emit_load_cpu8(struct emit *e, u8 reg, s32 disp);  /* zero-extended */
 void emit_cmp_cpu8_imm8(struct emit *e, s32 disp, u8 value);
-void emit_sarx_cpu(struct emit *e, u8 dst, s32 disp, u8 count); /* dst = fs:[disp] >> count, signed */
+void emit_sarx_cpu(struct emit *e, u8 dst, s32 disp,
+		   u8 count); /* dst = fs:[disp] >> count, signed */
 void emit_movsxd(struct emit *e, u8 dst, u8 src);
-void emit_jmp_cpu(struct emit *e, s32 disp);  /* jmp fs:[disp] */
-void emit_call_cpu(struct emit *e, s32 disp); /* call fs:[disp] */
+void emit_jmp_cpu(struct emit *e, s32 disp);                  /* jmp fs:[disp] */
+void emit_call_cpu(struct emit *e, s32 disp);                 /* call fs:[disp] */
 void emit_pext_cpu(struct emit *e, u8 dst, u8 src, s32 disp); /* dst = pext(src, fs:[disp]) */
 
 void emit_mov(struct emit *e, u8 dst, u8 src);
 void emit_mov32(struct emit *e, u8 dst, u8 src);
-void emit_xchg(struct emit *e, u8 a, u8 b); /* 64 bits */
+void emit_xchg(struct emit *e, u8 a, u8 b);           /* 64 bits */
 void emit_mov_imm32(struct emit *e, u8 dst, u32 imm); /* zero-extended */
 void emit_mov_imm64(struct emit *e, u8 dst, u64 imm);
 
-/* lea dst, [base + index * scale + disp]; NO_REG for absent ones; @bits 32 truncates, 16 likewise. */
+/* lea dst, [base + index * scale + disp]; NO_REG for absent ones; @bits 32 truncates, 16 likewise.
+ */
 void emit_lea(struct emit *e, u32 bits, u8 dst, u8 base, u8 index, u8 scale, s32 disp);
 
 /* mov between a register and host memory, @size bytes (loads of 4 zero-extend; 1 and 2 too). */
@@ -97,7 +101,8 @@ void emit_store(struct emit *e, struct host_mem m, u8 src, u32 size);
 void emit_store_imm(struct emit *e, struct host_mem m, s32 imm, u32 size);
 
 /*
- * @opcode between @reg and offset @off of the tables (struct soft_half) of privilege half @half, plus
+ * @opcode between @reg and offset @off of the tables (struct soft_half) of privilege half @half,
+ * plus
  * @index * @scale (NO_REG and 1: nothing). 64 bits.
  */
 void emit_half_op(struct emit *e, u32 half, u8 opcode, u8 reg, u8 index, u8 scale, u32 off);
@@ -112,9 +117,9 @@ void emit_pop_host(struct emit *e, u8 reg);
 void emit_cmp(struct emit *e, u8 a, u8 b); /* 64 bits */
 
 /*
- * Re-encode the guest data instruction @i. @map gives the host register for each guest register named
- * in an encoding field; @m replaces the memory operand. False when the encoding cannot express it (a
- * high byte register together with anything that needs REX).
+ * Re-encode the guest data instruction @i. @map gives the host register for each guest register
+ * named in an encoding field; @m replaces the memory operand. False when the encoding cannot
+ * express it (a high byte register together with anything that needs REX).
  */
 bool emit_insn(struct emit *e, const struct insn *i, const u8 map[GPR_COUNT], struct host_mem m);
 
@@ -122,15 +127,15 @@ bool emit_insn(struct emit *e, const struct insn *i, const u8 map[GPR_COUNT], st
 bool emit_insn_identity(struct emit *e, const struct insn *i, struct host_mem m);
 
 /*
- * The same with the register convention of translated code: rsp in r9, r9-r11 through cpu->r[]. @m's
- * base is NO_REG, HOST_S2, or HOST_S2 plus HOST_S1 as index, or a guest register plus HOST_S2. HOST_S1 and HOST_S2 are clobbered. False
- * when it cannot be done; then nothing was emitted.
+ * The same with the register convention of translated code: rsp in r9, r9-r11 through cpu->r[].
+ * @m's base is NO_REG, HOST_S2, or HOST_S2 plus HOST_S1 as index, or a guest register plus HOST_S2.
+ * HOST_S1 and HOST_S2 are clobbered. False when it cannot be done; then nothing was emitted.
  */
 bool emit_data(struct emit *e, const struct insn *i, struct host_mem m);
 
 /*
- * To the guest address in HOST_S1 through the indirect-branch table of privilege half @half, by host
- * call or jump; clobbers HOST_S2, leaves flags alone.
+ * To the guest address in HOST_S1 through the indirect-branch table of privilege half @half, by
+ * host call or jump; clobbers HOST_S2, leaves flags alone.
  */
 void emit_indirect(struct emit *e, u32 half, bool call);
 

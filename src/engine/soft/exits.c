@@ -1,8 +1,9 @@
 /*
- * Ways out of a block: direct and indirect branches, calls and returns, and what is live behind them.
+ * Ways out of a block: direct and indirect branches, calls and returns, and what is live behind
+ * them.
  *
- * A branch within the guest page is a jump that cache_link() patches; one to another page, and every
- * indirect one, goes through the indirect-branch table of the current context.
+ * A branch within the guest page is a jump that cache_link() patches; one to another page, and
+ * every indirect one, goes through the indirect-branch table of the current context.
  */
 #include "engine/soft/translate.h"
 #include "engine/soft/translation.h"
@@ -22,7 +23,8 @@ static void note_peek(struct translation *t, s64 from, s64 to)
 	t->peek_to[t->peeks++] = (u16)MIN(to, (s64)PAGE_SIZE);
 }
 
-/* Instruction at page offset @off, which need not be in the block. False when it cannot be known. */
+/* Instruction at page offset @off, which need not be in the block. False when it cannot be known.
+ */
 static bool decode_ahead(const struct translation *t, s64 off, struct insn *i)
 {
 	u8 bytes[15];
@@ -76,7 +78,8 @@ u16 peek_live(struct translation *t, s64 off)
 	return look_ahead(t, off, PEEK_INSNS);
 }
 
-/* Flags live at the block's entry whatever follows it: what others may rely on while its bytes stay. */
+/* Flags live at the block's entry whatever follows it: what others may rely on while its bytes
+ * stay. */
 bool flags_live_by_itself(const struct translation *t)
 {
 	u16 live = RFLAGS_ARITH;
@@ -134,8 +137,8 @@ static u8 *emit_branch(struct emit *e, u32 branch)
 }
 
 /*
- * A branch to a non-canonical address faults at the branch (SDM vol. 2, JMP), but is found out only when
- * its target is looked up: leave a note of where it is and how it moved the stack pointer.
+ * A branch to a non-canonical address faults at the branch (SDM vol. 2, JMP), but is found out only
+ * when its target is looked up: leave a note of where it is and how it moved the stack pointer.
  */
 static void emit_note_branch(struct translation *t, struct emit *e, u32 off, u32 kind)
 {
@@ -176,8 +179,11 @@ void emit_exit(struct translation *t, s64 off, u32 branch)
 	emit_align_site(hot, branch == BRANCH_JMP || branch == BRANCH_CALL ? 1 : 2);
 	x = &t->b->exit[t->exits++];
 	site = emit_branch(hot, branch);
-	*x = (struct block_exit){.from = t->b, .site = site, .unlinked = emit_here(cold),
-				 .target = (u16)off, .backward = off <= t->off[t->current]};
+	*x = (struct block_exit){.from = t->b,
+				 .site = site,
+				 .unlinked = emit_here(cold),
+				 .target = (u16)off,
+				 .backward = off <= t->off[t->current]};
 	emit_patch(hot, site, x->unlinked);
 	emit_rip(t, cold, off);
 	emit_mov_imm64(cold, HOST_S2, (u64)x);
@@ -241,8 +247,8 @@ static void emit_push_return(struct translation *t, u32 k)
 }
 
 /*
- * On one side flags may be dead, but whoever is meant on the other side may need them: indirect branches
- * arrive wherever the table, or the private stack, leads.
+ * On one side flags may be dead, but whoever is meant on the other side may need them: indirect
+ * branches arrive wherever the table, or the private stack, leads.
  */
 u8 *emit_unless_same(struct emit *e)
 {
@@ -258,9 +264,9 @@ u8 *emit_unless_same(struct emit *e)
 }
 
 /*
- * Behind a return to page offset @next: code_va = HOST_S1 - @next. It mostly has that value, as after a
- * call within the page; comparing instead of storing keeps the addresses that later calls push from
- * depending on this one, through memory, call by call.
+ * Behind a return to page offset @next: code_va = HOST_S1 - @next. It mostly has that value, as
+ * after a call within the page; comparing instead of storing keeps the addresses that later calls
+ * push from depending on this one, through memory, call by call.
  */
 static void emit_code_va(struct translation *t, s64 next)
 {
@@ -280,10 +286,10 @@ static void emit_code_va(struct translation *t, s64 next)
 }
 
 /*
- * Calls and returns use the host's, so that its return predictor works for the guest: the call keeps
- * the complement of the guest return address under the host's on the private stack. A return arrives
- * behind the call with the popped guest address in HOST_S1; if that is not the one kept, it is looked up
- * like any other.
+ * Calls and returns use the host's, so that its return predictor works for the guest: the call
+ * keeps the complement of the guest return address under the host's on the private stack. A return
+ * arrives behind the call with the popped guest address in HOST_S1; if that is not the one kept, it
+ * is looked up like any other.
  */
 static void emit_return_point(struct translation *t, u32 k)
 {

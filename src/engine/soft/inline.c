@@ -1,8 +1,8 @@
 /*
  * System instructions that translated code does in place, because kernels use them all the time.
  *
- * Each returns false when the state at hand wants the interpreter. The supervisor half runs at CPL 0 only:
- * soft_update_mode() has CPL 1 and 2 interpreted.
+ * Each returns false when the state at hand wants the interpreter. The supervisor half runs at CPL
+ * 0 only: soft_update_mode() has CPL 1 and 2 interpreted.
  */
 #include "engine/soft/translation.h"
 
@@ -67,9 +67,9 @@ static bool emit_pushf(struct translation *t, u32 k)
 		return false;
 	m = emit_check_one(t, k, &ea, size, true);
 	emit_store_cpu(e, CPU_DISP(e, spill[1]), RAX);
-	emit_bytes(e, "\x9f\x0f\x90\xc0", 4);     /* lahf; seto al */
-	emit_bytes(e, "\x44\x0f\xb6\xd0", 4);     /* movzx r10d, al */
-	emit_bytes(e, "\x0f\xb6\xc4", 3);         /* movzx eax, ah */
+	emit_bytes(e, "\x9f\x0f\x90\xc0", 4); /* lahf; seto al */
+	emit_bytes(e, "\x44\x0f\xb6\xd0", 4); /* movzx r10d, al */
+	emit_bytes(e, "\x0f\xb6\xc4", 3);     /* movzx eax, ah */
 	emit_rorx32(e, HOST_S1, HOST_S1, 32 - 11);
 	emit_lea(e, 64, HOST_S1, HOST_S1, RAX, 1, 0);
 	emit_add_bit(e, CPU_DISP(e, iflag), 9);
@@ -127,14 +127,16 @@ static bool emit_read_selector(struct translation *t, u32 k)
 
 	if (!insn_reads_selector(i) || t->bits != 64 || i->opsize < 4)
 		return false;
-	emit_load_cpu16(e, dst, CPU_DISP(e, seg[0].selector) +
-					(s32)((modrm >> 3 & 7) * sizeof(struct cpu_segment)));
+	emit_load_cpu16(e, dst,
+			CPU_DISP(e, seg[0].selector) +
+				(s32)((modrm >> 3 & 7) * sizeof(struct cpu_segment)));
 	if (is_slot(reg))
 		emit_store_cpu(e, reg_disp(e, reg), HOST_S1);
 	return true;
 }
 
-/* The branch at @refused, and another unless NULL: let the interpreter do instruction @k, then go on. */
+/* The branch at @refused, and another unless NULL: let the interpreter do instruction @k, then go
+ * on. */
 static void emit_refusal(struct translation *t, u32 k, u8 *refused, u8 *other)
 {
 	struct emit *cold = &t->cold;
@@ -213,8 +215,8 @@ static bool emit_rdtsc(struct translation *t, bool with_aux)
 }
 
 /*
- * BT, BTS, BTR, BTC with memory and a register bit offset: the offset, signed, selects a word of the
- * operand size around the address (SDM vol. 2, BT).
+ * BT, BTS, BTR, BTC with memory and a register bit offset: the offset, signed, selects a word of
+ * the operand size around the address (SDM vol. 2, BT).
  */
 static bool emit_bit_string(struct translation *t, u32 k)
 {
@@ -263,33 +265,30 @@ bool emit_system(struct translation *t, u32 k)
 	struct emit *e = &t->hot;
 
 	switch (t->in[k].mnemonic) {
-	case ZYDIS_MNEMONIC_CLD:
-		emit_store_cpu_imm8(e, CPU_DISP(e, dflag), 0);
-		return true;
-	case ZYDIS_MNEMONIC_STD:
-		emit_store_cpu_imm8(e, CPU_DISP(e, dflag), 1);
-		return true;
+	case ZYDIS_MNEMONIC_CLD: emit_store_cpu_imm8(e, CPU_DISP(e, dflag), 0); return true;
+	case ZYDIS_MNEMONIC_STD: emit_store_cpu_imm8(e, CPU_DISP(e, dflag), 1); return true;
 	case ZYDIS_MNEMONIC_CLI:
 		if (!is_kernel64(t))
 			return false;
 		emit_store_cpu_imm8(e, CPU_DISP(e, iflag), 0);
 		return true;
-	case ZYDIS_MNEMONIC_STI:    return emit_sti(t, k);
-	case ZYDIS_MNEMONIC_MOV:    return emit_read_selector(t, k);
+	case ZYDIS_MNEMONIC_STI: return emit_sti(t, k);
+	case ZYDIS_MNEMONIC_MOV: return emit_read_selector(t, k);
 	case ZYDIS_MNEMONIC_RDFSBASE: return emit_base(t, k, SEG_FS, false);
 	case ZYDIS_MNEMONIC_RDGSBASE: return emit_base(t, k, SEG_GS, false);
 	case ZYDIS_MNEMONIC_WRFSBASE: return emit_base(t, k, SEG_FS, true);
 	case ZYDIS_MNEMONIC_WRGSBASE: return emit_base(t, k, SEG_GS, true);
 	case ZYDIS_MNEMONIC_SWAPGS: return emit_swapgs(t);
-	case ZYDIS_MNEMONIC_RDTSC:  return emit_rdtsc(t, false);
+	case ZYDIS_MNEMONIC_RDTSC: return emit_rdtsc(t, false);
 	case ZYDIS_MNEMONIC_RDTSCP: return emit_rdtsc(t, true);
-	case ZYDIS_MNEMONIC_LEAVE:  return emit_leave_frame(t, k);
-	case ZYDIS_MNEMONIC_PUSHF: case ZYDIS_MNEMONIC_PUSHFD: case ZYDIS_MNEMONIC_PUSHFQ:
-		return emit_pushf(t, k);
-	case ZYDIS_MNEMONIC_BT: case ZYDIS_MNEMONIC_BTS:
-	case ZYDIS_MNEMONIC_BTR: case ZYDIS_MNEMONIC_BTC:
-		return emit_bit_string(t, k);
-	default:
-		return false;
+	case ZYDIS_MNEMONIC_LEAVE: return emit_leave_frame(t, k);
+	case ZYDIS_MNEMONIC_PUSHF:
+	case ZYDIS_MNEMONIC_PUSHFD:
+	case ZYDIS_MNEMONIC_PUSHFQ: return emit_pushf(t, k);
+	case ZYDIS_MNEMONIC_BT:
+	case ZYDIS_MNEMONIC_BTS:
+	case ZYDIS_MNEMONIC_BTR:
+	case ZYDIS_MNEMONIC_BTC: return emit_bit_string(t, k);
+	default: return false;
 	}
 }

@@ -143,8 +143,8 @@ static int exec_lea(struct soft_cpu *c, const struct insn *i)
 }
 
 /*
- * A guest that waits for another of its processors by PAUSE may keep that one from running, when the host
- * has fewer: after some of them let others have the host's.
+ * A guest that waits for another of its processors by PAUSE may keep that one from running, when
+ * the host has fewer: after some of them let others have the host's.
  */
 static int exec_nop(struct soft_cpu *c, const struct insn *i)
 {

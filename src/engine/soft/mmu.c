@@ -252,8 +252,7 @@ static void note_entry(struct soft_half *h, u32 i, gva_t gva, bool global, u8 sh
 
 		if (n < CTX_LOG)
 			h->tlb_log[n] = (u16)i;
-		__atomic_store_n(&h->tlb_logged, MIN(n, (u32)CTX_LOG) + 1,
-				 __ATOMIC_RELEASE);
+		__atomic_store_n(&h->tlb_logged, MIN(n, (u32)CTX_LOG) + 1, __ATOMIC_RELEASE);
 	}
 	if (!global) {
 		if (h->local_logged < CTX_LOG)

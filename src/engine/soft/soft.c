@@ -1,24 +1,24 @@
 /*
- * The soft engine behind the engine contract: VMs, vCPUs, the run loop, and the helpers that translated
- * code calls.
+ * The soft engine behind the engine contract: VMs, vCPUs, the run loop, and the helpers that
+ * translated code calls.
  *
  * The run loop alternates between taking requests (kick, interrupt window, NMI, latched interrupt),
  * finding the block at rip, and translated code. What translation does not cover goes to
- * soft_interpret(). An instruction that needs a device ends run() with an exit; on the next call its
- * result is appended to cpu->frag[] and the instruction starts over, finding it there.
+ * soft_interpret(). An instruction that needs a device ends run() with an exit; on the next call
+ * its result is appended to cpu->frag[] and the instruction starts over, finding it there.
  */
 #include "cpu/msr.h"
-#include "engine/soft/translate.h"
 #include "engine/soft/layout.h"
 #include "engine/soft/tlb.h"
+#include "engine/soft/translate.h"
 #include "engine/soft/util.h"
 
+#include <cpuid.h>
 #include <errno.h>
 #include <sched.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <cpuid.h>
 
 enum { RAS_SIZE = 64 * 1024 };
 
@@ -32,7 +32,8 @@ _Static_assert(offsetof(struct soft_cpu, host_rsp) == OFF_HOST_RSP, "layout.h");
 _Static_assert(offsetof(struct soft_cpu, ras_base) == OFF_RAS_BASE, "layout.h");
 _Static_assert(offsetof(struct soft_cpu, ras_rsp) == OFF_RAS_RSP, "layout.h");
 _Static_assert(LEAVE_HOST_FAULT == LEAVE_HOST_FAULT_ && LEAVE_THUNK == LEAVE_THUNK_ &&
-	       LEAVE_GO_ON == LEAVE_GO_ON_, "layout.h");
+		       LEAVE_GO_ON == LEAVE_GO_ON_,
+	       "layout.h");
 _Static_assert(sizeof(struct tlb_entry) == 32 && sizeof(struct ibt_entry) == 16, "translate.c");
 
 static struct soft_vm *vm_of(struct engine_vm *vm)
@@ -157,7 +158,8 @@ static int soft_dirty_fetch(struct engine_vm *vm, u32 region, u64 *bitmap)
 		soft_drop_write_tags(v, r->page0 + p, r->hva + p * PAGE_SIZE);
 	}
 	pthread_mutex_unlock(&v->lock);
-	/* A store that was under way is on a page reported here, and done before the caller reads it. */
+	/* A store that was under way is on a page reported here, and done before the caller reads
+	 * it. */
 	soft_settle(v, NULL, ~0ul);
 	return 0;
 }
@@ -345,14 +347,16 @@ bool soft_flush_code(struct soft_cpu *c)
 static int check_second_page(struct soft_cpu *c, const struct block *b, bool *same)
 {
 	struct soft_xlat x;
-	int status = soft_translate(c, (c->rip & PAGE_MASK) + PAGE_SIZE, soft_acc(c, ACC_FETCH), &x);
+	int status =
+		soft_translate(c, (c->rip & PAGE_MASK) + PAGE_SIZE, soft_acc(c, ACC_FETCH), &x);
 
 	*same = status == SOFT_OK && x.host && (x.gpa & PAGE_MASK) == (b->second & PAGE_MASK);
 	return status;
 }
 
 /* The live block for @x in @mode, or NULL. vm->lock held. */
-static int find_existing(struct soft_cpu *c, const struct soft_xlat *x, u32 mode, struct block **out)
+static int find_existing(struct soft_cpu *c, const struct soft_xlat *x, u32 mode,
+			 struct block **out)
 {
 	struct block *b = cache_find(c->vm->cache, x->gpa, mode);
 	int status = SOFT_OK;
@@ -383,7 +387,8 @@ static int make_room(struct soft_cpu *c)
 }
 
 /* With the lock held and vector state parked. */
-static int find_or_translate(struct soft_cpu *c, const struct soft_xlat *x, u32 mode, struct block **out)
+static int find_or_translate(struct soft_cpu *c, const struct soft_xlat *x, u32 mode,
+			     struct block **out)
 {
 	struct block *b = NULL;
 	int status;
@@ -424,7 +429,8 @@ static int fault_at_branch(struct soft_cpu *c)
 }
 
 /*
- * The block at c->rip in c->mode, or its MODE_SINGLE variant. SOFT_OK with *out NULL: rip is not in RAM.
+ * The block at c->rip in c->mode, or its MODE_SINGLE variant. SOFT_OK with *out NULL: rip is not in
+ * RAM.
  */
 static int find_block(struct soft_cpu *c, u32 variant, struct block **out)
 {
@@ -488,7 +494,8 @@ static bool run_loop_is_due(const struct soft_cpu *c)
 	       atomic_load_explicit(&c->exit_req, memory_order_relaxed);
 }
 
-/* On at c->rip, which is not in the running block: without a detour through the run loop if possible. */
+/* On at c->rip, which is not in the running block: without a detour through the run loop if
+ * possible. */
 static u32 go_on(struct soft_cpu *c)
 {
 	u32 half = c->mode & MODE_USER ? HALF_USER : HALF_SUPER;
@@ -514,7 +521,8 @@ static u32 deliver(struct soft_cpu *c)
 	return status == SOFT_EXIT ? leave_with(LEAVE_EXIT) : go_on(c);
 }
 
-/* After the interpreter ran the instruction of @site: go on behind it in the block, or elsewhere? */
+/* After the interpreter ran the instruction of @site: go on behind it in the block, or elsewhere?
+ */
 static u32 resume(struct soft_cpu *c, int status, u64 next, u32 mode, u32 site)
 {
 	if (status != SOFT_EXIT)
@@ -647,11 +655,11 @@ static int run_translated(struct soft_cpu *c)
 		why = enter(c, b->code + b->enter, 0);
 	}
 	switch (why) {
-	case LEAVE_INTERPRET:  return interpret(c);
-	case LEAVE_FAULT:      return SOFT_FAULT;
-	case LEAVE_EXIT:       return SOFT_EXIT;
+	case LEAVE_INTERPRET: return interpret(c);
+	case LEAVE_FAULT: return SOFT_FAULT;
+	case LEAVE_EXIT: return SOFT_EXIT;
 	case LEAVE_HOST_FAULT: return soft_host_fault(c);
-	default:	       return SOFT_OK;
+	default: return SOFT_OK;
 	}
 }
 
@@ -663,7 +671,8 @@ static bool irq_is_ready(const struct soft_cpu *c)
 /* Requests from outside and pending events. SOFT_EXIT when run() must return. */
 static int take_requests(struct soft_cpu *c)
 {
-	u32 req = atomic_fetch_and(&c->exit_req, REQ_KICK); /* which stays until run() returns for it */
+	u32 req = atomic_fetch_and(&c->exit_req,
+				   REQ_KICK); /* which stays until run() returns for it */
 
 	if (!soft_pass(c))
 		return exit_kicked(c);
@@ -712,12 +721,16 @@ static void complete_exit(struct soft_cpu *c, const struct vm_exit *exit)
 
 	c->exit = *exit;
 	if (exit->type == EXIT_PIO)
-		*f = (struct soft_fragment){.addr = exit->pio.port, .data = exit->pio.data,
-					    .size = exit->pio.size, .write = !exit->pio.in,
+		*f = (struct soft_fragment){.addr = exit->pio.port,
+					    .data = exit->pio.data,
+					    .size = exit->pio.size,
+					    .write = !exit->pio.in,
 					    .is_port = true};
 	else if (exit->type == EXIT_MMIO)
-		*f = (struct soft_fragment){.addr = exit->mmio.gpa, .data = exit->mmio.data,
-					    .size = exit->mmio.size, .write = exit->mmio.write};
+		*f = (struct soft_fragment){.addr = exit->mmio.gpa,
+					    .data = exit->mmio.data,
+					    .size = exit->mmio.size,
+					    .write = exit->mmio.write};
 	else
 		return;
 	if (c->frag_count < SOFT_FRAGMENTS - 1)
@@ -800,8 +813,13 @@ static void get_parts(struct soft_cpu *c, u32 parts, struct cpu_state *s)
 		s->segs.idtr = c->idtr;
 	}
 	if (parts & CPU_PART_CR)
-		s->cr = (struct cpu_cr){.cr0 = c->cr0, .cr2 = c->cr2, .cr3 = c->cr3, .cr4 = c->cr4,
-					.cr8 = c->cr8, .xcr0 = c->xcr0, .efer = c->efer};
+		s->cr = (struct cpu_cr){.cr0 = c->cr0,
+					.cr2 = c->cr2,
+					.cr3 = c->cr3,
+					.cr4 = c->cr4,
+					.cr8 = c->cr8,
+					.xcr0 = c->xcr0,
+					.efer = c->efer};
 	if (parts & CPU_PART_DR) {
 		memcpy(s->dr.dr, c->dr, sizeof(c->dr));
 		s->dr.dr6 = c->dr6;
@@ -816,9 +834,11 @@ static void get_parts(struct soft_cpu *c, u32 parts, struct cpu_state *s)
 		memcpy(s->fpu.area, c->fpu_area, sizeof(s->fpu.area));
 	}
 	if (parts & CPU_PART_INTR)
-		s->intr = (struct cpu_intr){.pending = c->irq_latched, .vector = c->irq_vector,
+		s->intr = (struct cpu_intr){.pending = c->irq_latched,
+					    .vector = c->irq_vector,
 					    .nmi_pending = c->nmi_pending,
-					    .nmi_blocked = c->nmi_blocked, .shadow_sti = c->shadow,
+					    .nmi_blocked = c->nmi_blocked,
+					    .shadow_sti = c->shadow,
 					    .shadow_mov_ss = c->shadow_mov_ss};
 }
 

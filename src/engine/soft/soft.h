@@ -1,20 +1,20 @@
 /*
  * The soft engine's internal types, shared by its files.
  *
- * Theory of operation. Each vCPU thread owns one struct soft_cpu in thread-local storage; translated
- * code reaches it at a constant displacement from fs. Another per-address-space structure, struct
- * soft_ctx, holds the TLB and the indirect-branch table; translated code reaches it through gs, so that
- * a CR3 switch between known PCIDs is one wrgsbase.
+ * Theory of operation. Each vCPU thread owns one struct soft_cpu in thread-local storage;
+ * translated code reaches it at a constant displacement from fs. Another per-address-space
+ * structure, struct soft_ctx, holds the TLB and the indirect-branch table; translated code reaches
+ * it through gs, so that a CR3 switch between known PCIDs is one wrgsbase.
  *
  * While translated code runs, guest rax rcx rdx rbx rbp rsi rdi r8 r12-r15 are in their own host
- * registers, guest rsp is in host r9, guest r9-r11 live in cpu->r[], host r10 and r11 are scratch, host
- * rsp is a private stack. Guest arithmetic flags are host flags. Vector, mask, x87 registers and MXCSR
- * hold guest values also while the engine's C code runs: everything in this folder is compiled with
- * -mgeneral-regs-only, and code that must call outside (libc, Zydis, devices) first calls
- * soft_fpu_park(), which saves them; translated code is entered only after soft_fpu_live().
+ * registers, guest rsp is in host r9, guest r9-r11 live in cpu->r[], host r10 and r11 are scratch,
+ * host rsp is a private stack. Guest arithmetic flags are host flags. Vector, mask, x87 registers
+ * and MXCSR hold guest values also while the engine's C code runs: everything in this folder is
+ * compiled with -mgeneral-regs-only, and code that must call outside (libc, Zydis, devices) first
+ * calls soft_fpu_park(), which saves them; translated code is entered only after soft_fpu_live().
  *
- * Status of an operation that touches the guest: see enum soft_status. A failed operation has changed
- * no guest state.
+ * Status of an operation that touches the guest: see enum soft_status. A failed operation has
+ * changed no guest state.
  */
 #pragma once
 
@@ -50,9 +50,10 @@ enum {
 };
 
 /*
- * One page translation. A tag is the page's gva, or TLB_EMPTY(i), which no address hashing to entry i
- * can match even with a page crossing. A valid write tag implies a valid read tag of the same page, and
- * a host page that holds no translated code, is dirty in the guest's tables and in the dirty log.
+ * One page translation. A tag is the page's gva, or TLB_EMPTY(i), which no address hashing to entry
+ * i can match even with a page crossing. A valid write tag implies a valid read tag of the same
+ * page, and a host page that holds no translated code, is dirty in the guest's tables and in the
+ * dirty log.
  */
 struct tlb_entry {
 	u64 tag_read, tag_write;
@@ -66,11 +67,11 @@ struct tlb_page {
 #define TLB_EMPTY(i) ((u64)((i) ^ (TLB_SIZE / 2)) << PAGE_SHIFT)
 
 /*
- * The page that the stack was last written in: translated code compares with it before it asks the TLB,
- * so that the address of a stack access does not wait for a tag. An access at offset < limit[] of the
- * page that spans up to STACK_SMALL or STACK_LARGE bytes stays in it; 0 when nothing is known. Filled by
- * translated code from a write tag, emptied with the TLB, when write tags are dropped, and whenever
- * translated code is entered.
+ * The page that the stack was last written in: translated code compares with it before it asks the
+ * TLB, so that the address of a stack access does not wait for a tag. An access at offset < limit[]
+ * of the page that spans up to STACK_SMALL or STACK_LARGE bytes stays in it; 0 when nothing is
+ * known. Filled by translated code from a write tag, emptied with the TLB, when write tags are
+ * dropped, and whenever translated code is entered.
  */
 enum { STACK_SMALL = 64, STACK_LARGE = 512 };
 
@@ -80,19 +81,19 @@ struct stack_page {
 };
 
 /*
- * gva to translated code. The jump goes through code unconditionally; the block it reaches compares gva
- * with the address wanted (it knows whether it may clobber flags). When they differ, and through the
- * code of an empty entry, the second level is tried, which follows the first in the table and is indexed
- * by other bits: functions 64 KiB apart share an entry of the first. What is not there either is looked
- * up in C. Every block is entered in both levels.
+ * gva to translated code. The jump goes through code unconditionally; the block it reaches compares
+ * gva with the address wanted (it knows whether it may clobber flags). When they differ, and
+ * through the code of an empty entry, the second level is tried, which follows the first in the
+ * table and is indexed by other bits: functions 64 KiB apart share an entry of the first. What is
+ * not there either is looked up in C. Every block is entered in both levels.
  */
 struct ibt_entry {
 	u64 gva;
 	u64 code; /* host address of the block's indirect entry */
 };
-#define IBT_MASK       0xfffcul /* address bits that index the first level */
-#define IBT_INDEX(gva) (((gva) & IBT_MASK) >> 2)
-#define IBT2_MASK      0xff0fcul /* and the second */
+#define IBT_MASK        0xfffcul /* address bits that index the first level */
+#define IBT_INDEX(gva)  (((gva)&IBT_MASK) >> 2)
+#define IBT2_MASK       0xff0fcul /* and the second */
 #define IBT2_INDEX(gva) (IBT_SIZE + (((gva) >> 2 & 0x3f) | ((gva) >> 12 & 0xff) << 6))
 
 /* Index of the privilege half: supervisor (CPL 0-2) or user. */
@@ -108,29 +109,31 @@ struct soft_fetch_entry {
 };
 
 /*
- * What is known of the address space at one privilege level. The user half belongs to a context and is
- * reached through gs; the supervisor half belongs to the vCPU and is reached through fs: kernels map
- * themselves globally, so that it survives MOV CR3 but for what is not global.
+ * What is known of the address space at one privilege level. The user half belongs to a context and
+ * is reached through gs; the supervisor half belongs to the vCPU and is reached through fs: kernels
+ * map themselves globally, so that it survives MOV CR3 but for what is not global.
  */
 struct soft_half {
 	struct tlb_entry tlb[TLB_SIZE];
 	struct tlb_page tlb_page[TLB_SIZE]; /* what else is known of each entry's page */
 	struct stack_page stack;
 	struct ibt_entry ibt[IBT_TOTAL];
-	/* Touched indices since the last flush, so that a flush costs what was used; full: flush all. */
+	/* Touched indices since the last flush, so that a flush costs what was used; full: flush
+	 * all. */
 	u32 tlb_logged, ibt_logged;
 	u16 tlb_log[CTX_LOG], ibt_log[IBT_LOG];
 	u32 ibt_mode;       /* mode key of the blocks in ibt[] */
 	u64 exec_pages[64]; /* hashed set of virtual pages with entries in ibt[] */
 
 	/* Private to mmu.c and tlb.c. */
-	u32 local_logged;   /* TLB entries of pages that are not global, logged likewise */
+	u32 local_logged; /* TLB entries of pages that are not global, logged likewise */
 	u16 local_log[CTX_LOG];
-	bool local_code;    /* fetch[] or ibt[] depend on pages that are not global */
+	bool local_code; /* fetch[] or ibt[] depend on pages that are not global */
 	struct soft_fetch_entry fetch[FETCH_SIZE];
 	u64 write_pages[32]; /* hashed set of RAM pages that have had a write tag */
-	/* Regions with entries from pages of 2 or 4 MiB (gva bits 30:21) and 1 GiB (35:30), and those that
-	 * instructions were fetched from (26:21, 35:30), for the lower and upper half of the addresses. */
+	/* Regions with entries from pages of 2 or 4 MiB (gva bits 30:21) and 1 GiB (35:30), and
+	 * those that instructions were fetched from (26:21, 35:30), for the lower and upper half of
+	 * the addresses. */
 	u64 large[2][16], huge[2];
 	u64 exec_large[2], exec_huge[2];
 	bool has_global[2]; /* global entries in the lower, upper half */
@@ -138,9 +141,9 @@ struct soft_half {
 
 struct soft_ctx {
 	struct soft_half user;
-	u64 cr3;       /* bits 63:12 and PCID of the owner; ~0 when free */
+	u64 cr3; /* bits 63:12 and PCID of the owner; ~0 when free */
 	u64 last_used;
-	bool ready;    /* the tables have been initialised */
+	bool ready; /* the tables have been initialised */
 };
 
 /* ---- guest CPU ---- */
@@ -157,7 +160,8 @@ enum soft_mode {
 	MODE_AVX = 1 << 5,    /* and CR4.OSXSAVE, XCR0.AVX */
 	MODE_AVX512 = 1 << 6, /* and XCR0's three AVX-512 bits */
 	MODE_SINGLE = 1 << 7, /* block variant with one check per access */
-	MODE_INTERPRET = 1 << 8, /* this state is not translated at all (16-bit, not flat, TF, DR7, ...) */
+	MODE_INTERPRET =
+		1 << 8, /* this state is not translated at all (16-bit, not flat, TF, DR7, ...) */
 	MODE_COUNT = 1 << 9,
 };
 
@@ -174,54 +178,55 @@ struct soft_fragment {
 
 /* Why translated code came back to the dispatcher (set by dispatch.S and by helpers). */
 enum soft_leave {
-	LEAVE_LOOKUP,    /* cpu->rip is set: find the next block */
-	LEAVE_LINK,      /* as LOOKUP, and cpu->link names the exit to patch */
-	LEAVE_POLL,      /* exit_req was seen at a block entry */
-	LEAVE_INTERPRET, /* run one instruction at cpu->rip in the interpreter */
-	LEAVE_FAULT,     /* exception recorded in cpu->exc */
-	LEAVE_EXIT,      /* cpu->exit is filled in */
+	LEAVE_LOOKUP,     /* cpu->rip is set: find the next block */
+	LEAVE_LINK,       /* as LOOKUP, and cpu->link names the exit to patch */
+	LEAVE_POLL,       /* exit_req was seen at a block entry */
+	LEAVE_INTERPRET,  /* run one instruction at cpu->rip in the interpreter */
+	LEAVE_FAULT,      /* exception recorded in cpu->exc */
+	LEAVE_EXIT,       /* cpu->exit is filled in */
 	LEAVE_HOST_FAULT, /* a host fault in translated code: cpu->fault_* */
-	LEAVE_THUNK,     /* soft_thunk's instruction is done */
-	LEAVE_GO_ON,     /* not left at all: on to the code that cpu->link leads to, for cpu->rip */
+	LEAVE_THUNK,      /* soft_thunk's instruction is done */
+	LEAVE_GO_ON, /* not left at all: on to the code that cpu->link leads to, for cpu->rip */
 };
 
 /* Bits of exit_req. */
 enum {
-	REQ_KICK = 1 << 0,  /* return EXIT_KICKED */
+	REQ_KICK = 1 << 0, /* return EXIT_KICKED */
 	REQ_PASS = 1 << 1, /* another thread wants soft_pass() called: see world.c */
 };
 
 enum soft_stub { STUB_LEAVE, STUB_MISS, STUB_STEP, STUB_THUNK_DONE, SOFT_STUBS };
 
 struct soft_cpu {
-	/* First: what translated code touches (short displacements do not matter, cache lines do). */
-	u64 r[GPR_COUNT]; /* all of them outside translated code; r9-r11 always */
-	u64 rip;          /* next instruction; valid outside translated code */
-	u64 flags;        /* RFLAGS_ARITH bits only; valid outside translated code */
-	u64 code_va;      /* gva of the page of the running block (translated code only) */
+	/* First: what translated code touches (short displacements do not matter, cache lines do).
+	 */
+	u64 r[GPR_COUNT];     /* all of them outside translated code; r9-r11 always */
+	u64 rip;              /* next instruction; valid outside translated code */
+	u64 flags;            /* RFLAGS_ARITH bits only; valid outside translated code */
+	u64 code_va;          /* gva of the page of the running block (translated code only) */
 	_Atomic u32 exit_req; /* nonzero: leave translated code at the next poll */
-	u8 iflag;         /* RFLAGS.IF */
-	u8 dflag;         /* RFLAGS.DF */
-	u8 fpu_is_live;   /* guest vector state is in the host registers */
-	u8 irq_window;    /* request_irq_window() is armed */
-	u64 sysflags;     /* the other RFLAGS bits: TF IOPL NT RF VM AC VIF VIP ID */
-	u64 spill[8];     /* translated code's temporaries */
-	u64 group[8];     /* host addresses of memory groups */
-	u64 link;         /* LEAVE_LINK: host address of the exit's descriptor; LEAVE_GO_ON: of code */
-	u64 host_rsp;     /* the C stack while translated code runs */
-	u64 ras_base;     /* initial host rsp for translated code */
-	u64 stub[8];      /* entry points in dispatch.S (enum soft_stub) */
-	u64 tsc_offset;   /* guest TSC = host TSC + this */
+	u8 iflag;             /* RFLAGS.IF */
+	u8 dflag;             /* RFLAGS.DF */
+	u8 fpu_is_live;       /* guest vector state is in the host registers */
+	u8 irq_window;        /* request_irq_window() is armed */
+	u64 sysflags;         /* the other RFLAGS bits: TF IOPL NT RF VM AC VIF VIP ID */
+	u64 spill[8];         /* translated code's temporaries */
+	u64 group[8];         /* host addresses of memory groups */
+	u64 link;     /* LEAVE_LINK: host address of the exit's descriptor; LEAVE_GO_ON: of code */
+	u64 host_rsp; /* the C stack while translated code runs */
+	u64 ras_base; /* initial host rsp for translated code */
+	u64 stub[8];  /* entry points in dispatch.S (enum soft_stub) */
+	u64 tsc_offset;     /* guest TSC = host TSC + this */
 	u64 tlb_index_mask; /* constants for flag-free checks: pext masks */
 	u64 page_mask;
 	u64 ibt_mask, ibt2_mask;
 	u64 ibt_miss[HALVES], ibt_leave; /* code of empty entries of the first and second level */
-	u64 bit_mask64, bit_mask32; /* 63 and 31 */
-	u32 branch_site;  /* see translate.h */
-	u32 pauses_left;  /* PAUSE instructions until the next look for others who could run */
-	u64 ras_rsp;      /* host rsp of translated code while a helper runs */
+	u64 bit_mask64, bit_mask32;      /* 63 and 31 */
+	u32 branch_site;                 /* see translate.h */
+	u32 pauses_left; /* PAUSE instructions until the next look for others who could run */
+	u64 ras_rsp;     /* host rsp of translated code while a helper runs */
 	struct soft_ctx *ctx;
-	u64 fault_pc;     /* LEAVE_HOST_FAULT: host instruction, trap number, error code */
+	u64 fault_pc; /* LEAVE_HOST_FAULT: host instruction, trap number, error code */
 	u64 fault_trap, fault_error;
 
 	/* Architectural state without arithmetic flags. */
@@ -231,17 +236,18 @@ struct soft_cpu {
 	u64 dr[4], dr6, dr7;
 	struct cpu_msrs msr;
 	u8 cpl;
-	u8 fsgsbase;  /* CR4.FSGSBASE */
-	u32 mode; /* enum soft_mode of the current state; recomputed by soft_update_mode() */
+	u8 fsgsbase; /* CR4.FSGSBASE */
+	u32 mode;    /* enum soft_mode of the current state; recomputed by soft_update_mode() */
 
 	/* Between instructions. */
 	bool nmi_pending, nmi_blocked;
-	bool shadow;         /* interrupts inhibited for the next instruction (STI) */
-	bool shadow_mov_ss;  /* same, and debug exceptions too (MOV SS, POP SS) */
+	bool shadow;        /* interrupts inhibited for the next instruction (STI) */
+	bool shadow_mov_ss; /* same, and debug exceptions too (MOV SS, POP SS) */
 	bool halted;
-	bool code_changed;   /* the running block's bytes were overwritten: do not continue in it */
+	bool code_changed; /* the running block's bytes were overwritten: do not continue in it */
 
-	/* Exception being raised; meaningful with SOFT_FAULT. For #PF cr2 is already set... by delivery. */
+	/* Exception being raised; meaningful with SOFT_FAULT. For #PF cr2 is already set... by
+	 * delivery. */
 	struct {
 		u8 vector;
 		bool has_error;
@@ -255,23 +261,25 @@ struct soft_cpu {
 	u32 frag_next;  /* consumed by the current attempt */
 	struct vm_exit exit;
 
-	bool completing;    /* the next run() first completes the instruction that exited */
-	bool refused;       /* ... and has its result already: run() was kicked before it began */
-	bool irq_latched;   /* inject_irq(): deliver irq_vector before the next instruction */
+	bool completing;  /* the next run() first completes the instruction that exited */
+	bool refused;     /* ... and has its result already: run() was kicked before it began */
+	bool irq_latched; /* inject_irq(): deliver irq_vector before the next instruction */
 	u8 irq_vector;
-	_Atomic bool active; /* inside run(): may hold pointers to blocks and guest pages; see world.c */
-	_Atomic u64 stale;   /* hashed set of pages it may store to though it has no write tag for them */
-	bool alone;          /* has the world stopped */
-	bool wants_alone;    /* the instruction at rip must run with the world stopped */
-	u64 unsettled;       /* soft_translate_block(): pages to settle before it can succeed */
+	_Atomic bool
+		active; /* inside run(): may hold pointers to blocks and guest pages; see world.c */
+	_Atomic u64
+		stale; /* hashed set of pages it may store to though it has no write tag for them */
+	bool alone;    /* has the world stopped */
+	bool wants_alone; /* the instruction at rip must run with the world stopped */
+	u64 unsettled;    /* soft_translate_block(): pages to settle before it can succeed */
 
 	struct soft_vm *vm;
 	u32 id;
-	void *interp;    /* interp.c: decoded-instruction and thunk caches */
+	void *interp;              /* interp.c: decoded-instruction and thunk caches */
 	struct soft_ctx *contexts; /* SOFT_CONTEXTS of them */
-	void *ras_map;   /* mapping that holds the private stack */
-	bool has_wrgsbase; /* the host lets user code set gs.base without a system call */
-	void *alt_stack; /* for signal handlers */
+	void *ras_map;             /* mapping that holds the private stack */
+	bool has_wrgsbase;         /* the host lets user code set gs.base without a system call */
+	void *alt_stack;           /* for signal handlers */
 	struct thunk_slot *thunks;
 	u64 counters[32]; /* enum soft_counter */
 	_Alignas(64) struct soft_half super;
@@ -302,7 +310,8 @@ enum soft_counter {
 /* Per-page state of guest RAM, indexed by physmap page number. */
 enum {
 	PAGE_HAS_CODE = 1 << 0, /* translated code covers part of it: stores go the slow way */
-	PAGE_LOG_DIRTY = 1 << 1, /* dirty log on and page not yet dirty: first store goes the slow way */
+	PAGE_LOG_DIRTY =
+		1 << 1, /* dirty log on and page not yet dirty: first store goes the slow way */
 };
 
 struct soft_vm {
@@ -316,7 +325,7 @@ struct soft_vm {
 	struct soft_cpu *_Atomic holder; /* has the world stopped, or is about to */
 	struct soft_cpu *cpu[64];
 	u32 cpus;
-	u64 xsave_mask;         /* XCR0 bits the host saves and restores */
+	u64 xsave_mask; /* XCR0 bits the host saves and restores */
 };
 
 /* The tables that privilege half @half uses now. */
@@ -333,7 +342,8 @@ static inline u64 soft_rflags(const struct soft_cpu *c)
 	       (u64)c->dflag << 10;
 }
 
-/* Sets every bit; the caller has applied the privilege rules. Call soft_update_mode() if TF or VM changed. */
+/* Sets every bit; the caller has applied the privilege rules. Call soft_update_mode() if TF or VM
+ * changed. */
 static inline void soft_set_rflags(struct soft_cpu *c, u64 v)
 {
 	c->flags = v & RFLAGS_ARITH;
@@ -391,14 +401,14 @@ struct soft_xlat {
 };
 
 /*
- * Walk the guest's tables for linear address @gva (already truncated outside 64-bit mode). Sets A, and D
- * for writes. SOFT_FAULT: #PF with error code and cr2 recorded (or #GP/#SS by the caller for
+ * Walk the guest's tables for linear address @gva (already truncated outside 64-bit mode). Sets A,
+ * and D for writes. SOFT_FAULT: #PF with error code and cr2 recorded (or #GP/#SS by the caller for
  * non-canonical addresses, see soft_canonical()).
  */
 int soft_translate(struct soft_cpu *c, gva_t gva, u32 access, struct soft_xlat *x);
 
-/* Translate and enter into the TLB of the current context. SOFT_OK with *filled = false when the page
- * cannot be entered (device memory, code page or dirty log for writes). */
+/* Translate and enter into the TLB of the current context. SOFT_OK with *filled = false when the
+ * page cannot be entered (device memory, code page or dirty log for writes). */
 int soft_tlb_fill(struct soft_cpu *c, gva_t gva, u32 access, bool *filled);
 
 static inline bool soft_canonical(gva_t gva)
@@ -407,16 +417,17 @@ static inline bool soft_canonical(gva_t gva)
 }
 
 /*
- * Guest memory by linear address. Any length up to 4096, any alignment, page crossings and device memory
- * included (the latter through cpu->frag and SOFT_EXIT). A write checks all its pages before it stores,
- * keeps translated code coherent (sets cpu->code_changed) and the dirty log true.
+ * Guest memory by linear address. Any length up to 4096, any alignment, page crossings and device
+ * memory included (the latter through cpu->frag and SOFT_EXIT). A write checks all its pages before
+ * it stores, keeps translated code coherent (sets cpu->code_changed) and the dirty log true.
  */
 int soft_read(struct soft_cpu *c, gva_t gva, void *buf, u32 len, u32 access);
 int soft_write(struct soft_cpu *c, gva_t gva, const void *buf, u32 len, u32 access);
 
 /*
- * Pin [gva, gva+len) for a read-modify-write: the host pointer when it lies in one RAM page that may be
- * written directly (so that LOCK is native), else *host = NULL and the caller uses soft_read/soft_write.
+ * Pin [gva, gva+len) for a read-modify-write: the host pointer when it lies in one RAM page that
+ * may be written directly (so that LOCK is native), else *host = NULL and the caller uses
+ * soft_read/soft_write.
  */
 int soft_pin_write(struct soft_cpu *c, gva_t gva, u32 len, u32 access, void **host);
 
@@ -426,14 +437,16 @@ int soft_pin_write(struct soft_cpu *c, gva_t gva, u32 len, u32 access, void **ho
  */
 void soft_stored(struct soft_cpu *c, const struct soft_xlat *x, u32 len);
 
-/* Fetch up to 15 bytes of code at linear address @gva; returns SOFT_OK with *len bytes (fewer than 15 only when the
- * next page faults: then decoding decides whether that matters), SOFT_FAULT when the first byte faults. */
+/* Fetch up to 15 bytes of code at linear address @gva; returns SOFT_OK with *len bytes (fewer than
+ * 15 only when the next page faults: then decoding decides whether that matters), SOFT_FAULT when
+ * the first byte faults. */
 int soft_fetch(struct soft_cpu *c, gva_t gva, u8 buf[15], u32 *len);
 
-/* TLB maintenance of this vCPU (SDM vol. 3, 4.10.4). All of them also drop indirect-branch entries and the return-address stack. */
-void soft_tlb_flush_all(struct soft_cpu *c);                 /* every context, globals too */
-void soft_tlb_flush_context(struct soft_cpu *c);             /* the current one */
-void soft_tlb_flush_page(struct soft_cpu *c, gva_t gva);     /* INVLPG */
+/* TLB maintenance of this vCPU (SDM vol. 3, 4.10.4). All of them also drop indirect-branch entries
+ * and the return-address stack. */
+void soft_tlb_flush_all(struct soft_cpu *c);             /* every context, globals too */
+void soft_tlb_flush_context(struct soft_cpu *c);         /* the current one */
+void soft_tlb_flush_page(struct soft_cpu *c, gva_t gva); /* INVLPG */
 void soft_invpcid(struct soft_cpu *c, u64 type, u64 pcid, gva_t gva);
 void soft_load_cr3(struct soft_cpu *c, u64 cr3, bool flush); /* sets c->cr3 and switches context */
 int soft_contexts_init(struct soft_cpu *c);
@@ -462,8 +475,8 @@ void soft_world_leave(struct soft_cpu *c);
 bool soft_world_wait(struct soft_cpu *c);
 
 /*
- * Between two turns of the run loop, after exit_req was taken: no pointer to a block or a page is held.
- * False as above.
+ * Between two turns of the run loop, after exit_req was taken: no pointer to a block or a page is
+ * held. False as above.
  */
 static inline bool soft_pass(struct soft_cpu *c)
 {
@@ -475,15 +488,16 @@ static inline bool soft_pass(struct soft_cpu *c)
 }
 
 /*
- * Every other vCPU stands still in its pass, or is outside run(), until soft_world_resume(). Only where
- * soft_pass() may be called, without vm->lock. False as above; the world is then not stopped.
+ * Every other vCPU stands still in its pass, or is outside run(), until soft_world_resume(). Only
+ * where soft_pass() may be called, without vm->lock. False as above; the world is then not stopped.
  */
 bool soft_world_stop(struct soft_cpu *c);
 void soft_world_resume(struct soft_cpu *c);
 
 /* No vCPU but @self may still store to @pages (soft_stale_bit) without asking. vm->lock held. */
 bool soft_is_settled(struct soft_vm *vm, const struct soft_cpu *self, u64 pages);
-/* Wait for that. @self (NULL: not on a vCPU's thread) passes meanwhile; false as above. No locks held. */
+/* Wait for that. @self (NULL: not on a vCPU's thread) passes meanwhile; false as above. No locks
+ * held. */
 bool soft_settle(struct soft_vm *vm, struct soft_cpu *self, u64 pages);
 
 /* ---- system.c, segment.c, exception.c: privileged state ---- */
@@ -500,9 +514,10 @@ int soft_deliver_nmi(struct soft_cpu *c);
 /* ---- interp.c ---- */
 
 /*
- * Execute one instruction at c->rip. SOFT_OK: state and rip advanced. SOFT_FAULT: c->exc set, rip at the
- * faulting instruction (traps such as #DB and INT n are delivered inside and return SOFT_OK).
- * SOFT_EXIT: c->exit set; call again after completion (or, for HLT, rip is already past it).
+ * Execute one instruction at c->rip. SOFT_OK: state and rip advanced. SOFT_FAULT: c->exc set, rip
+ * at the faulting instruction (traps such as #DB and INT n are delivered inside and return
+ * SOFT_OK). SOFT_EXIT: c->exit set; call again after completion (or, for HLT, rip is already past
+ * it).
  */
 int soft_interpret(struct soft_cpu *c);
 int soft_interp_init(struct soft_cpu *c);
@@ -520,9 +535,10 @@ void soft_fpu_live(struct soft_cpu *c); /* and back */
 struct insn;
 
 /*
- * Execute the data instruction @i on the guest registers in c, with its memory operand (if any) at host
- * address @mem (host-writable, 64 bytes at least, alignment congruent to the guest's modulo 64). GPRs, flags and vector state are
- * updated; rip is not. SOFT_FAULT for #DE, #XM, #MF, #GP(0) for alignment: then no register has changed.
+ * Execute the data instruction @i on the guest registers in c, with its memory operand (if any) at
+ * host address @mem (host-writable, 64 bytes at least, alignment congruent to the guest's modulo
+ * 64). GPRs, flags and vector state are updated; rip is not. SOFT_FAULT for #DE, #XM, #MF, #GP(0)
+ * for alignment: then no register has changed.
  */
 int soft_thunk(struct soft_cpu *c, const struct insn *i, void *mem);
 
@@ -539,7 +555,8 @@ void soft_ibt_flush_all(struct soft_vm *vm);
 
 /* ---- dispatch.S, soft.c, fault.c ---- */
 
-/* Run translated code at @code, an indirect entry with its table position @index2 (IBT_INDEX * 2). */
+/* Run translated code at @code, an indirect entry with its table position @index2 (IBT_INDEX * 2).
+ */
 int soft_enter(struct soft_cpu *c, u64 code, u64 index2);
 void soft_stub_leave(void);
 void soft_stub_miss(void);
@@ -560,7 +577,8 @@ int soft_fault_stack_init(struct soft_cpu *c, struct err *e);
 void soft_fault_stack_destroy(struct soft_cpu *c);
 /* LEAVE_HOST_FAULT: find the guest instruction and the exception. */
 int soft_host_fault(struct soft_cpu *c);
-/* The exception of host trap c->fault_trap, recorded as the guest's; aborts when it is our own bug. */
+/* The exception of host trap c->fault_trap, recorded as the guest's; aborts when it is our own bug.
+ */
 int soft_fault_from_trap(struct soft_cpu *c);
 
 /* The vCPU of this thread. */
@@ -570,5 +588,6 @@ extern _Thread_local struct soft_cpu soft_tls_cpu;
 int soft_cache_create(struct soft_vm *vm, u64 bytes, struct err *e);
 void soft_cache_destroy(struct soft_vm *vm);
 
-/* A store of @len bytes at @offset of RAM page @page happened: drop the blocks it overlaps. True if any was dropped. */
+/* A store of @len bytes at @offset of RAM page @page happened: drop the blocks it overlaps. True if
+ * any was dropped. */
 bool soft_code_stored(struct soft_vm *vm, u64 page, u32 offset, u32 len);

@@ -482,8 +482,8 @@ int op_leave(struct soft_cpu *c, const struct insn *i);
 
 /* ---- data.c: instructions that run natively on their operands ---- */
 /*
- * True when the world stands still. Else the instruction at hand, of which nothing has happened yet, shall
- * return SOFT_OK: it is run again in that state.
+ * True when the world stands still. Else the instruction at hand, of which nothing has happened
+ * yet, shall return SOFT_OK: it is run again in that state.
  */
 bool data_alone(struct soft_cpu *c);
 int exec_data(struct soft_cpu *c, const struct insn *i);

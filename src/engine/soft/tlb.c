@@ -17,12 +17,12 @@
  * The indirect-branch table depends on where the pages it leads into were mapped. Those are in the
  * hashed set exec_pages; a flush of one of them removes the entries that lead into it.
  *
- * The supervisor half is one per vCPU, not per context: what is not global in it is dropped on every
- * MOV CR3, so that it always belongs to the current address space.
+ * The supervisor half is one per vCPU, not per context: what is not global in it is dropped on
+ * every MOV CR3, so that it always belongs to the current address space.
  *
  * A vCPU that loses a write tag to another thread, or to another page, may still be about to store
- * through it; cpu->stale keeps note of that (world.c). What the vCPU itself empties needs no note: the
- * instructions that do so end their block.
+ * through it; cpu->stale keeps note of that (world.c). What the vCPU itself empties needs no note:
+ * the instructions that do so end their block.
  *
  * Threads: a context is changed by its vCPU's thread only, except that soft_drop_write_tags() may
  * empty write tags of any (see mmu.c for how it and filling exclude each other), and that
@@ -425,8 +425,8 @@ void soft_drop_write_tags(struct soft_vm *vm, u64 page, u8 *host)
 		found = half_drop_write_tags(&c->super, page, (u64)host);
 		for (u32 i = 0; i < SOFT_CONTEXTS; i++)
 			if (!ctx_is_free(&c->contexts[i]))
-				found |= half_drop_write_tags(&c->contexts[i].user, page,
-							      (u64)host);
+				found |=
+					half_drop_write_tags(&c->contexts[i].user, page, (u64)host);
 		if (found) /* after the tag is gone: see world.c */
 			atomic_fetch_or(&c->stale, soft_stale_bit((u64)host));
 	}

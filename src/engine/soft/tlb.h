@@ -81,7 +81,8 @@ static inline u64 huge_bit(gva_t gva)
 	return BIT((gva >> 30) % 64);
 }
 
-/* Position of a virtual page in soft_half.exec_pages: libraries lie far apart, so higher bits count.
+/* Position of a virtual page in soft_half.exec_pages: libraries lie far apart, so higher bits
+ * count.
  */
 static inline u32 exec_page_bit(gva_t gva)
 {

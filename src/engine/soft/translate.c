@@ -1,23 +1,23 @@
 /*
  * Guest basic blocks to host code.
  *
- * A block is decoded whole, arithmetic-flag liveness is computed backwards, then each instruction is
- * emitted. Hot code is straight; slow paths go to the cold half of the cache.
+ * A block is decoded whole, arithmetic-flag liveness is computed backwards, then each instruction
+ * is emitted. Hot code is straight; slow paths go to the cold half of the cache.
  *
  * Layout of a block's hot code, with its four entries:
  *   indirect: compare r10 (rip) with the table entry at r11, else to the dispatcher
  *   enter:    code_va = r10 - page offset
  *   poll:     leave when exit_req is set
  *   direct:   the instructions
- * Blocks are position independent: everything that depends on rip is computed from code_va, so that one
- * translation serves every mapping of the physical page.
+ * Blocks are position independent: everything that depends on rip is computed from code_va, so that
+ * one translation serves every mapping of the physical page.
  *
- * A memory access computes its address to r10, looks up the TLB and then uses [r11 + r10]. Where flags
- * are dead the lookup is lea, rorx, and, xor, cmp, ja, mov; where they are live it is made of pext, lea
- * and jrcxz, which leave them alone. A miss calls soft_miss(), which fills the TLB and retries, lets the
- * interpreter run the instruction (device memory, page crossings, stores to code) and resumes behind it,
- * or raises the fault. Guest state is architectural at every such point: stores come before register
- * updates.
+ * A memory access computes its address to r10, looks up the TLB and then uses [r11 + r10]. Where
+ * flags are dead the lookup is lea, rorx, and, xor, cmp, ja, mov; where they are live it is made of
+ * pext, lea and jrcxz, which leave them alone. A miss calls soft_miss(), which fills the TLB and
+ * retries, lets the interpreter run the instruction (device memory, page crossings, stores to code)
+ * and resumes behind it, or raises the fault. Guest state is architectural at every such point:
+ * stores come before register updates.
  */
 #include "engine/soft/translation.h"
 
@@ -57,11 +57,14 @@ u32 site_info(const struct translation *t, u32 k)
 bool insn_is_terminal(const struct insn *i)
 {
 	switch (i->cls) {
-	case INSN_CALL: case INSN_CALL_INDIRECT: case INSN_RET: case INSN_JMP:
-	case INSN_JMP_INDIRECT: case INSN_JCC: case INSN_LOOP:
-		return true;
-	default:
-		return false;
+	case INSN_CALL:
+	case INSN_CALL_INDIRECT:
+	case INSN_RET:
+	case INSN_JMP:
+	case INSN_JMP_INDIRECT:
+	case INSN_JCC:
+	case INSN_LOOP: return true;
+	default: return false;
 	}
 }
 
@@ -77,19 +80,35 @@ bool insn_reads_selector(const struct insn *i)
 static bool continues_block(const struct insn *i)
 {
 	switch (i->mnemonic) {
-	case ZYDIS_MNEMONIC_PUSHF: case ZYDIS_MNEMONIC_PUSHFD: case ZYDIS_MNEMONIC_PUSHFQ:
-	case ZYDIS_MNEMONIC_RDTSC: case ZYDIS_MNEMONIC_RDTSCP: case ZYDIS_MNEMONIC_CPUID:
-	case ZYDIS_MNEMONIC_CLI: case ZYDIS_MNEMONIC_RDPID: case ZYDIS_MNEMONIC_LEAVE:
-	case ZYDIS_MNEMONIC_BT: case ZYDIS_MNEMONIC_BTS: case ZYDIS_MNEMONIC_BTR:
-	case ZYDIS_MNEMONIC_BTC: case ZYDIS_MNEMONIC_XGETBV: case ZYDIS_MNEMONIC_RDMSR:
-	case ZYDIS_MNEMONIC_IN: case ZYDIS_MNEMONIC_OUT: case ZYDIS_MNEMONIC_SWAPGS:
-	case ZYDIS_MNEMONIC_FXSAVE: case ZYDIS_MNEMONIC_FXSAVE64: case ZYDIS_MNEMONIC_XSAVE:
-	case ZYDIS_MNEMONIC_XSAVE64: case ZYDIS_MNEMONIC_RDFSBASE: case ZYDIS_MNEMONIC_RDGSBASE:
-	case ZYDIS_MNEMONIC_WRFSBASE: case ZYDIS_MNEMONIC_WRGSBASE:
-		return true;
+	case ZYDIS_MNEMONIC_PUSHF:
+	case ZYDIS_MNEMONIC_PUSHFD:
+	case ZYDIS_MNEMONIC_PUSHFQ:
+	case ZYDIS_MNEMONIC_RDTSC:
+	case ZYDIS_MNEMONIC_RDTSCP:
+	case ZYDIS_MNEMONIC_CPUID:
+	case ZYDIS_MNEMONIC_CLI:
+	case ZYDIS_MNEMONIC_RDPID:
+	case ZYDIS_MNEMONIC_LEAVE:
+	case ZYDIS_MNEMONIC_BT:
+	case ZYDIS_MNEMONIC_BTS:
+	case ZYDIS_MNEMONIC_BTR:
+	case ZYDIS_MNEMONIC_BTC:
+	case ZYDIS_MNEMONIC_XGETBV:
+	case ZYDIS_MNEMONIC_RDMSR:
+	case ZYDIS_MNEMONIC_IN:
+	case ZYDIS_MNEMONIC_OUT:
+	case ZYDIS_MNEMONIC_SWAPGS:
+	case ZYDIS_MNEMONIC_FXSAVE:
+	case ZYDIS_MNEMONIC_FXSAVE64:
+	case ZYDIS_MNEMONIC_XSAVE:
+	case ZYDIS_MNEMONIC_XSAVE64:
+	case ZYDIS_MNEMONIC_RDFSBASE:
+	case ZYDIS_MNEMONIC_RDGSBASE:
+	case ZYDIS_MNEMONIC_WRFSBASE:
+	case ZYDIS_MNEMONIC_WRGSBASE: return true;
 	default:
-		return insn_reads_selector(i) || i->cls == INSN_STRING || i->cls == INSN_DATA || i->cls == INSN_PUSH ||
-		       i->cls == INSN_POP || i->cls == INSN_LEA;
+		return insn_reads_selector(i) || i->cls == INSN_STRING || i->cls == INSN_DATA ||
+		       i->cls == INSN_PUSH || i->cls == INSN_POP || i->cls == INSN_LEA;
 	}
 }
 
@@ -222,15 +241,16 @@ static bool emit_lea_insn(struct translation *t, u32 k)
 
 /* ---- rsp ----
  *
- * Pushes and pops in a row would make a chain of additions to HOST_SP, each waiting for the one before.
- * So HOST_SP may lag behind guest rsp by t->sp while nothing can tell: over instructions that neither
- * name rsp, nor leave the block, nor can fault or take a slow path. Those that access the stack are
- * members of a group checked before.
+ * Pushes and pops in a row would make a chain of additions to HOST_SP, each waiting for the one
+ * before. So HOST_SP may lag behind guest rsp by t->sp while nothing can tell: over instructions
+ * that neither name rsp, nor leave the block, nor can fault or take a slow path. Those that access
+ * the stack are members of a group checked before.
  */
 
 static bool names_sp(const struct insn *i)
 {
-	return i->reg.reg == RSP || i->rm.reg == RSP || i->vvvv.reg == RSP || i->opcode_reg.reg == RSP;
+	return i->reg.reg == RSP || i->rm.reg == RSP || i->vvvv.reg == RSP ||
+	       i->opcode_reg.reg == RSP;
 }
 
 /* A constant added to rsp by an instruction whose flags nobody wants. */
@@ -256,18 +276,17 @@ static bool keeps_sp(const struct translation *t, u32 k)
 	const struct insn *i = &t->in[k];
 	s64 by;
 
-	if (t->bits != 64 || has_group_check(t, k) || (k + 1 < t->n && t->in[k + 1].cls == INSN_JCC))
+	if (t->bits != 64 || has_group_check(t, k) ||
+	    (k + 1 < t->n && t->in[k + 1].cls == INSN_JCC))
 		return false;
 	switch (i->cls) {
-	case INSN_NOP:
-		return true;
-	case INSN_PUSH: case INSN_POP:
-		return !i->has_mem && !names_sp(i) && is_stack_member(t, k, 0);
-	case INSN_CALL: case INSN_RET: /* these adjust it themselves at last */
-		return is_stack_member(t, k, 0);
+	case INSN_NOP: return true;
+	case INSN_PUSH:
+	case INSN_POP: return !i->has_mem && !names_sp(i) && is_stack_member(t, k, 0);
+	case INSN_CALL:
+	case INSN_RET: /* these adjust it themselves at last */ return is_stack_member(t, k, 0);
 	case INSN_LEA:
-		return moves_sp(t, k, &by) ||
-		       (i->base != RSP && i->index != RSP && !names_sp(i));
+		return moves_sp(t, k, &by) || (i->base != RSP && i->index != RSP && !names_sp(i));
 	default:
 		return moves_sp(t, k, &by) ||
 		       (is_plain(i) && (!i->has_mem || is_stack_member(t, k, 0)));
@@ -280,11 +299,11 @@ static bool may_defer_sp(const struct translation *t, u32 k)
 	s64 by;
 
 	switch (t->in[k].cls) {
-	case INSN_PUSH: case INSN_POP:
+	case INSN_PUSH:
+	case INSN_POP:
 		return t->bits == 64 && !t->in[k].has_mem && !names_sp(&t->in[k]) &&
 		       is_stack_member(t, k, 0);
-	default:
-		return moves_sp(t, k, &by);
+	default: return moves_sp(t, k, &by);
 	}
 }
 
@@ -300,27 +319,24 @@ static bool emit_one(struct translation *t, u32 k)
 	if (insn_is_terminal(i) && i->opsize == 2)
 		return false; /* truncates rip */
 	switch (i->cls) {
-	case INSN_DATA:		 return emit_data_insn(t, k);
-	case INSN_NOP:		 return emit_nop(t, k);
-	case INSN_LEA:		 return emit_lea_insn(t, k);
-	case INSN_PUSH:		 return emit_push(t, k);
-	case INSN_POP:		 return emit_pop(t, k);
-	case INSN_CALL:		 return emit_call_direct(t, k);
+	case INSN_DATA: return emit_data_insn(t, k);
+	case INSN_NOP: return emit_nop(t, k);
+	case INSN_LEA: return emit_lea_insn(t, k);
+	case INSN_PUSH: return emit_push(t, k);
+	case INSN_POP: return emit_pop(t, k);
+	case INSN_CALL: return emit_call_direct(t, k);
 	case INSN_CALL_INDIRECT: return emit_call_indirect(t, k);
-	case INSN_RET:		 return emit_ret(t, k);
-	case INSN_LOOP:		 return emit_loop(t, k);
-	case INSN_JMP:
-		emit_exit(t, branch_target(t, k), BRANCH_JMP);
-		return true;
-	case INSN_JMP_INDIRECT:
-		return emit_jmp_indirect(t, k);
+	case INSN_RET: return emit_ret(t, k);
+	case INSN_LOOP: return emit_loop(t, k);
+	case INSN_JMP: emit_exit(t, branch_target(t, k), BRANCH_JMP); return true;
+	case INSN_JMP_INDIRECT: return emit_jmp_indirect(t, k);
 	case INSN_JCC:
 		emit_exit(t, branch_target(t, k), BRANCH_JCC | i->cond);
 		if (k + 1 == t->n)
 			emit_exit(t, (s64)t->off[k] + i->len, BRANCH_JMP);
 		return true;
-	case INSN_SYSTEM:	 return emit_system(t, k);
-	default:		 return false;
+	case INSN_SYSTEM: return emit_system(t, k);
+	default: return false;
 	}
 }
 
@@ -337,8 +353,8 @@ static void copy_code(struct translation *t, const struct soft_xlat *x)
 }
 
 /*
- * Does the block go on behind its latest instruction, a conditional branch? Not behind loops, and not
- * for long: other blocks will cover what follows too, when it is jumped to.
+ * Does the block go on behind its latest instruction, a conditional branch? Not behind loops, and
+ * not for long: other blocks will cover what follows too, when it is jumped to.
  */
 static bool goes_on_behind(const struct translation *t, u32 branches)
 {
@@ -349,8 +365,8 @@ static bool goes_on_behind(const struct translation *t, u32 branches)
 }
 
 /*
- * Decode from the copied bytes up to the block's end; stops before an instruction that leaves the page.
- * A conditional branch need not be the end: it becomes a side exit.
+ * Decode from the copied bytes up to the block's end; stops before an instruction that leaves the
+ * page. A conditional branch need not be the end: it becomes a side exit.
  */
 static void decode_block(struct translation *t)
 {
@@ -385,8 +401,8 @@ static int decode_straddling(struct translation *t)
 	if (!t->in[0].len) { /* the second page could not be read: find out why */
 		struct soft_xlat x;
 
-		status = soft_translate(c, (c->rip & PAGE_MASK) + PAGE_SIZE,
-					soft_acc(c, ACC_FETCH), &x);
+		status = soft_translate(c, (c->rip & PAGE_MASK) + PAGE_SIZE, soft_acc(c, ACC_FETCH),
+					&x);
 		if (status != SOFT_OK)
 			return status;
 		t->in[0].len = 1; /* device memory: not executable here */
@@ -450,13 +466,15 @@ static bool field_is_slot(const struct insn_field *f)
 static bool clobbers_s2(const struct insn *i)
 {
 	switch (i->cls) {
-	case INSN_NOP: case INSN_PUSH: case INSN_POP: case INSN_JCC:
-		return false;
+	case INSN_NOP:
+	case INSN_PUSH:
+	case INSN_POP:
+	case INSN_JCC: return false;
 	case INSN_DATA:
 		return field_is_slot(&i->reg) + field_is_slot(&i->rm) + field_is_slot(&i->vvvv) +
-			       field_is_slot(&i->opcode_reg) > 1;
-	default:
-		return true;
+			       field_is_slot(&i->opcode_reg) >
+		       1;
+	default: return true;
 	}
 }
 
@@ -589,7 +607,8 @@ static struct block *finish(struct translation *t)
 	return b;
 }
 
-struct block *soft_translate_block(struct soft_cpu *c, const struct soft_xlat *x, u32 mode, int *status)
+struct block *soft_translate_block(struct soft_cpu *c, const struct soft_xlat *x, u32 mode,
+				   int *status)
 {
 	static _Thread_local struct translation t;
 	struct block *b;

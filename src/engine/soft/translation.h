@@ -6,17 +6,26 @@
 #include "engine/soft/cache.h"
 
 enum { COND_B = 2, COND_AE = 3, COND_E = 4, COND_NE = 5, COND_A = 7 };
-enum { MAX_SKIPS = 8, MAX_SIDE_EXITS = 3, PEEK_INSNS = 8, CODE_COPY = 1024, MAX_GROUPS = 8, GROUP_SPAN = 512, NO_GROUP = 0xff,
-       GROUP_RIP = GPR_COUNT, GROUP_BASES };
+enum {
+	MAX_SKIPS = 8,
+	MAX_SIDE_EXITS = 3,
+	PEEK_INSNS = 8,
+	CODE_COPY = 1024,
+	MAX_GROUPS = 8,
+	GROUP_SPAN = 512,
+	NO_GROUP = 0xff,
+	GROUP_RIP = GPR_COUNT,
+	GROUP_BASES
+};
 
 /*
- * Memory accesses with the same base register (its value changing by constants at most), checked once.
- * The check is made before instruction @check_at, where flags are dead if possible; it leaves the host
- * address of the lowest byte, or the difference between host and guest addresses, in HOST_S2, and in
- * cpu->group[] for when something else comes to HOST_S2 before the last member.
+ * Memory accesses with the same base register (its value changing by constants at most), checked
+ * once. The check is made before instruction @check_at, where flags are dead if possible; it leaves
+ * the host address of the lowest byte, or the difference between host and guest addresses, in
+ * HOST_S2, and in cpu->group[] for when something else comes to HOST_S2 before the last member.
  */
 struct group {
-	u8 base;     /* enum gpr, or GROUP_RIP */
+	u8 base; /* enum gpr, or GROUP_RIP */
 	u8 seg;
 	u8 since;    /* first instruction before which the base is known relative to the range */
 	u8 first;    /* first member */
@@ -26,8 +35,8 @@ struct group {
 	bool used;
 	bool by_delta; /* HOST_S2 is what to add to an address, not the address of the range */
 	bool reloaded; /* from cpu->group[] */
-	u8 *kept, *kept_end; /* the store to it */
-	s64 lo, hi;  /* byte range, relative to the base before instruction @since */
+	u8 *kept, *kept_end;     /* the store to it */
+	s64 lo, hi;              /* byte range, relative to the base before instruction @since */
 	struct block_exit *exit; /* to the block variant without groups, for when the check fails */
 };
 
@@ -39,32 +48,33 @@ struct translation {
 	u32 mode;
 	u32 bits;
 	u32 half;
-	u32 n;                             /* instructions */
+	u32 n; /* instructions */
 	struct insn in[BLOCK_MAX_INSNS];
-	u32 off[BLOCK_MAX_INSNS + 1];      /* page offset of each; may pass PAGE_SIZE at the end */
-	u16 live[BLOCK_MAX_INSNS + 1];     /* arithmetic flags live before each */
-	u8 *skip[MAX_SKIPS];               /* cold jumps to the next instruction */
+	u32 off[BLOCK_MAX_INSNS + 1];  /* page offset of each; may pass PAGE_SIZE at the end */
+	u16 live[BLOCK_MAX_INSNS + 1]; /* arithmetic flags live before each */
+	u8 *skip[MAX_SKIPS];           /* cold jumps to the next instruction */
 	u32 skips;
 	u32 exits;
-	u32 peeks;                         /* byte ranges outside the block that liveness relies on */
+	u32 peeks; /* byte ranges outside the block that liveness relies on */
 	u16 peek_from[MAX_PEEKS], peek_to[MAX_PEEKS];
-	bool ended;                        /* the last instruction emitted its own way out */
-	s64 page[2];                       /* as in struct block */
+	bool ended;  /* the last instruction emitted its own way out */
+	s64 page[2]; /* as in struct block */
 	gpa_t pa, second;
 	u32 groups;
 	struct group group[MAX_GROUPS];
 	u8 group_of[BLOCK_MAX_INSNS][2];   /* group of each access of each instruction, in order */
 	s64 group_off[BLOCK_MAX_INSNS][2]; /* and its offset in the range */
-	s64 base_off[GROUP_BASES][BLOCK_MAX_INSNS]; /* constants added to each base since it is known */
-	s32 sp;                            /* what HOST_SP lacks of guest rsp: see keeps_sp() */
-	bool defers_sp;                    /* the current instruction may leave it so */
-	u32 current;                       /* instruction being emitted */
-	u32 access;                        /* next access of the current instruction */
-	u8 bit_reg;                        /* emit_check_bits(): the register with the bit offset */
-	u8 certain;                        /* find_groups(): first instruction behind the latest side exit */
-	u8 loaded;                         /* group whose host address HOST_S2 holds, or NO_GROUP */
-	const u8 *page_host;               /* the first page */
-	u32 code_len, code_off;            /* bytes at code[], page offset of its first byte */
+	s64 base_off[GROUP_BASES]
+		    [BLOCK_MAX_INSNS]; /* constants added to each base since it is known */
+	s32 sp;                        /* what HOST_SP lacks of guest rsp: see keeps_sp() */
+	bool defers_sp;                /* the current instruction may leave it so */
+	u32 current;                   /* instruction being emitted */
+	u32 access;                    /* next access of the current instruction */
+	u8 bit_reg;                    /* emit_check_bits(): the register with the bit offset */
+	u8 certain;             /* find_groups(): first instruction behind the latest side exit */
+	u8 loaded;              /* group whose host address HOST_S2 holds, or NO_GROUP */
+	const u8 *page_host;    /* the first page */
+	u32 code_len, code_off; /* bytes at code[], page offset of its first byte */
 	u8 code[CODE_COPY + 16];
 };
 
@@ -97,12 +107,13 @@ bool ea_is_supported(const struct translation *t, const struct ea *ea);
 void emit_offset(struct emit *e, const struct ea *ea, u8 dst, u32 bits);
 
 /*
- * Check the next access of instruction @k. Returns its host address: HOST_S2 + HOST_S1, HOST_S2 and a
- * displacement, or the access's base register + HOST_S2 and its displacement. emit_check_one() leaves
- * HOST_S1 free.
+ * Check the next access of instruction @k. Returns its host address: HOST_S2 + HOST_S1, HOST_S2 and
+ * a displacement, or the access's base register + HOST_S2 and its displacement. emit_check_one()
+ * leaves HOST_S1 free.
  */
 struct host_mem emit_check(struct translation *t, u32 k, const struct ea *ea, u32 size, bool write);
-struct host_mem emit_check_one(struct translation *t, u32 k, const struct ea *ea, u32 size, bool write);
+struct host_mem emit_check_one(struct translation *t, u32 k, const struct ea *ea, u32 size,
+			       bool write);
 
 /* As emit_check_one() for the word of @size bytes that bit offset @reg selects (BT and its kin). */
 struct host_mem emit_check_bits(struct translation *t, u32 k, const struct ea *ea, u8 reg, u32 size,
@@ -134,8 +145,8 @@ bool emit_system(struct translation *t, u32 k);
 enum { BRANCH_JMP = 0xe9, BRANCH_CALL = 0xe8, BRANCH_JCC = 0x80 };
 
 /*
- * Go on when HOST_S1 equals HOST_S2; else the returned branch is taken, to code that must begin with
- * mov rcx, HOST_S2. Flags stay as they are, HOST_S2 is clobbered.
+ * Go on when HOST_S1 equals HOST_S2; else the returned branch is taken, to code that must begin
+ * with mov rcx, HOST_S2. Flags stay as they are, HOST_S2 is clobbered.
  */
 u8 *emit_unless_same(struct emit *e);
 void emit_rip(struct translation *t, struct emit *e, s64 off);

@@ -1,29 +1,31 @@
 /*
  * What vCPUs owe each other: standing still, and letting go of pages and blocks.
  *
- * Theory of operation. A vCPU is *active* while it is inside run(); it then holds pointers to translated
- * code, to blocks, and to guest pages that it has looked up. Between two turns of the run loop it holds
- * none: there it *passes*, soft_pass(). Two things are built on that.
+ * Theory of operation. A vCPU is *active* while it is inside run(); it then holds pointers to
+ * translated code, to blocks, and to guest pages that it has looked up. Between two turns of the
+ * run loop it holds none: there it *passes*, soft_pass(). Two things are built on that.
  *
- * Stopping the world. Whoever drops all code, or runs a locked instruction that the host cannot make
- * atomic, needs the others out of the way: soft_world_stop() returns when every other vCPU is inactive or
- * waits in its pass. One at a time has the world (vm->holder). It may be kept across an exit of run(),
- * because a locked instruction on a device is two of them; so a vCPU that waits for it and is kicked
- * meanwhile leaves run() instead, else the machine could not stop its vCPUs.
+ * Stopping the world. Whoever drops all code, or runs a locked instruction that the host cannot
+ * make atomic, needs the others out of the way: soft_world_stop() returns when every other vCPU is
+ * inactive or waits in its pass. One at a time has the world (vm->holder). It may be kept across an
+ * exit of run(), because a locked instruction on a device is two of them; so a vCPU that waits for
+ * it and is kicked meanwhile leaves run() instead, else the machine could not stop its vCPUs.
  *
- * Settling a page. A page that becomes code loses its write tags (soft_drop_write_tags()). A vCPU that has
- * compared the tag before may still store through the pointer it got: at once, or, for a group of accesses
- * checked together, a whole block later. cpu->stale is the hashed set of such pages. Whoever takes a tag
- * away adds the page, after the tag is gone; the vCPU itself empties the set when it passes. An active
- * vCPU with the page in its set may still store to it, any other cannot: its next look finds no tag. The
- * bytes of a page with code are read only when it is *settled*, that is when the first kind is gone.
- * Since the page was marked before, later stores come the slow way and find the blocks to drop.
+ * Settling a page. A page that becomes code loses its write tags (soft_drop_write_tags()). A vCPU
+ * that has compared the tag before may still store through the pointer it got: at once, or, for a
+ * group of accesses checked together, a whole block later. cpu->stale is the hashed set of such
+ * pages. Whoever takes a tag away adds the page, after the tag is gone; the vCPU itself empties the
+ * set when it passes. An active vCPU with the page in its set may still store to it, any other
+ * cannot: its next look finds no tag. The bytes of a page with code are read only when it is
+ * *settled*, that is when the first kind is gone. Since the page was marked before, later stores
+ * come the slow way and find the blocks to drop.
  *
- * Order: tags are emptied before the set is added to, both before exit_req asks for a pass; a pass takes
- * exit_req first, then empties the set, then looks at tags again. All of these are locked instructions.
+ * Order: tags are emptied before the set is added to, both before exit_req asks for a pass; a pass
+ * takes exit_req first, then empties the set, then looks at tags again. All of these are locked
+ * instructions.
  *
- * Locks: vm->world guards vm->holder and is a leaf. Nobody waits here with vm->lock held, because a vCPU
- * may need that lock to get to its pass.
+ * Locks: vm->world guards vm->holder and is a leaf. Nobody waits here with vm->lock held, because a
+ * vCPU may need that lock to get to its pass.
  */
 #include "engine/soft/soft.h"
 

@@ -1,9 +1,10 @@
 /*
  * Several processors: starting them, and giving them something to do.
  *
- * The processor that booted runs the cases. The others wait, on page tables that no case touches, for a
- * function to call; while they run it they are on the case's tables. Each has its own stacks, descriptor
- * table and task state; the interrupt table is shared. A case sees their traps through any_cpu_hook.
+ * The processor that booted runs the cases. The others wait, on page tables that no case touches,
+ * for a function to call; while they run it they are on the case's tables. Each has its own stacks,
+ * descriptor table and task state; the interrupt table is shared. A case sees their traps through
+ * any_cpu_hook.
  */
 #pragma once
 
@@ -26,7 +27,8 @@ void smp_wait(u32 cpu);
 /* @job on the first @count processors at once, this one included. */
 void smp_together(u32 count, void (*job)(void *), void *argument);
 
-/* Where the processor's last start-up message made it begin, as a segment; how often it has begun. */
+/* Where the processor's last start-up message made it begin, as a segment; how often it has begun.
+ */
 u16 smp_start_segment(u32 cpu);
 u32 smp_starts(u32 cpu);
 /* The boot code at @page << 12, for start-up messages to @page. */
@@ -41,12 +43,12 @@ struct barrier {
 void smp_barrier(struct barrier *b, u32 count);
 
 /* Spin until @condition or for about @seconds; true when it came. */
-#define spin_until(condition, seconds)                                          \
-	({                                                                      \
-		u64 spin_end_ = rdtsc() + (u64)(seconds) * SPIN_TICKS;          \
-		while (!(condition) && rdtsc() < spin_end_)                     \
-			pause();                                                \
-		(bool)(condition);                                              \
+#define spin_until(condition, seconds)                               \
+	({                                                           \
+		u64 spin_end_ = rdtsc() + (u64)(seconds)*SPIN_TICKS; \
+		while (!(condition) && rdtsc() < spin_end_)          \
+			pause();                                     \
+		(bool)(condition);                                   \
 	})
 #define SPIN_TICKS 3000000000ull
 
