@@ -128,8 +128,7 @@ static bool same_insn(const struct decoded *a, const struct decoded *b, const u8
 	if ((a->z.attributes ^ b->z.attributes) & (ZYDIS_ATTRIB_HAS_LOCK | ZYDIS_ATTRIB_HAS_REP |
 						   ZYDIS_ATTRIB_HAS_REPE | ZYDIS_ATTRIB_HAS_REPNE))
 		return false;
-	/* NOLINTNEXTLINE(bugprone-suspicious-memory-comparison): the decoder clears all of it first
-	 */
+	/* NOLINTNEXTLINE(bugprone-suspicious-memory-comparison): decoding clears it first */
 	if (memcmp(&a->z.avx, &b->z.avx, sizeof(a->z.avx)))
 		return false;
 	for (u32 n = 0; n < a->z.operand_count_visible; n++)
