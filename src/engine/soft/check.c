@@ -386,9 +386,9 @@ static void emit_group_check(struct translation *t, u32 k, u32 n)
 
 bool is_stack_member(const struct translation *t, u32 k, u32 n)
 {
-	const struct group *g = &t->group[t->group_of[k][n]];
+	u8 g = t->group_of[k][n];
 
-	return t->group_of[k][n] != NO_GROUP && g->used && g->by_delta && g->base == RSP;
+	return g != NO_GROUP && t->group[g].used && t->group[g].by_delta && t->group[g].base == RSP;
 }
 
 bool has_group_check(const struct translation *t, u32 k)
