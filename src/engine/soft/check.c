@@ -1,10 +1,12 @@
 /*
  * Effective addresses, memory checks, and groups of accesses that share one check.
  *
- * A single check ends in the host page (HOST_S2) and the page offset (HOST_S1). Accesses whose
- * addresses differ by constants only (the stack above all) form a group: one check covers the whole
- * range, before the first of them, and further up where flags are dead if they are live there. When
- * a group's check fails for good (the range crosses a page, is not all writable, or is device
+ * A single check ends in the host page (HOST_S2) and the page offset (HOST_S1), or, where the
+ * access can keep its base register, in the difference between host and guest addresses (HOST_S2);
+ * with rsp that comes from the stack page (soft.h) if it is the one. Accesses whose addresses
+ * differ by constants only (the stack above all) form a group: one check covers the whole range,
+ * before the first of them, and further up where flags are dead if they are live there. When a
+ * group's check fails for good (the range crosses a page, is not all writable, or is device
  * memory), execution goes to a variant of the block, from that instruction on, with single checks.
  */
 #include "engine/soft/translation.h"

@@ -198,22 +198,23 @@ void emit_load_cpu32(struct emit *e, u8 reg, s32 disp)
 	put_cpu(e, false, 0x8b, reg, disp);
 }
 
-void emit_load_cpu16(struct emit *e, u8 reg, s32 disp)
+static void put_movzx_cpu(struct emit *e, u8 opcode, u8 reg, s32 disp)
 {
 	emit_u8(e, PREFIX_FS);
 	put_rex(e, false, reg, NO_REG, NO_REG);
 	emit_u8(e, 0x0f);
-	emit_u8(e, 0xb7);
+	emit_u8(e, opcode);
 	put_mem(e, reg, NO_REG, NO_REG, 1, disp, false);
+}
+
+void emit_load_cpu16(struct emit *e, u8 reg, s32 disp)
+{
+	put_movzx_cpu(e, 0xb7, reg, disp);
 }
 
 void emit_load_cpu8(struct emit *e, u8 reg, s32 disp)
 {
-	emit_u8(e, PREFIX_FS);
-	put_rex(e, false, reg, NO_REG, NO_REG);
-	emit_u8(e, 0x0f);
-	emit_u8(e, 0xb6);
-	put_mem(e, reg, NO_REG, NO_REG, 1, disp, false);
+	put_movzx_cpu(e, 0xb6, reg, disp);
 }
 
 void emit_cmp_cpu8_imm8(struct emit *e, s32 disp, u8 value)

@@ -1,23 +1,24 @@
 /*
  * Guest basic blocks to host code.
  *
- * A block is decoded whole, arithmetic-flag liveness is computed backwards, then each instruction
- * is emitted. Hot code is straight; slow paths go to the cold half of the cache.
+ * A block is decoded whole, past forward conditional branches, which become side exits;
+ * arithmetic-flag liveness is computed backwards, then each instruction is emitted. Hot code is
+ * straight; slow paths go to the cold half of the cache.
  *
  * Layout of a block's hot code, with its four entries:
- *   indirect: compare r10 (rip) with the table entry at r11, else to the dispatcher
+ *   indirect: compare r10 (rip) with the table entry at r11, else to the table's second level
  *   enter:    code_va = r10 - page offset
  *   poll:     leave when exit_req is set
  *   direct:   the instructions
  * Blocks are position independent: everything that depends on rip is computed from code_va, so that
  * one translation serves every mapping of the physical page.
  *
- * A memory access computes its address to r10, looks up the TLB and then uses [r11 + r10]. Where
- * flags are dead the lookup is lea, rorx, and, xor, cmp, ja, mov; where they are live it is made of
- * pext, lea and jrcxz, which leave them alone. A miss calls soft_miss(), which fills the TLB and
- * retries, lets the interpreter run the instruction (device memory, page crossings, stores to code)
- * and resumes behind it, or raises the fault. Guest state is architectural at every such point:
- * stores come before register updates.
+ * A memory access computes its address to r10, looks up the TLB and then uses [r11 + r10], or its
+ * own base register with r11 as index (see check.c). Where flags are dead the lookup is lea, rorx,
+ * and, xor, cmp, ja, mov; where they are live it is made of pext, lea and jrcxz, which leave them
+ * alone. A miss calls soft_miss(), which fills the TLB and retries, lets the interpreter run the
+ * instruction (device memory, page crossings, stores to code) and resumes behind it, or raises the
+ * fault. Guest state is architectural at every such point: stores come before register updates.
  */
 #include "engine/soft/translation.h"
 
