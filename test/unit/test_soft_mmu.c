@@ -636,9 +636,9 @@ static u64 ibt_code(struct fixture *f, gva_t gva)
 	const struct ibt_entry *e = &soft_half(&f->c, HALF_SUPER)->ibt[IBT_INDEX(gva)];
 	const struct ibt_entry *second = &soft_half(&f->c, HALF_SUPER)->ibt[IBT2_INDEX(gva)];
 
-	if (e->code == f->c.ibt_miss[HALF_SUPER] || e->gva != gva)
+	if (e->code == f->c.ibt_miss[HALF_SUPER] || e->minus_gva != -gva)
 		e = second;
-	return e->code == f->c.ibt_leave || e->gva != gva ? 0 : e->code;
+	return e->code == f->c.ibt_leave || e->minus_gva != -gva ? 0 : e->code;
 }
 
 static void indirect_branches_follow_flushes(void **state)

@@ -58,7 +58,7 @@ static struct emit emitter(struct cache *c, u64 from, u64 to)
 /* HOST_S1 = rip, which the first level of the indirect-branch table does not have. Flags stay. */
 static void emit_second_level(struct cache *c, struct emit *e, u32 half)
 {
-	const u32 gva = offsetof(struct soft_half, ibt) + offsetof(struct ibt_entry, gva);
+	const u32 tag = offsetof(struct soft_half, ibt) + offsetof(struct ibt_entry, minus_gva);
 	u8 *other;
 
 	emit_align(e, 16, 0);
@@ -66,9 +66,8 @@ static void emit_second_level(struct cache *c, struct emit *e, u32 half)
 	emit_store_cpu(e, CPU_DISP(e, spill[0]), RCX);
 	emit_pext_cpu(e, HOST_S2, HOST_S1, CPU_DISP(e, ibt2_mask));
 	emit_lea(e, 64, HOST_S2, HOST_S2, HOST_S2, 1, 2 * IBT_SIZE);
-	emit_half_op(e, half, 0x8b, RCX, HOST_S2, 8, gva);
-	emit_not(e, RCX);
-	emit_lea(e, 64, RCX, RCX, HOST_S1, 1, 1);
+	emit_half_op(e, half, 0x8b, RCX, HOST_S2, 8, tag);
+	emit_lea(e, 64, RCX, RCX, HOST_S1, 1, 0);
 	emit_jrcxz(e, 5);
 	other = emit_jmp_forward(e);
 	emit_load_cpu(e, RCX, CPU_DISP(e, spill[0]));

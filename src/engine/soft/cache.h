@@ -53,9 +53,10 @@ struct block {
 	u16 peek_from[MAX_PEEKS], peek_to[MAX_PEEKS];
 	u64 code; /* executable address of the indirect entry; block's hot code starts here */
 	u32 code_size;
-	u32 enter, poll, direct; /* entry points, relative to code; see translate.c */
-	u32 *host_off;  /* [insns]: where each instruction's hot code starts, relative to code */
-	u16 *guest_off; /* [insns]: each instruction's offset from pa */
+	u32 poll, direct; /* entry points, relative to code; see translate.c */
+	u64 enter;        /* and the one from C, an address */
+	u32 *host_off;    /* [insns]: where each instruction's hot code starts, relative to code */
+	u16 *guest_off;   /* [insns]: each instruction's offset from pa */
 };
 
 /* Trampolines at fixed places in code memory: rel32-reachable from everywhere in it. */

@@ -308,13 +308,6 @@ void emit_mov32(struct emit *e, u8 dst, u8 src)
 	emit_u8(e, (u8)(0xc0 | (src & 7) << 3 | (dst & 7)));
 }
 
-void emit_xchg(struct emit *e, u8 a, u8 b)
-{
-	put_rex(e, true, a, NO_REG, b);
-	emit_u8(e, 0x87);
-	emit_u8(e, (u8)(0xc0 | (a & 7) << 3 | (b & 7)));
-}
-
 void emit_mov_imm32(struct emit *e, u8 dst, u32 imm)
 {
 	put_rex(e, false, NO_REG, NO_REG, dst);

@@ -87,7 +87,6 @@ void emit_pext_cpu(struct emit *e, u8 dst, u8 src, s32 disp); /* dst = pext(src,
 
 void emit_mov(struct emit *e, u8 dst, u8 src);
 void emit_mov32(struct emit *e, u8 dst, u8 src);
-void emit_xchg(struct emit *e, u8 a, u8 b);           /* 64 bits */
 void emit_mov_imm32(struct emit *e, u8 dst, u32 imm); /* zero-extended */
 void emit_mov_imm64(struct emit *e, u8 dst, u64 imm);
 

@@ -247,23 +247,6 @@ static void emit_push_return(struct translation *t, u32 k)
 }
 
 /*
- * On one side flags may be dead, but whoever is meant on the other side may need them: indirect
- * branches arrive wherever the table, or the private stack, leads.
- */
-u8 *emit_unless_same(struct emit *e)
-{
-	u8 *other;
-
-	emit_not(e, HOST_S2);
-	emit_lea(e, 64, HOST_S2, HOST_S2, HOST_S1, 1, 1);
-	emit_xchg(e, RCX, HOST_S2);
-	emit_jrcxz(e, 5);
-	other = emit_jmp_forward(e);
-	emit_mov(e, RCX, HOST_S2);
-	return other;
-}
-
-/*
  * Behind a return to page offset @next: code_va = HOST_S1 - @next. It mostly has that value, as
  * after a call within the page; comparing instead of storing keeps the addresses that later calls
  * push from depending on this one, through memory, call by call.

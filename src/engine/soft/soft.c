@@ -615,10 +615,10 @@ static const struct ibt_entry *probe_table(struct soft_cpu *c)
 
 	if (h->ibt_mode != c->mode)
 		return NULL;
-	if (first->gva == c->rip && first->code != c->ibt_miss[HALF_USER] &&
+	if (first->minus_gva == -c->rip && first->code != c->ibt_miss[HALF_USER] &&
 	    first->code != c->ibt_miss[HALF_SUPER])
 		return first;
-	return second->gva == c->rip && second->code != c->ibt_leave ? second : NULL;
+	return second->minus_gva == -c->rip && second->code != c->ibt_leave ? second : NULL;
 }
 
 /* Translated code checks that entry @e is the right one: it wants the entry's position, doubled. */
@@ -646,13 +646,13 @@ static int run_translated(struct soft_cpu *c)
 			return status;
 		if (!b)
 			return interpret(c);
-		why = enter(c, b->code + b->enter, 0);
+		why = enter(c, b->enter, 0);
 	}
 	while (why == LEAVE_LINK) {
 		status = link_exit(c, &b);
 		if (status != SOFT_OK || !b)
 			return status;
-		why = enter(c, b->code + b->enter, 0);
+		why = enter(c, b->enter, 0);
 	}
 	switch (why) {
 	case LEAVE_INTERPRET: return interpret(c);

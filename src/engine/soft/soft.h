@@ -38,7 +38,7 @@ enum soft_status {
 /* ---- TLB and per-address-space context (layout known to emit.c and dispatch.S) ---- */
 
 enum {
-	TLB_BITS = 10,
+	TLB_BITS = 12,
 	TLB_SIZE = 1 << TLB_BITS,
 	IBT_BITS = 14, /* 4,096 entries took 4 of 5 lookups for conflicts among kernel functions */
 	IBT_SIZE = 1 << IBT_BITS,
@@ -88,8 +88,8 @@ struct stack_page {
  * not there either is looked up in C. Every block is entered in both levels.
  */
 struct ibt_entry {
-	u64 gva;
-	u64 code; /* host address of the block's indirect entry */
+	u64 minus_gva; /* so that a sum compares */
+	u64 code;      /* host address of the block's indirect entry */
 };
 #define IBT_MASK        0xfffcul /* address bits that index the first level */
 #define IBT_INDEX(gva)  (((gva)&IBT_MASK) >> 2)

@@ -304,7 +304,8 @@ static bool has_executed_large(const struct soft_half *h, gva_t gva)
 static void ibt_drop(struct soft_cpu *c, struct soft_half *h, gva_t gva, u32 first, u32 last)
 {
 	for (u32 i = first; i <= last; i++)
-		if (!((h->ibt[i].gva ^ gva) & PAGE_MASK) && h->ibt[i].code != ibt_empty(c, h, i))
+		if (!((-h->ibt[i].minus_gva ^ gva) & PAGE_MASK) &&
+		    h->ibt[i].code != ibt_empty(c, h, i))
 			ibt_clear(c, h, i);
 }
 
@@ -446,7 +447,7 @@ static void ibt_enter(struct soft_cpu *c, struct soft_half *h, u32 i, gva_t gva,
 			h->ibt_log[h->ibt_logged] = (u16)i;
 		h->ibt_logged = MIN(h->ibt_logged, (u32)IBT_LOG) + 1;
 	}
-	h->ibt[i] = (struct ibt_entry){.gva = gva, .code = code};
+	h->ibt[i] = (struct ibt_entry){.minus_gva = -gva, .code = code};
 }
 
 void soft_ibt_insert(struct soft_cpu *c, u32 half, u32 mode, gva_t gva, u64 code)

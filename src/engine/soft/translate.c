@@ -5,11 +5,12 @@
  * arithmetic-flag liveness is computed backwards, then each instruction is emitted. Hot code is
  * straight; slow paths go to the cold half of the cache.
  *
- * Layout of a block's hot code, with its four entries:
- *   indirect: compare r10 (rip) with the table entry at r11, else to the table's second level
- *   enter:    code_va = r10 - page offset
+ * A block has four entries, three of them in its hot code:
+ *   indirect: code_va = r10 (rip) - page offset; r10 must be the table entry's at r11, else to the
+ *             table's second level
  *   poll:     leave when exit_req is set
  *   direct:   the instructions
+ *   enter:    (cold) code_va likewise, then poll
  * Blocks are position independent: everything that depends on rip is computed from code_va, so that
  * one translation serves every mapping of the physical page.
  *
@@ -438,22 +439,48 @@ static void emit_poll(struct translation *t)
 	emit_leave(t, cold, LEAVE_POLL);
 }
 
+/* code_va = HOST_S1 - page offset of the block's start, by way of @reg. */
+static void emit_set_code_va(struct translation *t, struct emit *e, u8 reg)
+{
+	emit_lea(e, 64, reg, HOST_S1, NO_REG, 1, -(s32)t->off[0]);
+	emit_store_cpu(e, CPU_DISP(e, code_va), reg);
+}
+
+/*
+ * Indirect branches arrive wherever the table leads, and whoever is meant may need the flags: so
+ * they are left alone, also where this block needs none. rcx is moved aside, not exchanged: XCHG
+ * would make it wait for the table (Golden Cove), and with it whatever the guest computes from rcx.
+ */
+static void emit_indirect_entry(struct translation *t)
+{
+	const u32 tag = offsetof(struct soft_half, ibt) + offsetof(struct ibt_entry, minus_gva);
+	struct emit *e = &t->hot, *cold = &t->cold;
+	u8 *miss;
+
+	emit_half_op(e, t->half, 0x8b, HOST_S2, HOST_S2, 8, tag);
+	emit_lea(e, 64, HOST_S2, HOST_S2, HOST_S1, 1, 0);
+	emit_set_code_va(t, e, HOST_S1);
+	emit_mov(e, HOST_S1, RCX);
+	emit_mov(e, RCX, HOST_S2);
+	emit_jrcxz(e, 5);
+	miss = emit_jmp_forward(e);
+	emit_mov(e, RCX, HOST_S1);
+	emit_patch(e, miss, emit_here(cold));
+	emit_mov(cold, RCX, HOST_S1);
+	emit_rip(t, cold, t->off[0]);
+	emit_jmp(cold, t->cache->entry.ibt_miss[t->half]);
+}
+
 static void emit_entries(struct translation *t)
 {
 	struct emit *e = &t->hot, *cold = &t->cold;
-	const u32 off = offsetof(struct soft_half, ibt) + offsetof(struct ibt_entry, gva);
-	u8 *miss;
 
 	t->b->code = emit_here(e);
-	emit_half_op(e, t->half, 0x8b, HOST_S2, HOST_S2, 8, off);
-	miss = emit_unless_same(e);
-	emit_patch(e, miss, emit_here(cold));
-	emit_mov(cold, RCX, HOST_S2);
-	emit_jmp(cold, t->cache->entry.ibt_miss[t->half]);
-	t->b->enter = (u32)(emit_here(e) - t->b->code);
-	emit_lea(e, 64, HOST_S2, HOST_S1, NO_REG, 1, -(s32)t->off[0]);
-	emit_store_cpu(e, CPU_DISP(e, code_va), HOST_S2);
+	emit_indirect_entry(t);
 	t->b->poll = (u32)(emit_here(e) - t->b->code);
+	t->b->enter = emit_here(cold);
+	emit_set_code_va(t, cold, HOST_S2);
+	emit_jmp(cold, t->b->code + t->b->poll);
 	emit_poll(t);
 	t->b->direct = (u32)(emit_here(e) - t->b->code);
 }

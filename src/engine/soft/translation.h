@@ -144,11 +144,6 @@ bool emit_system(struct translation *t, u32 k);
 /* First byte of a branch: JMP, CALL, or the second byte of a near Jcc. */
 enum { BRANCH_JMP = 0xe9, BRANCH_CALL = 0xe8, BRANCH_JCC = 0x80 };
 
-/*
- * Go on when HOST_S1 equals HOST_S2; else the returned branch is taken, to code that must begin
- * with mov rcx, HOST_S2. Flags stay as they are, HOST_S2 is clobbered.
- */
-u8 *emit_unless_same(struct emit *e);
 void emit_rip(struct translation *t, struct emit *e, s64 off);
 void emit_leave(struct translation *t, struct emit *e, enum soft_leave why);
 void emit_exit(struct translation *t, s64 off, u32 branch);
