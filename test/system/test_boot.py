@@ -184,6 +184,15 @@ class Guest(suite.Case):
                     self.assertIn(hint, text)
                 self.assert_no_warnings(text)
 
+    def test_most_processors(self):
+        """sixty-four processors come up and work, however few the host has, again and again"""
+        for attempt in range(3):
+            with self.subTest(attempt):
+                text = self.output("cat /sys/devices/system/cpu/online; " + WARNINGS, "-c", "64",
+                                   append="quiet", memory="1G", timeout=60)
+                self.assertRegex(text, re.compile(r"^0-63$", re.M))
+                self.assert_no_warnings(text)
+
     def test_log_is_clean(self):
         """no warnings or errors in the kernel's log"""
         self.assert_no_warnings(self.output(WARNINGS, append="quiet"))

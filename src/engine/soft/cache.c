@@ -23,6 +23,7 @@ struct page_code {
 	struct block
 		*blocks; /* linked by page_next[k], k = 1 when the page is the block's second */
 	u64 granules;
+	u64 epoch; /* vm->epoch after its write tags were dropped */
 };
 
 static u32 hash_of(gpa_t pa, u32 mode)
@@ -413,6 +414,7 @@ bool cache_claim_page(struct soft_cpu *cpu, s64 page, u8 *host)
 {
 	struct soft_vm *vm = cpu->vm;
 	struct cache *c = vm->cache;
+	u64 bit = soft_stale_bit((u64)host);
 
 	if (!c->pages[page]) {
 		c->pages[page] = arena_alloc(c, sizeof(struct page_code));
@@ -420,9 +422,15 @@ bool cache_claim_page(struct soft_cpu *cpu, s64 page, u8 *host)
 			return true; /* there is no room for a block either */
 		memset(c->pages[page], 0, sizeof(struct page_code));
 	}
-	if (!(atomic_fetch_or(&vm->page_flags[page], PAGE_HAS_CODE) & PAGE_HAS_CODE))
+	if (!(atomic_fetch_or(&vm->page_flags[page], PAGE_HAS_CODE) & PAGE_HAS_CODE)) {
 		soft_drop_write_tags(vm, (u64)page, host);
-	return soft_is_settled(vm, cpu, soft_stale_bit((u64)host));
+		c->pages[page]->epoch = atomic_load(&vm->epoch);
+	}
+	if (soft_is_settled(vm, cpu, bit, c->pages[page]->epoch))
+		return true;
+	cpu->unsettled |= bit;
+	cpu->unsettled_epoch = MAX(cpu->unsettled_epoch, c->pages[page]->epoch);
+	return false;
 }
 
 /* Blocks left on the page decide what its granule map must keep. */

@@ -135,7 +135,7 @@ static int soft_dirty_log(struct engine_vm *vm, bool on)
 		}
 	}
 	pthread_mutex_unlock(&v->lock);
-	soft_settle(v, NULL, ~0ul);
+	soft_settle(v, NULL, ~0ul, atomic_load(&v->epoch));
 	return 0;
 }
 
@@ -160,7 +160,7 @@ static int soft_dirty_fetch(struct engine_vm *vm, u32 region, u64 *bitmap)
 	pthread_mutex_unlock(&v->lock);
 	/* A store that was under way is on a page reported here, and done before the caller reads
 	 * it. */
-	soft_settle(v, NULL, ~0ul);
+	soft_settle(v, NULL, ~0ul, atomic_load(&v->epoch));
 	return 0;
 }
 
@@ -381,7 +381,8 @@ static int make_room(struct soft_cpu *c)
 	bool ok;
 
 	pthread_mutex_unlock(&c->vm->lock);
-	ok = c->unsettled ? soft_settle(c->vm, c, c->unsettled) : soft_flush_code(c);
+	ok = c->unsettled ? soft_settle(c->vm, c, c->unsettled, c->unsettled_epoch)
+			  : soft_flush_code(c);
 	pthread_mutex_lock(&c->vm->lock);
 	return ok ? SOFT_OK : exit_kicked(c);
 }

@@ -269,9 +269,11 @@ struct soft_cpu {
 		active; /* inside run(): may hold pointers to blocks and guest pages; see world.c */
 	_Atomic u64
 		stale; /* hashed set of pages it may store to though it has no write tag for them */
-	bool alone;    /* has the world stopped */
-	bool wants_alone; /* the instruction at rip must run with the world stopped */
-	u64 unsettled;    /* soft_translate_block(): pages to settle before it can succeed */
+	_Atomic u64 seen;    /* vm->epoch at its last pass, or before */
+	bool alone;          /* has the world stopped */
+	bool wants_alone;    /* the instruction at rip must run with the world stopped */
+	u64 unsettled;       /* soft_translate_block(): pages to settle before it can succeed */
+	u64 unsettled_epoch; /* ... which lost their write tags in this epoch at the latest */
 
 	struct soft_vm *vm;
 	u32 id;
@@ -323,6 +325,7 @@ struct soft_vm {
 	pthread_mutex_t world;  /* world.c: guards holder; leaf */
 	pthread_cond_t world_changed;
 	struct soft_cpu *_Atomic holder; /* has the world stopped, or is about to */
+	_Atomic u64 epoch; /* counts pages that lost their write tags; changed under lock */
 	struct soft_cpu *cpu[64];
 	u32 cpus;
 	u64 xsave_mask; /* XCR0 bits the host saves and restores */
@@ -455,7 +458,8 @@ void soft_ctx_use(struct soft_cpu *c, struct soft_ctx *ctx); /* set gs and c->ct
 
 /*
  * Other vCPUs or the monitor changed a page's status: drop write tags for it in all contexts of all
- * vCPUs. Those that had one may go on storing to the page until they pass. vm->lock held.
+ * vCPUs. Those that had one may go on storing to the page until they pass, which they have done
+ * when they have seen vm->epoch as it is afterwards. vm->lock held.
  */
 void soft_drop_write_tags(struct soft_vm *vm, u64 page, u8 *host);
 
@@ -480,8 +484,13 @@ bool soft_world_wait(struct soft_cpu *c);
  */
 static inline bool soft_pass(struct soft_cpu *c)
 {
+	u64 epoch = atomic_load_explicit(&c->vm->epoch, memory_order_relaxed);
+
 	if (atomic_load_explicit(&c->stale, memory_order_relaxed))
 		atomic_exchange(&c->stale, 0);
+	if (atomic_load_explicit(&c->seen, memory_order_relaxed) != epoch)
+		atomic_store(&c->seen,
+			     epoch); /* a full fence: stores are done, tags looked at anew */
 	if (!atomic_load_explicit(&c->vm->holder, memory_order_relaxed) || c->alone)
 		return true;
 	return soft_world_wait(c);
@@ -494,11 +503,14 @@ static inline bool soft_pass(struct soft_cpu *c)
 bool soft_world_stop(struct soft_cpu *c);
 void soft_world_resume(struct soft_cpu *c);
 
-/* No vCPU but @self may still store to @pages (soft_stale_bit) without asking. vm->lock held. */
-bool soft_is_settled(struct soft_vm *vm, const struct soft_cpu *self, u64 pages);
+/*
+ * No vCPU but @self may still store to @pages (soft_stale_bit), which lost their write tags in
+ * @epoch at the latest, without asking. vm->lock held.
+ */
+bool soft_is_settled(struct soft_vm *vm, const struct soft_cpu *self, u64 pages, u64 epoch);
 /* Wait for that. @self (NULL: not on a vCPU's thread) passes meanwhile; false as above. No locks
  * held. */
-bool soft_settle(struct soft_vm *vm, struct soft_cpu *self, u64 pages);
+bool soft_settle(struct soft_vm *vm, struct soft_cpu *self, u64 pages, u64 epoch);
 
 /* ---- system.c, segment.c, exception.c: privileged state ---- */
 

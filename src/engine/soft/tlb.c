@@ -431,6 +431,7 @@ void soft_drop_write_tags(struct soft_vm *vm, u64 page, u8 *host)
 		if (found) /* after the tag is gone: see world.c */
 			atomic_fetch_or(&c->stale, soft_stale_bit((u64)host));
 	}
+	atomic_fetch_add(&vm->epoch, 1);
 }
 
 /* ---- the indirect-branch table ---- */

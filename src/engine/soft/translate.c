@@ -549,11 +549,7 @@ static void emit_block(struct translation *t)
 
 static bool claim(struct translation *t, s64 page, u8 *host)
 {
-	host = (u8 *)((u64)host & PAGE_MASK);
-	if (cache_claim_page(t->c, page, host))
-		return true;
-	t->c->unsettled |= soft_stale_bit((u64)host);
-	return false;
+	return cache_claim_page(t->c, page, (u8 *)((u64)host & PAGE_MASK));
 }
 
 /* SOFT_EXIT: a page must be settled first. */
@@ -642,7 +638,7 @@ struct block *soft_translate_block(struct soft_cpu *c, const struct soft_xlat *x
 	struct block *b;
 
 	begin(&t, c, x, mode);
-	c->unsettled = 0;
+	c->unsettled = c->unsettled_epoch = 0;
 	*status = gather(&t, x);
 	if (*status == SOFT_EXIT)
 		*status = SOFT_OK;

@@ -20,6 +20,12 @@
  * *settled*, that is when the first kind is gone. Since the page was marked before, later stores
  * come the slow way and find the blocks to drop.
  *
+ * Other pages share the bit, and a vCPU that fills one TLB entry by turns with two pages adds both
+ * to its set each time: to wait for empty sets could take for ever when dozens do that. But none of
+ * them can mean the page at hand once it has passed with the tag gone. vm->epoch counts what tags
+ * were taken from, each vCPU notes in cpu->seen how far the count was when it last passed, and who
+ * has seen the page's epoch is not waited for.
+ *
  * Order: tags are emptied before the set is added to, both before exit_req asks for a pass; a pass
  * takes exit_req first, then empties the set, then looks at tags again. All of these are locked
  * instructions.
@@ -165,28 +171,34 @@ void soft_world_resume(struct soft_cpu *c)
 
 /* ---- settling ---- */
 
-bool soft_is_settled(struct soft_vm *vm, const struct soft_cpu *self, u64 pages)
+static bool may_store(struct soft_cpu *c, u64 pages, u64 epoch)
+{
+	return atomic_load(&c->stale) & pages && atomic_load(&c->active) &&
+	       atomic_load(&c->seen) < epoch;
+}
+
+bool soft_is_settled(struct soft_vm *vm, const struct soft_cpu *self, u64 pages, u64 epoch)
 {
 	for (u32 i = 0; i < vm->cpus; i++) {
 		struct soft_cpu *c = vm->cpu[i];
 
-		if (c && c != self && atomic_load(&c->stale) & pages && atomic_load(&c->active))
+		if (c && c != self && may_store(c, pages, epoch))
 			return false;
 	}
 	return true;
 }
 
-static void ask_to_settle(struct soft_vm *vm, const struct soft_cpu *self, u64 pages)
+static void ask_to_settle(struct soft_vm *vm, const struct soft_cpu *self, u64 pages, u64 epoch)
 {
 	for (u32 i = 0; i < vm->cpus; i++) {
 		struct soft_cpu *c = vm->cpu[i];
 
-		if (c && c != self && atomic_load(&c->stale) & pages)
+		if (c && c != self && may_store(c, pages, epoch))
 			atomic_fetch_or(&c->exit_req, REQ_PASS);
 	}
 }
 
-bool soft_settle(struct soft_vm *vm, struct soft_cpu *self, u64 pages)
+bool soft_settle(struct soft_vm *vm, struct soft_cpu *self, u64 pages, u64 epoch)
 {
 	const struct timespec nap = {.tv_nsec = 50000};
 
@@ -196,9 +208,9 @@ bool soft_settle(struct soft_vm *vm, struct soft_cpu *self, u64 pages)
 		if (self && !soft_pass(self))
 			return false;
 		pthread_mutex_lock(&vm->lock); /* keeps the vCPUs there */
-		settled = soft_is_settled(vm, self, pages);
+		settled = soft_is_settled(vm, self, pages, epoch);
 		if (!settled)
-			ask_to_settle(vm, self, pages);
+			ask_to_settle(vm, self, pages, epoch);
 		pthread_mutex_unlock(&vm->lock);
 		if (settled)
 			return true;
