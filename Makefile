@@ -76,12 +76,12 @@ test-kvm:
 	@tools/mkinitramfs $(GUEST) $(GUEST)/initramfs
 	@test/kvm/nested.py --build $(BUILD)
 
-# DISK=1 adds real programs on the Debian disk; BENCH_ARGS go to bench/run.py as they are.
+# DISK=1 adds real programs on the Debian disk, PARALLEL=1 two processors against one; BENCH_ARGS go to bench/run.py as they are.
 bench:
 	@tools/deps build run bench
 	@$(MAKE) --no-print-directory all
 	@tools/fetch-kernel $(GUEST)
-	@bench/run.py --build $(BUILD) $(if $(DISK),--disk) $(BENCH_ARGS)
+	@bench/run.py --build $(BUILD) $(if $(DISK),--disk) $(if $(PARALLEL),--parallel) $(BENCH_ARGS)
 
 lint: clang
 	@tools/deps build lint

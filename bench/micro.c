@@ -8,12 +8,16 @@
  * result that the compiler could drop is fed to keep(). The checks abort: a wrong answer is no
  * benchmark.
  *
- * usage: micro [--list] [--pass-ms N] [--passes N] [ROW]...
+ * With --jobs N every row is done by N processes at once, each on a processor of its own, and the
+ * time is that of the last to end, for one unit of all their work.
+ *
+ * usage: micro [--list] [--pass-ms N] [--passes N] [--jobs N] [ROW]...
  */
 #include <fcntl.h>
 #include <immintrin.h>
 #include <sched.h>
 #include <signal.h>
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -618,37 +622,120 @@ static const struct row rows[] = {
 	{"pipe", "round trip", row_pipe, NULL},
 };
 
-/* Time one row: first find how many portions fill a pass, then keep the best of the passes. */
-static void run_row(const struct row *row, uint64_t pass_ns, unsigned int passes)
+struct options {
+	uint64_t pass_ns;
+	unsigned int passes;
+	unsigned int jobs; /* 0: in this process */
+};
+
+enum { MAX_JOBS = 64 };
+
+/* Shared by the processes of one pass. */
+struct together {
+	atomic_uint ready;
+	atomic_bool go;
+	uint64_t units[MAX_JOBS], end[MAX_JOBS];
+};
+
+/* To the @n-th processor, counted from 0, that this process may use. */
+static bool move_to_processor(unsigned int n, const cpu_set_t *allowed)
 {
-	uint64_t n = 1, best_ns = 0, units = 0;
+	cpu_set_t one;
+
+	for (int cpu = 0; cpu < CPU_SETSIZE; cpu++) {
+		if (!CPU_ISSET(cpu, allowed) || n--)
+			continue;
+		CPU_ZERO(&one);
+		CPU_SET(cpu, &one);
+		return sched_setaffinity(0, sizeof(one), &one) == 0;
+	}
+	return false;
+}
+
+/* What one of the processes does: warm up, wait for the others, work. */
+static void work_together(struct together *t, const struct row *row, unsigned int job, uint64_t n)
+{
+	row->run(1);
+	atomic_fetch_add(&t->ready, 1);
+	while (!atomic_load(&t->go))
+		sched_yield();
+	t->units[job] = row->run(n);
+	t->end[job] = now_ns();
+}
+
+/* One pass of all the processes; returns its time. */
+static uint64_t pass_together(const struct row *row, unsigned int jobs, const cpu_set_t *allowed,
+			      uint64_t n, uint64_t *units)
+{
+	struct together *t =
+		mmap(NULL, sizeof(*t), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	uint64_t start, end = 0;
+	pid_t child[MAX_JOBS];
+	int status;
+
+	check(t != MAP_FAILED, "mmap");
+	for (unsigned int job = 0; job < jobs; job++) {
+		child[job] = fork();
+		check(child[job] >= 0, "fork");
+		if (child[job])
+			continue;
+		check(move_to_processor(job, allowed), "--jobs without so many processors");
+		work_together(t, row, job, n);
+		_exit(0);
+	}
+	while (atomic_load(&t->ready) < jobs)
+		sched_yield();
+	start = now_ns();
+	atomic_store(&t->go, true);
+	*units = 0;
+	for (unsigned int job = 0; job < jobs; job++) {
+		check(waitpid(child[job], &status, 0) == child[job] && !status, row->name);
+		*units += t->units[job];
+		end = t->end[job] > end ? t->end[job] : end;
+	}
+	munmap(t, sizeof(*t));
+	return end - start;
+}
+
+static uint64_t pass_alone(const struct row *row, uint64_t n, uint64_t *units)
+{
+	uint64_t start = now_ns();
+
+	*units = row->run(n);
+	return now_ns() - start;
+}
+
+/* Time one row: first find how many portions fill a pass, then keep the best of the passes. */
+static void run_row(const struct row *row, const struct options *o, const cpu_set_t *allowed)
+{
+	uint64_t n = 1, best_ns = UINT64_MAX, best_units = 0, units = 0, spent;
 
 	if (row->available && !row->available()) {
 		printf("row %s - ns/%s\n", row->name, row->unit);
 		return;
 	}
 	for (;;) {
-		uint64_t start = now_ns(), spent;
-
-		units = row->run(n);
-		spent = now_ns() - start;
-		best_ns = spent;
-		if (spent >= pass_ns || n >= UINT64_C(1) << 40)
+		spent = pass_alone(row, n, &units);
+		if (spent >= o->pass_ns || n >= UINT64_C(1) << 40)
 			break;
-		if (spent < pass_ns / 16)
+		if (spent < o->pass_ns / 16)
 			n *= 8;
 		else
-			n = n * pass_ns / spent + 1;
+			n = n * o->pass_ns / spent + 1;
 	}
-	for (unsigned int i = 0; i < passes; i++) {
-		uint64_t start = now_ns(), spent;
-
-		units = row->run(n);
-		spent = now_ns() - start;
-		if (spent < best_ns)
+	if (!o->jobs) {
+		best_ns = spent;
+		best_units = units;
+	}
+	for (unsigned int i = 0; i < o->passes; i++) {
+		spent = o->jobs ? pass_together(row, o->jobs, allowed, n, &units)
+				: pass_alone(row, n, &units);
+		if (spent < best_ns) {
 			best_ns = spent;
+			best_units = units;
+		}
 	}
-	printf("row %s %.4f ns/%s\n", row->name, (double)best_ns / (double)units, row->unit);
+	printf("row %s %.4f ns/%s\n", row->name, (double)best_ns / (double)best_units, row->unit);
 	fflush(stdout);
 }
 
@@ -660,39 +747,53 @@ static bool is_chosen(const struct row *row, char **names, int count)
 	return count == 0;
 }
 
+static bool take_number(const char *name, int argc, char **argv, int *i, uint64_t *value)
+{
+	if (strcmp(argv[*i], name) || *i + 1 >= argc)
+		return false;
+	*value = strtoull(argv[++*i], NULL, 10);
+	return true;
+}
+
+static int usage(void)
+{
+	fprintf(stderr, "usage: micro [--list] [--pass-ms N] [--passes N] [--jobs N] [ROW]...\n");
+	return 2;
+}
+
 int main(int argc, char **argv)
 {
-	uint64_t pass_ns = 50000000;
-	unsigned int passes = 4;
-	cpu_set_t one;
+	struct options o;
+	uint64_t pass_ms = 50, passes = 4, jobs = 0;
+	cpu_set_t allowed;
 	int i = 1;
 
 	for (; i < argc && !strncmp(argv[i], "--", 2); i++) {
-		if (!strcmp(argv[i], "--exit")) {
+		if (!strcmp(argv[i], "--exit"))
 			return 0;
-		} else if (!strcmp(argv[i], "--list")) {
+		if (!strcmp(argv[i], "--list")) {
 			for (size_t k = 0; k < ARRAY_SIZE(rows); k++)
 				printf("%s\n", rows[k].name);
 			return 0;
-		} else if (!strcmp(argv[i], "--pass-ms") && i + 1 < argc) {
-			pass_ns = strtoull(argv[++i], NULL, 10) * 1000000;
-		} else if (!strcmp(argv[i], "--passes") && i + 1 < argc) {
-			passes = (unsigned int)strtoul(argv[++i], NULL, 10);
-		} else {
-			fprintf(stderr,
-				"usage: micro [--list] [--pass-ms N] [--passes N] [ROW]...\n");
-			return 2;
 		}
+		if (!take_number("--pass-ms", argc, argv, &i, &pass_ms) &&
+		    !take_number("--passes", argc, argv, &i, &passes) &&
+		    !take_number("--jobs", argc, argv, &i, &jobs))
+			return usage();
 	}
+	if (jobs > MAX_JOBS || !passes)
+		return usage();
+	o = (struct options){.pass_ns = pass_ms * 1000000,
+			     .passes = (unsigned int)passes,
+			     .jobs = (unsigned int)jobs};
 	/* A guest with one processor is compared with a process on one. */
-	CPU_ZERO(&one);
-	CPU_SET(sched_getcpu() >= 0 ? sched_getcpu() : 0, &one);
-	sched_setaffinity(0, sizeof(one), &one);
+	check(sched_getaffinity(0, sizeof(allowed), &allowed) == 0, "sched_getaffinity");
+	move_to_processor(0, &allowed);
 
 	printf("micro: started\n");
 	for (size_t k = 0; k < ARRAY_SIZE(rows); k++)
 		if (is_chosen(&rows[k], argv + i, argc - i))
-			run_row(&rows[k], pass_ns, passes);
+			run_row(&rows[k], &o, &allowed);
 	printf("micro: done\n");
 	return 0;
 }

@@ -6,7 +6,8 @@ slows down or speeds up during the run does so for all three. A row's figure is 
 Written out: a table, BUILD/bench.json with every single measurement, BUILD/bench.svg.
 
 Rows: bench/micro.c (its own clock); boot, the wall time from starting the command to the first line of
-the guest's init; with --disk, real programs on the Debian disk (programs.py).
+the guest's init; with --parallel, how much faster two processes on two processors do the work of rows of
+micro than one on one, in guests with as many; with --disk, real programs on the Debian disk (programs.py).
 
 Every wait has an end: a contender that misses it loses the row, which is said, and shows as "-".
 """
@@ -28,6 +29,8 @@ import programs  # noqa: E402
 CONTENDERS = ("native", "qemu", "doppel")
 MARKER = "doppel-init: started"
 MICRO_SECONDS = 900
+# Compute that shares nothing, then work for the kernel's locks as well.
+PARALLEL_ROWS = ("alu", "calls", "sort", "sha256", "matmul", "page-fault", "fork")
 
 
 class Results:
@@ -74,14 +77,20 @@ def machine(contender, *extra, append, initrd=None, memory="512M", disk=None):
                         *drive, *extra, append=append, initrd=initrd, memory=memory)
 
 
-def micro_output(contender, options, initrd):
-    """What bench/micro printed as a process here, or in a guest."""
+def processors(contender, count):
+    """The arguments that give the machine @count processors."""
+    return ("-smp", str(count)) if contender == "qemu" else ("-c", str(count))
+
+
+def micro_output(contender, options, initrd, arguments, cpus=1):
+    """What bench/micro printed as a process here, or in a guest of @cpus processors."""
     if contender == "native":
-        return subprocess.run([options.micro, *options.micro_args], check=True, text=True,
+        return subprocess.run([options.micro, *arguments], check=True, text=True,
                               stdout=subprocess.PIPE, timeout=MICRO_SECONDS).stdout
-    command = " ".join(["/bin/micro", *options.micro_args])
+    command = " ".join(["/bin/micro", *arguments])
     append = f'quiet doppel.net=off doppel.cmd="{command}"'
-    with guest.Console(machine(contender, append=append, initrd=initrd)) as console:
+    argv = machine(contender, *processors(contender, cpus), append=append, initrd=initrd)
+    with guest.Console(argv) as console:
         console.expect(r"doppel-init: status 0", MICRO_SECONDS)
         return console.text
 
@@ -91,12 +100,35 @@ def run_micro(results, options, initrd):
         for contender in options.contenders:
             say(f"micro, round {number + 1}: {contender}")
             try:
-                text = micro_output(contender, options, initrd)
+                text = micro_output(contender, options, initrd, options.micro_args)
             except (guest.Failure, subprocess.TimeoutExpired) as error:
                 results.lose("micro", contender, error)
                 continue
-            for match in re.finditer(r"^row (\S+) ([0-9.]+) ns/(.*)$", text, re.M):
-                results.add(match[1], contender, float(match[2]), "ns/" + match[3])
+            for name, value, unit in micro_rows(text):
+                results.add(name, contender, value, "ns/" + unit)
+
+
+def micro_rows(text):
+    """Name, value and unit of each row that micro printed."""
+    return [(match[1], float(match[2]), match[3])
+            for match in re.finditer(r"^row (\S+) ([0-9.]+) ns/(.*)$", text, re.M)]
+
+
+def run_parallel(results, options, initrd):
+    for number in range(options.rounds):
+        for contender in options.contenders:
+            say(f"parallel, round {number + 1}: {contender}")
+            try:
+                one, two = (dict((name, value) for name, value, _ in micro_rows(micro_output(
+                    contender, options, initrd,
+                    ["--pass-ms", str(options.pass_ms), "--jobs", str(jobs),
+                     *(options.row or PARALLEL_ROWS)], jobs))) for jobs in (1, 2))
+            except (guest.Failure, subprocess.SubprocessError) as error:
+                results.lose("parallel", contender, error)
+                continue
+            for name in (name for name in one if name in two):
+                results.add("2x " + name, contender, one[name] / two[name], "times as fast",
+                            larger_is_better=True)
 
 
 def run_boot(results, options):
@@ -182,6 +214,7 @@ def prepare(options):
 def parse_arguments():
     parser = argparse.ArgumentParser(description="compare native, QEMU TCG and doppel")
     parser.add_argument("--disk", action="store_true", help="also real programs on the Debian disk")
+    parser.add_argument("--parallel", action="store_true", help="also two processors against one")
     parser.add_argument("--no-micro", action="store_true", help="leave out micro and boot")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--boots", type=int, default=5)
@@ -214,6 +247,8 @@ def main():
     if not options.no_micro:
         run_boot(results, options)
         run_micro(results, options, initrd)
+    if options.parallel:
+        run_parallel(results, options, initrd)
     if options.disk:
         programs.run(results, options, machine)
     save(results, options)
