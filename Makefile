@@ -5,7 +5,7 @@ GUEST  ?= $(BUILD)/guest
 JOBS   ?= $(shell nproc)
 MEMORY ?= 512M
 
-.PHONY: all run test test-asan test-tsan test-kvm soak bench lint clang fuzz clean
+.PHONY: all run test test-asan test-tsan test-kvm soak stress bench lint clang fuzz clean
 
 all: $(BUILD)/build.ninja
 	@ninja -C $(BUILD) -j$(JOBS)
@@ -67,6 +67,14 @@ soak:
 	@tools/fetch-kernel $(GUEST)
 	@tools/mkinitramfs $(GUEST) $(GUEST)/initramfs
 	@DOPPEL_BUILD=$(abspath $(BUILD)) DOPPEL_GUEST=$(abspath $(GUEST)) test/system/soak.py $(or $(SOAK_SECONDS),1800)
+
+# stress-ng for STRESS_SECONDS and a parallel build, on four processors.
+stress:
+	@tools/deps build run test
+	@$(MAKE) --no-print-directory all
+	@tools/fetch-kernel $(GUEST)
+	@tools/mkinitramfs $(GUEST) $(GUEST)/initramfs
+	@DOPPEL_BUILD=$(abspath $(BUILD)) DOPPEL_GUEST=$(abspath $(GUEST)) test/system/stress.py $(or $(STRESS_SECONDS),600)
 
 # The kvm engine on a processor with SVM, which QEMU emulates: part of make test as well.
 test-kvm:

@@ -1,0 +1,84 @@
+#!/usr/bin/env python3
+"""Four processors under stress in a Debian guest: test/system/stress.py [SECONDS]
+
+Not part of "make test" ("make stress", 10 minutes by default). stress-ng loads processors, memory, futexes and
+fork for the whole time and verifies what they compute; then a C project of forty files is built by "make -j4", three
+times, and the program must print what the one built without optimization, a file at a time, printed.
+"""
+
+import base64
+import os
+import re
+import subprocess
+import sys
+
+import guest
+
+CPUS = 4
+
+PROJECT = r"""
+mkdir /tmp/tree && cd /tmp/tree || exit 1
+for i in $(seq 40); do
+	echo "unsigned f$i(unsigned a){unsigned s=a;for(unsigned i=0;i<a;i++){s+=i*$i;if(s>$i)s-=s%7;else s^=i<<2;}return s;}" >f$i.c
+done
+(echo '#include <stdio.h>'; seq 40 | sed 's/.*/unsigned f&(unsigned);/'
+ echo 'int main(void){unsigned t=0;'; seq 40 | sed 's/.*/t=t*31+f&(&+50);/'; echo 'printf("%u",t);}') >main.c
+(echo 'OBJECTS := $(patsubst %.c,%.o,$(wildcard *.c))'; echo 'all: $(OBJECTS); gcc -o all $(OBJECTS)'
+ echo '%.o: %.c; gcc $(OPT) -c $< -o $@') >Makefile
+make -s OPT=-O0 && ./all >expected || exit 1
+for i in 1 2 3; do
+	rm -f *.o all
+	make -s -j4 OPT=-O2 && ./all | cmp - expected || exit 1
+done
+echo "project: $(cat expected)"
+"""
+
+
+def stress(console, seconds):
+    """All stressors at once; fail unless each passed and did something."""
+    text = console.command(
+        f"stress-ng --cpu 2 --vm 1 --vm-bytes 128M --futex 2 --fork 2 --verify --metrics-brief -t {seconds} 2>&1",
+        seconds + 300)
+    done = dict(re.findall(r"(cpu|vm|futex|fork) +(\d+) +\d+\.\d+", text))
+    if len(done) != 4 or not all(map(int, done.values())) or "successful run completed" not in text:
+        raise guest.Failure(f"stress-ng says:\n{text}")
+    return done
+
+
+def script(console, name, text):
+    """Run a shell script in the guest; a shell that edits its line would take a tab for a wish."""
+    coded = base64.encodebytes(text.encode()).decode()
+    console.command(f"base64 -d >/tmp/{name} <<END\n{coded}END\ntrue", 60)
+    return console.command(f"sh /tmp/{name}", 900)
+
+
+def main():
+    seconds = int(sys.argv[1]) if len(sys.argv) > 1 else 600
+    image = os.path.join(guest.GUEST, "stress.img")
+    subprocess.run([os.path.join(guest.ROOT, "tools/mkimage"), image, "--kernel", guest.GUEST,
+                    "--with", "stress-ng"], check=True)
+    argv = guest.doppel("--disk", f"path={image},snapshot=on", "--net", "none", "-c", str(CPUS),
+                        append="root=/dev/vda rw quiet", memory="1G")
+    with guest.Console(argv) as console:
+        console.expect("login: ", 180)
+        console.send("root\n")
+        console.expect("Password: ")
+        console.send("doppel\n")
+        console.expect(r"# $", 60)
+        console.command("mount -t tmpfs tmp /tmp; stty -echo", 60)
+        done = stress(console, seconds)
+        print(f"stress: {seconds} s:", ", ".join(f"{name} {count}" for name, count in done.items()), flush=True)
+        project = script(console, "project", PROJECT)
+        log = re.findall(r"^K: (.*)", console.command("dmesg --level=emerg,alert,crit,err | sed 's/^/K: /'"), re.M)
+        console.send("poweroff\n")
+        status = console.wait(120)
+    print(re.search(r"project: \d+", project)[0])
+    print("\n".join(log), end="\n" if log else "")
+    sys.exit(1 if log or status else 0)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (guest.Failure, subprocess.CalledProcessError) as error:
+        sys.exit(f"stress: {error}")
