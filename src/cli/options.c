@@ -32,7 +32,9 @@ const char run_options_help[] =
 	"  --no-reboot           end when the guest reboots\n"
 	"  --engine NAME         auto, or an engine listed by 'doppel check' (default auto)\n"
 	"  --sandbox on|off|log  system call filter (default on)\n"
-	"  --stats               print counters at the end\n"
+	"  --stats               tell at the end where time went and what was counted; with --json "
+	"for "
+	"programs\n"
 	"  -v, --verbose         more messages; twice: still more\n"
 	"\n"
 	"On a terminal, Ctrl-a x stops the machine and Ctrl-a h shows what else there is.\n"
@@ -50,6 +52,7 @@ enum option_id {
 	OPT_ENGINE,
 	OPT_SANDBOX,
 	OPT_STATS,
+	OPT_JSON,
 };
 
 static const struct option options[] = {
@@ -66,6 +69,7 @@ static const struct option options[] = {
 	{"engine", required_argument, NULL, OPT_ENGINE},
 	{"sandbox", required_argument, NULL, OPT_SANDBOX},
 	{"stats", no_argument, NULL, OPT_STATS},
+	{"json", no_argument, NULL, OPT_JSON},
 	{"verbose", no_argument, NULL, 'v'},
 	{"help", no_argument, NULL, 'h'},
 	{0},
@@ -188,6 +192,7 @@ static int apply(struct run_options *o, int id, const char *arg, struct err *e)
 	case OPT_ENGINE: return set_engine(o, arg, e);
 	case OPT_SANDBOX: return set_sandbox(o, arg, e);
 	case OPT_STATS: o->stats = true; return 0;
+	case OPT_JSON: o->json = true; return 0;
 	case 'v': o->verbose++; return 0;
 	case 'h': o->help = true; return 0;
 	default: return err_set(e, -EINVAL, "unknown option");
@@ -211,6 +216,8 @@ static int check_whole(struct run_options *o, struct err *e)
 {
 	if (!o->kernel)
 		return err_set(e, -EINVAL, "nothing to boot: give --kernel FILE");
+	if (o->json && !o->stats)
+		return err_set(e, -EINVAL, "--json is the form of --stats, which is not given");
 	if (o->virtio_console && !strcmp(o->console, "stdio") &&
 	    !strcmp(o->virtio_console, "stdio"))
 		return err_set(e, -EINVAL,

@@ -15,7 +15,7 @@ struct run_options {
 	bool net_given;
 	const char *console, *virtio_console;
 	enum sandbox_mode sandbox;
-	bool no_reboot, stats, help;
+	bool no_reboot, stats, json, help;
 	u32 verbose;
 };
 

@@ -8,6 +8,7 @@
 #include "cli/choose.h"
 #include "cli/cli.h"
 #include "cli/options.h"
+#include "cli/stats.h"
 #include "host/terminal.h"
 
 #include <errno.h>
@@ -93,6 +94,7 @@ static int run_machine(struct run *run, const struct run_options *o, struct boot
 		.virtio_console = o->virtio_console,
 		.no_reboot = o->no_reboot,
 		.sandbox = o->sandbox,
+		.stats = o->stats,
 	};
 	struct err note = {0};
 	enum pc_end end;
@@ -120,7 +122,7 @@ static int run_machine(struct run *run, const struct run_options *o, struct boot
 	loop_remove(pc_loop(run->pc), &run->signals);
 	terminal_restore();
 	if (o->stats)
-		pc_print_stats(run->pc);
+		cli_print_stats(run->pc, o->json);
 	pc_destroy(run->pc);
 	return end_status(run, end, value);
 }

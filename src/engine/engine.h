@@ -71,10 +71,13 @@ struct engine_config {
 	u64 cache_bytes; /* soft: code cache size, 0 for the default */
 };
 
+enum engine_unit { UNIT_COUNT, UNIT_BYTES, UNIT_NS };
+
 /* One row of counters an engine reports; names are stable and used in --json output. */
 struct engine_counter {
 	const char *name;
 	u64 value;
+	enum engine_unit unit;
 };
 
 struct engine_ops {
@@ -141,6 +144,13 @@ struct engine_ops {
 	/* Fill up to @max counters, return how many there are. Any thread; values may be slightly
 	 * old. */
 	u32 (*counters)(struct engine_vm *vm, struct engine_counter *out, u32 max);
+
+	/*
+	 * What a vCPU is at, for those who look every now and then: an index of @activities, which
+	 * ends with NULL. Index 0 is being outside of run(). Any thread, while the vCPU exists.
+	 */
+	const char *const *activities;
+	u32 (*activity)(struct engine_vcpu *vcpu);
 };
 
 /* In order of preference; ends with NULL. */

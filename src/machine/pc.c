@@ -102,6 +102,7 @@ struct pc {
 	struct cpu_state entry; /* how the boot processor starts */
 	struct engine_vm *vm;
 	struct vcpu_set vcpus;
+	struct stats stats;
 	u32 built; /* steps of assembly done */
 };
 
@@ -800,11 +801,15 @@ enum pc_end pc_run(struct pc *pc, u32 *value)
 {
 	enum pc_end end;
 
+	pc->stats.vcpus = &pc->vcpus;
+	if (pc->config.stats)
+		stats_start(&pc->stats, &pc->vcpus, pc->loop);
 	do {
 		vcpus_resume(&pc->vcpus);
 		loop_run(pc->loop);
 		vcpus_stop(&pc->vcpus);
 	} while (!is_over(pc, atomic_exchange(&pc->asked, 0), &end));
+	stats_stop(&pc->stats);
 	pthread_mutex_lock(&pc->lock);
 	*value = pc->exit_value;
 	pthread_mutex_unlock(&pc->lock);
@@ -823,17 +828,7 @@ struct loop *pc_loop(struct pc *pc)
 	return pc->loop;
 }
 
-void pc_print_stats(struct pc *pc)
+u32 pc_stats(struct pc *pc, struct stat *row, u32 max)
 {
-	struct engine_counter c[64];
-	u32 n = pc->config.engine->counters(pc->vm, c, ARRAY_SIZE(c));
-	u64 sleeps = 0;
-
-	for (u32 i = 0; i < MIN(n, ARRAY_SIZE(c)); i++)
-		fprintf(stderr, "%s.%s %lu\n", pc->config.engine->name, c[i].name, c[i].value);
-	for (u32 i = 0; i < VCPU_EXIT_TYPES; i++)
-		fprintf(stderr, "exits.%s %lu\n", vcpu_exit_name(i), vcpus_exits(&pc->vcpus, i));
-	for (u32 i = 0; i < pc->vcpus.count; i++)
-		sleeps += pc->vcpus.cpu[i].halt_sleeps;
-	fprintf(stderr, "halt_sleeps %lu\n", sleeps);
+	return stats_rows(&pc->stats, row, max);
 }

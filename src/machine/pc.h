@@ -7,6 +7,7 @@
 #include "engine/engine.h"
 #include "host/sandbox.h"
 #include "machine/boot.h"
+#include "machine/stats.h"
 #include "net/net.h"
 
 enum { PC_DISKS_MAX = 16, PC_NETS_MAX = 4 };
@@ -25,6 +26,7 @@ struct pc_config {
 	const char *virtio_console; /* of a virtio console, or NULL for none */
 	bool no_reboot;             /* a guest that reboots ends the machine */
 	enum sandbox_mode sandbox;
+	bool stats; /* sample where time goes */
 };
 
 /* Why pc_run() came back. */
@@ -55,5 +57,5 @@ void pc_power_button(struct pc *pc);
 /* The loop that pc_run() runs, for the caller's own descriptors. */
 struct loop *pc_loop(struct pc *pc);
 
-/* Engine counters and exits, one per line. After pc_run(). */
-void pc_print_stats(struct pc *pc);
+/* Where time went (with pc_config.stats) and what was counted: see stats.h. After pc_run(). */
+u32 pc_stats(struct pc *pc, struct stat *row, u32 max);

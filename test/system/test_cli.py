@@ -244,6 +244,51 @@ class Engines(suite.Case):
         self.assertEqual("emulated" in done.stderr.split("\n")[0], not kvm["native"])
 
 
+class Statistics(suite.Case):
+    """--stats, for people and for programs."""
+
+    def stats(self, *arguments):
+        argv = guest.doppel("--net", "none", "-c", "2", "--stats", *arguments,
+                            append='quiet doppel.net=off doppel.cmd="echo all is well"')
+        done = subprocess.run(argv, stdin=subprocess.DEVNULL, text=True, stdout=subprocess.PIPE,
+                              stderr=subprocess.PIPE, check=True, timeout=60 * guest.PATIENCE)
+        return done.stderr
+
+    def test_json(self):
+        """one line of JSON whose figures agree with each other"""
+        text = self.stats("--json")
+        self.assertEqual(text.count("\n"), 1, text)
+        stats = json.loads(text)
+        time, soft = stats["time"], stats[guest.ENGINE]
+        self.assertEqual(stats["vcpus"]["count"], 2)
+        spent = sum(seconds for name, seconds in time.items() if name not in ("wall", "samples"))
+        self.assertAlmostEqual(spent, 2 * time["wall"], delta=0.05 * time["wall"])
+        self.assertGreater(time["samples"], 50)
+        self.assertGreater(stats["exits"]["pio"], 100)
+        if guest.ENGINE != "soft":
+            return
+        self.assertGreater(time["translated_code"], 0.1 * time["wall"])
+        # Measured exactly and sampled.
+        self.assertAlmostEqual(time["translation"], soft["translation_time"], delta=0.3 * time["wall"])
+        self.assertGreater(soft["blocks_translated"], 10000)
+        self.assertGreater(soft["instructions_translated"], soft["blocks_translated"])
+        self.assertGreater(soft["guest_bytes_translated"], soft["instructions_translated"])
+        self.assertLessEqual(soft["blocks_in_cache"], soft["blocks_translated"])
+        self.assertLess(soft["code_cache_hot"], soft["code_cache_size"])
+        self.assertEqual(soft["leaves_link"], soft["block_links"])
+        self.assertGreater(soft["tlb_misses"], 1000)
+
+    def test_table(self):
+        """the table has the same names, one to a line"""
+        names = {f"{group}.{name}" for group, rows in json.loads(self.stats("--json")).items()
+                 for name in rows}
+        lines = self.stats().rstrip("\n").split("\n")
+        self.assertEqual({line.split()[0] for line in lines}, names)
+        self.assertEqual(len(lines), len(names))
+        for line in lines:
+            self.assertRegex(line, r"^\S+ +[0-9.]+( s| bytes)?( +[0-9.]+ %)?$")
+
+
 class Streams(suite.Case):
     """Standard input, output and error that are not what one expects."""
 

@@ -109,6 +109,7 @@ static void bad_command_lines(void **state)
 		{"--frobnicate", "--frobnicate"},
 		{"-x", "-x"},
 		{"--kernel k --stats=yes", "takes no value"},
+		{"--kernel k --json", "--stats"},
 		{"--kernel k stray", "stray"},
 		{"--kernel k -m lots", "lots"},
 		{"--kernel k -m 1M", "between"},

@@ -531,6 +531,35 @@ static void no_kick_is_lost(void **state)
 	guest_free(g);
 }
 
+static void *kick_when_busy(void *opaque)
+{
+	struct kicker *k = opaque;
+
+	while (!engine->activity(k->g->cpu))
+		sched_yield();
+	engine->kick(k->g->cpu);
+	return NULL;
+}
+
+/* What a vCPU is at can be seen from another thread, and ends with run(). */
+static void activity_is_seen_from_outside(void **state)
+{
+	struct guest *g = fresh(CODE_OF(spin));
+	struct kicker k = {.g = g};
+	struct vm_exit x = {0};
+	pthread_t thread;
+
+	(void)state;
+	assert_int_equal(engine->activity(g->cpu), 0);
+	alarm(60);
+	assert_int_equal(pthread_create(&thread, NULL, kick_when_busy, &k), 0);
+	expect_exit(g, &x, EXIT_KICKED);
+	pthread_join(thread, NULL);
+	alarm(0);
+	assert_int_equal(engine->activity(g->cpu), 0);
+	guest_free(g);
+}
+
 /* A kick in the middle of an access waits until the instruction is complete. */
 static void kick_leaves_instructions_whole(void **state)
 {
@@ -762,6 +791,7 @@ int main(int argc, char **argv)
 		cmocka_unit_test(sdm3_6_15_triple_fault),
 		cmocka_unit_test(kick_before_run),
 		cmocka_unit_test(no_kick_is_lost),
+		cmocka_unit_test(activity_is_seen_from_outside),
 		cmocka_unit_test(kick_leaves_instructions_whole),
 		cmocka_unit_test(dirty_log_is_exact),
 		cmocka_unit_test(memory_is_added),

@@ -238,6 +238,8 @@ static u32 kvm_counters(struct engine_vm *vm, struct engine_counter *out, u32 ma
 	return n;
 }
 
+static const char *const activities[] = {"outside", "guest", NULL};
+
 extern const struct engine_ops kvm_engine;
 
 const struct engine_ops kvm_engine = {
@@ -261,4 +263,6 @@ const struct engine_ops kvm_engine = {
 	.inject_nmi = kvm_vcpu_inject_nmi,
 	.request_irq_window = kvm_vcpu_request_irq_window,
 	.counters = kvm_counters,
+	.activities = activities,
+	.activity = kvm_vcpu_activity,
 };

@@ -117,6 +117,7 @@ int kvm_vcpu_create(struct engine_vm *vm, u32 id, struct engine_vcpu **out, stru
 void kvm_vcpu_destroy(struct engine_vcpu *vcpu);
 int kvm_vcpu_run(struct engine_vcpu *vcpu, struct vm_exit *exit);
 void kvm_vcpu_kick(struct engine_vcpu *vcpu);
+u32 kvm_vcpu_activity(struct engine_vcpu *vcpu);
 bool kvm_vcpu_irq_ready(struct engine_vcpu *vcpu);
 int kvm_vcpu_inject_irq(struct engine_vcpu *vcpu, u8 vector);
 int kvm_vcpu_inject_nmi(struct engine_vcpu *vcpu);

@@ -61,6 +61,11 @@ void kvm_vcpu_kick(struct engine_vcpu *vcpu)
 	pthread_kill(v->thread, kick_signal());
 }
 
+u32 kvm_vcpu_activity(struct engine_vcpu *vcpu)
+{
+	return atomic_load(&vcpu_of(vcpu)->inside);
+}
+
 static bool take_kick(struct kvm_vcpu *v)
 {
 	return __atomic_exchange_n(&v->run->immediate_exit, 0, __ATOMIC_SEQ_CST);

@@ -7,7 +7,6 @@
  * soft_interpret(). An instruction that needs a device ends run() with an exit; on the next call
  * its result is appended to cpu->frag[] and the instruction starts over, finding it there.
  */
-#include "cpu/msr.h"
 #include "engine/soft/layout.h"
 #include "engine/soft/tlb.h"
 #include "engine/soft/translate.h"
@@ -82,6 +81,7 @@ static int soft_vm_create(const struct engine_config *config, struct engine_vm *
 	vm->physmap = config->physmap;
 	vm->cpuid = config->cpuid;
 	vm->xsave_mask = config->cpuid->xcr0;
+	soft_stats_init(vm);
 	vm->page_flags = calloc(MAX(vm->physmap->pages, 1), 1);
 	r = vm->page_flags ? soft_faults_init(e) : err_set(e, -ENOMEM, "out of memory");
 	if (r == 0)
@@ -224,8 +224,6 @@ static void cpu_constants(struct soft_cpu *c)
 	c->ibt_leave = c->vm->cache->entry.ibt_leave;
 }
 
-static int soft_state_set(struct engine_vcpu *vcpu, u32 parts, const struct cpu_state *s);
-
 static void soft_vcpu_destroy(struct engine_vcpu *vcpu)
 {
 	struct soft_cpu *c = cpu_of(vcpu);
@@ -294,10 +292,12 @@ static bool needs_completion(enum exit_type type)
 
 static int interpret(struct soft_cpu *c)
 {
+	u8 was = soft_doing(c, ACT_INTERPRET);
 	int status;
 
 	c->frag_next = 0;
 	status = soft_interpret(c);
+	soft_doing(c, was);
 	if (status != SOFT_EXIT)
 		c->frag_count = 0;
 	/* A locked instruction on a device keeps the world until its last access is done. */
@@ -387,6 +387,17 @@ static int make_room(struct soft_cpu *c)
 	return ok ? SOFT_OK : exit_kicked(c);
 }
 
+static struct block *translate(struct soft_cpu *c, const struct soft_xlat *x, u32 mode, int *status)
+{
+	u8 was = soft_doing(c, ACT_TRANSLATE);
+	u64 start = __builtin_ia32_rdtsc();
+	struct block *b = soft_translate_block(c, x, mode, status);
+
+	c->counters[COUNT_TRANSLATION_CYCLES] += __builtin_ia32_rdtsc() - start;
+	soft_doing(c, was);
+	return b;
+}
+
 /* With the lock held and vector state parked. */
 static int find_or_translate(struct soft_cpu *c, const struct soft_xlat *x, u32 mode,
 			     struct block **out)
@@ -399,7 +410,7 @@ static int find_or_translate(struct soft_cpu *c, const struct soft_xlat *x, u32 
 		if (status != SOFT_OK || b)
 			break;
 		soft_fpu_park(c);
-		b = soft_translate_block(c, x, mode, &status);
+		b = translate(c, x, mode, &status);
 		if (status != SOFT_OK || b)
 			break;
 		status = make_room(c);
@@ -510,15 +521,25 @@ static u32 go_on(struct soft_cpu *c)
 	return leave_with(LEAVE_GO_ON);
 }
 
-/* Deliver the exception that is recorded in c->exc, and go on in its handler. */
-static u32 deliver(struct soft_cpu *c)
+/* Deliver the exception that is recorded in c->exc. */
+static int deliver_exception(struct soft_cpu *c)
 {
+	u8 was = soft_doing(c, ACT_EXCEPTION);
 	int status;
 
 	do {
 		c->counters[COUNT_EXCEPTIONS]++;
 		status = soft_deliver_exception(c);
 	} while (status == SOFT_FAULT);
+	soft_doing(c, was);
+	return status;
+}
+
+/* The same, and go on in its handler. */
+static u32 deliver(struct soft_cpu *c)
+{
+	int status = deliver_exception(c);
+
 	return status == SOFT_EXIT ? leave_with(LEAVE_EXIT) : go_on(c);
 }
 
@@ -550,6 +571,7 @@ static u32 interpret_site(struct soft_cpu *c, u32 site)
 		next = (u32)next;
 	c->code_changed = false;
 	c->frag_next = 0;
+	soft_doing(c, ACT_INTERPRET);
 	return resume(c, soft_interpret(c), next, mode, site);
 }
 
@@ -560,7 +582,7 @@ static void set_rip(struct soft_cpu *c, u32 site)
 		c->rip = (u32)c->rip;
 }
 
-u32 soft_miss(struct soft_cpu *c, gva_t address, u32 site)
+static u32 miss(struct soft_cpu *c, gva_t address, u32 site)
 {
 	u32 size = (site >> SITE_SIZE_SHIFT & 0x3ff) + 1;
 	u32 kind = site & SITE_WRITE ? ACC_WRITE : ACC_READ;
@@ -583,13 +605,25 @@ u32 soft_miss(struct soft_cpu *c, gva_t address, u32 site)
 	return interpret_site(c, site);
 }
 
+u32 soft_miss(struct soft_cpu *c, gva_t address, u32 site)
+{
+	u32 r;
+
+	soft_doing(c, ACT_TLB_MISS);
+	r = miss(c, address, site);
+	soft_doing(c, ACT_TRANSLATED);
+	return r;
+}
+
 u32 soft_step(struct soft_cpu *c, u64 unused, u32 site)
 {
 	u32 r;
 
 	(void)unused;
+	c->counters[COUNT_STEPS]++;
 	set_rip(c, site);
 	r = interpret_site(c, site);
+	soft_doing(c, ACT_TRANSLATED);
 	return r == 1 ? 0 : r;
 }
 
@@ -599,12 +633,17 @@ u32 soft_step(struct soft_cpu *c, u64 unused, u32 site)
 static int enter(struct soft_cpu *c, u64 code, u64 index2)
 {
 	u32 half = c->mode & MODE_USER ? HALF_USER : HALF_SUPER;
+	int why;
 
 	soft_fpu_live(c);
 	*(u64 *)c->ras_base = c->vm->cache->entry.ras_bottom[half];
 	stack_page_clear(&c->super);
 	stack_page_clear(&c->ctx->user);
-	return soft_enter(c, code, index2);
+	soft_doing(c, ACT_TRANSLATED);
+	why = soft_enter(c, code, index2);
+	soft_doing(c, ACT_DISPATCH);
+	c->counters[COUNT_LEAVES + why]++;
+	return why;
 }
 
 /* The entry of the indirect-branch table that has the translated code for rip, or NULL. */
@@ -752,17 +791,17 @@ static int soft_run(struct engine_vcpu *vcpu, struct vm_exit *exit)
 		return 0;
 	}
 	soft_ctx_use(c, c->ctx);
+	soft_doing(c, ACT_DISPATCH);
 	do {
 		status = run_once(c);
-		while (status == SOFT_FAULT) {
-			c->counters[COUNT_EXCEPTIONS]++;
-			status = soft_deliver_exception(c);
-		}
+		if (status == SOFT_FAULT)
+			status = deliver_exception(c);
 	} while (status != SOFT_EXIT);
 	c->counters[COUNT_EXITS]++;
 	c->completing = needs_completion(c->exit.type);
 	soft_fpu_park(c);
 	soft_world_leave(c);
+	soft_doing(c, ACT_OUTSIDE);
 	*exit = c->exit;
 	return 0;
 }
@@ -799,181 +838,6 @@ static void soft_request_irq_window(struct engine_vcpu *vcpu)
 	cpu_of(vcpu)->irq_window = 1;
 }
 
-/* ---- state ---- */
-
-static void get_parts(struct soft_cpu *c, u32 parts, struct cpu_state *s)
-{
-	if (parts & CPU_PART_GPR) {
-		memcpy(s->gpr.r, c->r, sizeof(c->r));
-		s->gpr.rip = c->rip;
-		s->gpr.rflags = soft_rflags(c);
-	}
-	if (parts & CPU_PART_SEG) {
-		memcpy(s->segs.seg, c->seg, sizeof(c->seg));
-		s->segs.gdtr = c->gdtr;
-		s->segs.idtr = c->idtr;
-	}
-	if (parts & CPU_PART_CR)
-		s->cr = (struct cpu_cr){.cr0 = c->cr0,
-					.cr2 = c->cr2,
-					.cr3 = c->cr3,
-					.cr4 = c->cr4,
-					.cr8 = c->cr8,
-					.xcr0 = c->xcr0,
-					.efer = c->efer};
-	if (parts & CPU_PART_DR) {
-		memcpy(s->dr.dr, c->dr, sizeof(c->dr));
-		s->dr.dr6 = c->dr6;
-		s->dr.dr7 = c->dr7;
-	}
-	if (parts & CPU_PART_MSR) {
-		s->msr = c->msr;
-		s->msr.tsc = __builtin_ia32_rdtsc() + c->tsc_offset;
-	}
-	if (parts & CPU_PART_FPU) {
-		s->fpu.size = c->vm->cpuid->xsave_max;
-		memcpy(s->fpu.area, c->fpu_area, sizeof(s->fpu.area));
-	}
-	if (parts & CPU_PART_INTR)
-		s->intr = (struct cpu_intr){.pending = c->irq_latched,
-					    .vector = c->irq_vector,
-					    .nmi_pending = c->nmi_pending,
-					    .nmi_blocked = c->nmi_blocked,
-					    .shadow_sti = c->shadow,
-					    .shadow_mov_ss = c->shadow_mov_ss};
-}
-
-static int soft_state_get(struct engine_vcpu *vcpu, u32 parts, struct cpu_state *s)
-{
-	get_parts(cpu_of(vcpu), parts, s);
-	return 0;
-}
-
-static bool state_is_valid(const struct soft_cpu *c, u32 parts, const struct cpu_state *s)
-{
-	if (parts & CPU_PART_CR && (s->cr.xcr0 & ~c->vm->xsave_mask || !(s->cr.xcr0 & XCR0_X87)))
-		return false;
-	if (parts & CPU_PART_MSR && !msr_state_is_valid(&s->msr, c->vm->cpuid))
-		return false;
-	if (parts & CPU_PART_FPU) {
-		u64 xstate_bv;
-		u32 mxcsr;
-
-		memcpy(&xstate_bv, s->fpu.area + 512, 8);
-		memcpy(&mxcsr, s->fpu.area + 24, 4);
-		if (xstate_bv & ~c->vm->xsave_mask || mxcsr & 0xffff0000u)
-			return false;
-		for (u32 i = 520; i < 576; i++)
-			if (s->fpu.area[i])
-				return false;
-	}
-	return true;
-}
-
-static void set_parts(struct soft_cpu *c, u32 parts, const struct cpu_state *s)
-{
-	if (parts & CPU_PART_GPR) {
-		memcpy(c->r, s->gpr.r, sizeof(c->r));
-		c->rip = s->gpr.rip;
-		soft_set_rflags(c, s->gpr.rflags);
-	}
-	if (parts & CPU_PART_SEG) {
-		memcpy(c->seg, s->segs.seg, sizeof(c->seg));
-		c->gdtr = s->segs.gdtr;
-		c->idtr = s->segs.idtr;
-		c->cpl = c->seg[SEG_SS].dpl;
-	}
-	if (parts & CPU_PART_CR) {
-		c->cr0 = s->cr.cr0;
-		c->cr2 = s->cr.cr2;
-		c->cr3 = s->cr.cr3;
-		c->cr4 = s->cr.cr4;
-		c->cr8 = s->cr.cr8;
-		c->xcr0 = s->cr.xcr0;
-		c->efer = s->cr.efer;
-	}
-	if (parts & CPU_PART_DR) {
-		memcpy(c->dr, s->dr.dr, sizeof(c->dr));
-		c->dr6 = s->dr.dr6;
-		c->dr7 = s->dr.dr7;
-	}
-	if (parts & CPU_PART_MSR) {
-		c->msr = s->msr;
-		c->tsc_offset = s->msr.tsc - __builtin_ia32_rdtsc();
-	}
-	if (parts & CPU_PART_FPU) {
-		memcpy(c->fpu_area, s->fpu.area, sizeof(c->fpu_area));
-		/* Components marked as initial get their initial values in the image, too. */
-		soft_fpu_live(c);
-		soft_fpu_park(c);
-	}
-	if (parts & CPU_PART_INTR) {
-		c->irq_latched = s->intr.pending && !s->intr.is_exception;
-		c->irq_vector = s->intr.vector;
-		c->nmi_pending = s->intr.nmi_pending;
-		c->nmi_blocked = s->intr.nmi_blocked;
-		c->shadow = s->intr.shadow_sti;
-		c->shadow_mov_ss = s->intr.shadow_mov_ss;
-	}
-}
-
-static int soft_state_set(struct engine_vcpu *vcpu, u32 parts, const struct cpu_state *s)
-{
-	struct soft_cpu *c = cpu_of(vcpu);
-
-	if (!state_is_valid(c, parts, s))
-		return -EINVAL;
-	soft_fpu_park(c);
-	soft_world_resume(c);
-	set_parts(c, parts, s);
-	c->completing = c->wants_alone = c->refused = false;
-	c->frag_count = 0;
-	if (parts & (CPU_PART_CR | CPU_PART_SEG | CPU_PART_GPR | CPU_PART_DR)) {
-		soft_tlb_flush_all(c);
-		soft_load_cr3(c, c->cr3, true);
-		soft_update_mode(c);
-	}
-	return 0;
-}
-
-/* ---- counters ---- */
-
-static const char *const counter_names[SOFT_COUNTERS] = {
-	[COUNT_BLOCKS_TRANSLATED] = "blocks_translated",
-	[COUNT_INSNS_TRANSLATED] = "instructions_translated",
-	[COUNT_INSNS_INTERPRETED] = "instructions_interpreted",
-	[COUNT_LOOKUPS] = "block_lookups",
-	[COUNT_LINKS] = "block_links",
-	[COUNT_TLB_MISSES] = "tlb_misses",
-	[COUNT_TLB_FILLS] = "tlb_fills",
-	[COUNT_CONTEXT_SWITCHES] = "context_switches",
-	[COUNT_CONTEXT_FLUSHES] = "context_flushes",
-	[COUNT_BLOCK_INVALIDATIONS] = "block_invalidations",
-	[COUNT_CACHE_FLUSHES] = "code_cache_flushes",
-	[COUNT_EXCEPTIONS] = "exceptions",
-	[COUNT_INTERRUPTS] = "interrupts",
-	[COUNT_EXITS] = "exits",
-	[COUNT_FPU_PARKS] = "fpu_parks",
-	[COUNT_CODE_STORES] = "code_page_stores",
-	[COUNT_GROUP_FALLBACKS] = "group_fallbacks",
-};
-
-static u32 soft_counters(struct engine_vm *vm, struct engine_counter *out, u32 max)
-{
-	struct soft_vm *v = vm_of(vm);
-	u32 n;
-
-	for (n = 0; n < SOFT_COUNTERS && n < max; n++) {
-		out[n] = (struct engine_counter){.name = counter_names[n]};
-		for (u32 i = 0; i < v->cpus; i++)
-			if (v->cpu[i])
-				out[n].value += v->cpu[i]->counters[n];
-	}
-	if (n > COUNT_BLOCK_INVALIDATIONS)
-		out[COUNT_BLOCK_INVALIDATIONS].value = v->cache->dropped;
-	return n;
-}
-
 const struct engine_ops soft_engine = {
 	.name = "soft",
 	.paravirt = true,
@@ -995,4 +859,6 @@ const struct engine_ops soft_engine = {
 	.inject_nmi = soft_inject_nmi,
 	.request_irq_window = soft_request_irq_window,
 	.counters = soft_counters,
+	.activities = soft_activities,
+	.activity = soft_activity,
 };

@@ -197,6 +197,46 @@ enum {
 
 enum soft_stub { STUB_LEAVE, STUB_MISS, STUB_STEP, STUB_THUNK_DONE, SOFT_STUBS };
 
+enum soft_counter {
+	COUNT_BLOCKS_TRANSLATED,
+	COUNT_INSNS_TRANSLATED,
+	COUNT_GUEST_BYTES, /* of translated blocks */
+	COUNT_HOT_BYTES,   /* of code made of them */
+	COUNT_COLD_BYTES,
+	COUNT_TRANSLATION_CYCLES, /* TSC */
+	COUNT_INSNS_INTERPRETED,
+	COUNT_LOOKUPS,
+	COUNT_LINKS,
+	COUNT_TLB_MISSES,
+	COUNT_STEPS, /* instructions that translated code leaves to the interpreter */
+	COUNT_TLB_FILLS,
+	COUNT_CONTEXT_SWITCHES,
+	COUNT_CONTEXT_FLUSHES,
+	COUNT_BLOCK_INVALIDATIONS,
+	COUNT_CACHE_FLUSHES,
+	COUNT_EXCEPTIONS,
+	COUNT_INTERRUPTS,
+	COUNT_EXITS,
+	COUNT_FPU_PARKS,
+	COUNT_CODE_STORES,
+	COUNT_GROUP_FALLBACKS,
+	COUNT_LEAVES, /* translated code left for the run loop, by enum soft_leave */
+	SOFT_COUNTERS = COUNT_LEAVES + LEAVE_THUNK,
+};
+
+/* What a vCPU's thread is at: soft_activities[] names them. */
+enum soft_activity {
+	ACT_OUTSIDE,
+	ACT_TRANSLATED, /* in translated code */
+	ACT_TLB_MISS,
+	ACT_INTERPRET,
+	ACT_EXCEPTION,
+	ACT_DISPATCH, /* run loop: finding and linking blocks, requests */
+	ACT_TRANSLATE,
+	ACT_WAIT, /* for other vCPUs */
+	SOFT_ACTIVITIES,
+};
+
 struct soft_cpu {
 	/* First: what translated code touches (short displacements do not matter, cache lines do).
 	 */
@@ -228,6 +268,7 @@ struct soft_cpu {
 	struct soft_ctx *ctx;
 	u64 fault_pc; /* LEAVE_HOST_FAULT: host instruction, trap number, error code */
 	u64 fault_trap, fault_error;
+	_Atomic u8 activity; /* enum soft_activity; read by other threads */
 
 	/* Architectural state without arithmetic flags. */
 	struct cpu_segment seg[SEG_COUNT];
@@ -283,31 +324,19 @@ struct soft_cpu {
 	bool has_wrgsbase;         /* the host lets user code set gs.base without a system call */
 	void *alt_stack;           /* for signal handlers */
 	struct thunk_slot *thunks;
-	u64 counters[32]; /* enum soft_counter */
+	u64 counters[SOFT_COUNTERS];
 	_Alignas(64) struct soft_half super;
 	_Alignas(64) u8 fpu_area[CPU_XSAVE_MAX]; /* parked vector state, standard format */
 };
 
-enum soft_counter {
-	COUNT_BLOCKS_TRANSLATED,
-	COUNT_INSNS_TRANSLATED,
-	COUNT_INSNS_INTERPRETED,
-	COUNT_LOOKUPS,
-	COUNT_LINKS,
-	COUNT_TLB_MISSES,
-	COUNT_TLB_FILLS,
-	COUNT_CONTEXT_SWITCHES,
-	COUNT_CONTEXT_FLUSHES,
-	COUNT_BLOCK_INVALIDATIONS,
-	COUNT_CACHE_FLUSHES,
-	COUNT_EXCEPTIONS,
-	COUNT_INTERRUPTS,
-	COUNT_EXITS,
-	COUNT_FPU_PARKS,
-	COUNT_CODE_STORES,
-	COUNT_GROUP_FALLBACKS,
-	SOFT_COUNTERS,
-};
+/* Say what follows; returns what it was, to be said again afterwards. */
+static inline u8 soft_doing(struct soft_cpu *c, u8 what)
+{
+	u8 was = atomic_load_explicit(&c->activity, memory_order_relaxed);
+
+	atomic_store_explicit(&c->activity, what, memory_order_relaxed);
+	return was;
+}
 
 /* Per-page state of guest RAM, indexed by physmap page number. */
 enum {
@@ -328,7 +357,8 @@ struct soft_vm {
 	_Atomic u64 epoch; /* counts pages that lost their write tags; changed under lock */
 	struct soft_cpu *cpu[64];
 	u32 cpus;
-	u64 xsave_mask; /* XCR0 bits the host saves and restores */
+	u64 xsave_mask;          /* XCR0 bits the host saves and restores */
+	u64 start_tsc, start_ns; /* when it was made: what a cycle is in time */
 };
 
 /* The tables that privilege half @half uses now. */
@@ -592,6 +622,17 @@ int soft_host_fault(struct soft_cpu *c);
 /* The exception of host trap c->fault_trap, recorded as the guest's; aborts when it is our own bug.
  */
 int soft_fault_from_trap(struct soft_cpu *c);
+
+/* ---- state.c ---- */
+int soft_state_get(struct engine_vcpu *vcpu, u32 parts, struct cpu_state *s);
+int soft_state_set(struct engine_vcpu *vcpu, u32 parts, const struct cpu_state *s);
+
+/* ---- stats.c ---- */
+
+void soft_stats_init(struct soft_vm *vm);
+u32 soft_counters(struct engine_vm *vm, struct engine_counter *out, u32 max);
+extern const char *const soft_activities[];
+u32 soft_activity(struct engine_vcpu *vcpu);
 
 /* The vCPU of this thread. */
 extern _Thread_local struct soft_cpu soft_tls_cpu;

@@ -618,6 +618,7 @@ static struct block *finish(struct translation *t)
 	b->size = (u16)(t->off[t->n] - t->off[0]);
 	b->flags_live = flags_live_by_itself(t);
 	cache_emit_begin(t->cache, &t->hot, &t->cold);
+	t->cold_start = t->cold.p;
 	emit_block(t);
 	b->exits = t->exits;
 	b->peeks = (u8)t->peeks;
@@ -650,6 +651,9 @@ struct block *soft_translate_block(struct soft_cpu *c, const struct soft_xlat *x
 	if (b) {
 		c->counters[COUNT_BLOCKS_TRANSLATED]++;
 		c->counters[COUNT_INSNS_TRANSLATED] += t.n;
+		c->counters[COUNT_GUEST_BYTES] += b->size;
+		c->counters[COUNT_HOT_BYTES] += b->code_size;
+		c->counters[COUNT_COLD_BYTES] += (u64)(t.cold.p - t.cold_start);
 	}
 	return b;
 }

@@ -45,6 +45,7 @@ struct translation {
 	struct cache *cache;
 	struct block *b;
 	struct emit hot, cold;
+	const u8 *cold_start;
 	u32 mode;
 	u32 bits;
 	u32 half;

@@ -78,6 +78,7 @@ static bool wait_for_turn(struct soft_cpu *c)
 bool soft_world_wait(struct soft_cpu *c)
 {
 	struct soft_vm *vm = c->vm;
+	u8 was = soft_doing(c, ACT_WAIT);
 	bool ok;
 
 	soft_fpu_park(c);
@@ -86,6 +87,7 @@ bool soft_world_wait(struct soft_cpu *c)
 	if (ok)
 		atomic_store(&c->active, true);
 	pthread_mutex_unlock(&vm->world);
+	soft_doing(c, was);
 	return ok;
 }
 
@@ -198,7 +200,7 @@ static void ask_to_settle(struct soft_vm *vm, const struct soft_cpu *self, u64 p
 	}
 }
 
-bool soft_settle(struct soft_vm *vm, struct soft_cpu *self, u64 pages, u64 epoch)
+static bool settle(struct soft_vm *vm, struct soft_cpu *self, u64 pages, u64 epoch)
 {
 	const struct timespec nap = {.tv_nsec = 50000};
 
@@ -221,4 +223,14 @@ bool soft_settle(struct soft_vm *vm, struct soft_cpu *self, u64 pages, u64 epoch
 		else
 			nanosleep(&nap, NULL);
 	}
+}
+
+bool soft_settle(struct soft_vm *vm, struct soft_cpu *self, u64 pages, u64 epoch)
+{
+	u8 was = self ? soft_doing(self, ACT_WAIT) : ACT_OUTSIDE;
+	bool settled = settle(vm, self, pages, epoch);
+
+	if (self)
+		soft_doing(self, was);
+	return settled;
 }

@@ -1,0 +1,118 @@
+/* What the engine counts, and what its vCPUs are at, for --stats. */
+#include "engine/soft/cache.h"
+#include "engine/soft/soft.h"
+
+#include <time.h>
+
+enum { CACHE_ROWS = 6 };
+
+static const struct {
+	const char *name;
+	enum engine_unit unit;
+} counters[SOFT_COUNTERS] = {
+	[COUNT_BLOCKS_TRANSLATED] = {"blocks_translated"},
+	[COUNT_INSNS_TRANSLATED] = {"instructions_translated"},
+	[COUNT_GUEST_BYTES] = {"guest_bytes_translated", UNIT_BYTES},
+	[COUNT_HOT_BYTES] = {"hot_bytes_emitted", UNIT_BYTES},
+	[COUNT_COLD_BYTES] = {"cold_bytes_emitted", UNIT_BYTES},
+	[COUNT_TRANSLATION_CYCLES] = {"translation_time", UNIT_NS},
+	[COUNT_INSNS_INTERPRETED] = {"instructions_interpreted"},
+	[COUNT_LOOKUPS] = {"block_lookups"},
+	[COUNT_LINKS] = {"block_links"},
+	[COUNT_TLB_MISSES] = {"tlb_misses"},
+	[COUNT_STEPS] = {"interpreter_steps"},
+	[COUNT_TLB_FILLS] = {"tlb_fills"},
+	[COUNT_CONTEXT_SWITCHES] = {"context_switches"},
+	[COUNT_CONTEXT_FLUSHES] = {"context_flushes"},
+	[COUNT_BLOCK_INVALIDATIONS] = {"block_invalidations"},
+	[COUNT_CACHE_FLUSHES] = {"code_cache_flushes"},
+	[COUNT_EXCEPTIONS] = {"exceptions"},
+	[COUNT_INTERRUPTS] = {"interrupts"},
+	[COUNT_EXITS] = {"exits"},
+	[COUNT_FPU_PARKS] = {"fpu_parks"},
+	[COUNT_CODE_STORES] = {"code_page_stores"},
+	[COUNT_GROUP_FALLBACKS] = {"group_fallbacks"},
+	[COUNT_LEAVES + LEAVE_LOOKUP] = {"leaves_lookup"},
+	[COUNT_LEAVES + LEAVE_LINK] = {"leaves_link"},
+	[COUNT_LEAVES + LEAVE_POLL] = {"leaves_poll"},
+	[COUNT_LEAVES + LEAVE_INTERPRET] = {"leaves_interpret"},
+	[COUNT_LEAVES + LEAVE_FAULT] = {"leaves_fault"},
+	[COUNT_LEAVES + LEAVE_EXIT] = {"leaves_exit"},
+	[COUNT_LEAVES + LEAVE_HOST_FAULT] = {"leaves_host_fault"},
+};
+
+const char *const soft_activities[SOFT_ACTIVITIES + 1] = {
+	[ACT_OUTSIDE] = "outside",       [ACT_TRANSLATED] = "translated_code",
+	[ACT_TLB_MISS] = "tlb_misses",   [ACT_INTERPRET] = "interpreter",
+	[ACT_EXCEPTION] = "exceptions",  [ACT_DISPATCH] = "dispatch",
+	[ACT_TRANSLATE] = "translation", [ACT_WAIT] = "other_vcpus",
+};
+
+u32 soft_activity(struct engine_vcpu *vcpu)
+{
+	return atomic_load_explicit(&((struct soft_cpu *)vcpu)->activity, memory_order_relaxed);
+}
+
+static u64 clock_ns(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	return (u64)ts.tv_sec * 1000000000 + (u64)ts.tv_nsec;
+}
+
+void soft_stats_init(struct soft_vm *vm)
+{
+	vm->start_tsc = __builtin_ia32_rdtsc();
+	vm->start_ns = clock_ns();
+}
+
+static u64 cycles_to_ns(const struct soft_vm *vm, u64 cycles)
+{
+	u64 span = MAX(__builtin_ia32_rdtsc() - vm->start_tsc, 1);
+
+	return (u64)((unsigned __int128)cycles * (clock_ns() - vm->start_ns) / span);
+}
+
+static u64 sum(const struct soft_vm *vm, u32 n)
+{
+	u64 total = 0;
+
+	for (u32 i = 0; i < vm->cpus; i++)
+		if (vm->cpu[i])
+			total += vm->cpu[i]->counters[n];
+	if (n == COUNT_BLOCK_INVALIDATIONS)
+		return vm->cache->dropped;
+	return counters[n].unit == UNIT_NS ? cycles_to_ns(vm, total) : total;
+}
+
+static u32 cache_rows(const struct cache *c, struct engine_counter row[CACHE_ROWS])
+{
+	const struct engine_counter rows[CACHE_ROWS] = {
+		{"code_cache_size", c->size, UNIT_BYTES},
+		{"code_cache_hot", c->hot - c->hot_start, UNIT_BYTES},
+		{"code_cache_cold", c->cold - c->hot_end, UNIT_BYTES},
+		{"block_tables_size", c->arena_size, UNIT_BYTES},
+		{"block_tables", c->arena_used, UNIT_BYTES},
+		{"blocks_in_cache", c->blocks, UNIT_COUNT},
+	};
+
+	for (u32 n = 0; n < CACHE_ROWS; n++)
+		row[n] = rows[n];
+	return CACHE_ROWS;
+}
+
+u32 soft_counters(struct engine_vm *engine_vm, struct engine_counter *out, u32 max)
+{
+	const struct soft_vm *vm = (const struct soft_vm *)engine_vm;
+	struct engine_counter cache[CACHE_ROWS];
+	u32 rows = cache_rows(vm->cache, cache);
+	u32 n;
+
+	for (n = 0; n < SOFT_COUNTERS && n < max; n++)
+		out[n] = (struct engine_counter){
+			.name = counters[n].name, .value = sum(vm, n), .unit = counters[n].unit};
+	for (u32 k = 0; k < rows && n < max; k++)
+		out[n++] = cache[k];
+	return n;
+}
