@@ -5,7 +5,7 @@ GUEST  ?= $(BUILD)/guest
 JOBS   ?= $(shell nproc)
 MEMORY ?= 512M
 
-.PHONY: all run test test-asan test-tsan test-kvm soak stress bench lint clang fuzz clean
+.PHONY: all run test test-asan test-tsan test-kvm soak stress bench bench-code lint clang fuzz clean
 
 all: $(BUILD)/build.ninja
 	@ninja -C $(BUILD) -j$(JOBS)
@@ -90,6 +90,12 @@ bench:
 	@$(MAKE) --no-print-directory all
 	@tools/fetch-kernel $(GUEST)
 	@bench/run.py --build $(BUILD) $(if $(DISK),--disk) $(if $(PARALLEL),--parallel) $(BENCH_ARGS)
+
+# Host instructions per guest instruction; REFRESH=1 makes what is printed the table that make test compares with.
+bench-code:
+	@tools/deps build test
+	@$(MAKE) --no-print-directory all
+	@$(BUILD)/bench/code $(if $(REFRESH),>bench/code.txt && git --no-pager diff --stat bench/code.txt)
 
 lint: clang
 	@tools/deps build lint
