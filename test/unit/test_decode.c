@@ -2,7 +2,7 @@
  * Decoding: class, operands, flags and byte layout of chosen instructions in all modes, and what
  * must hold for any bytes.
  */
-#include "engine/soft/decode.h"
+#include "engine/soft/forms.h"
 
 #include <Zydis/Zydis.h>
 #include <setjmp.h>
@@ -336,6 +336,110 @@ static void survives_any_bytes(void **state)
 	}
 }
 
+/* ---- remembered forms ---- */
+
+/* Both ways, twice, so that the second time finds what the first remembered. */
+static void expect_same(struct forms *f, const u8 *bytes, u32 len, u32 bits)
+{
+	struct insn plain, by_form;
+
+	for (u32 n = 0; n < 2; n++) {
+		memset(&plain, 0, sizeof(plain));
+		memset(&by_form, 0, sizeof(by_form));
+		insn_decode(&plain, bytes, len, bits);
+		forms_decode(f, &by_form, bytes, len, bits);
+		if (!memcmp(&plain, &by_form, sizeof(plain)))
+			continue;
+		for (u32 k = 0; k < len; k++)
+			print_message("%02x ", bytes[k]);
+		fail_msg("(%u bits, %s) is decoded otherwise by its form", bits,
+			 n ? "again" : "first");
+	}
+}
+
+/* Each opcode of the legacy and VEX maps with random prefixes, ModRM and values. */
+static void make_instruction(u64 *seed, u8 bytes[15])
+{
+	static const u8 prefixes[] = {0x66, 0xf2, 0xf3, 0xf0, 0x64, 0x65, 0x2e, 0x67};
+	u32 n = 0, map;
+
+	for (u32 k = 0; k < 15; k++) {
+		*seed = *seed * 6364136223846793005ul + 1442695040888963407ul;
+		bytes[k] = (u8)(*seed >> 56);
+	}
+	map = *seed >> 40 & 7;
+	if ((*seed >> 32 & 3) == 0)
+		bytes[n++] = prefixes[*seed >> 24 & 7];
+	if ((*seed >> 34 & 1) == 0)
+		bytes[n++] = 0x40 | (bytes[14] & 15);
+	if (map > 2 && map < 6)
+		bytes[n++] = 0x0f;
+	if (map == 4)
+		bytes[n] = 0x38;
+	else if (map == 5)
+		bytes[n] = 0x3a;
+	else if (map >= 6)
+		bytes[n] = map == 6 ? 0xc5 : 0xc4;
+}
+
+static void forms_change_nothing(void **state)
+{
+	struct forms *f = calloc(1, sizeof(*f));
+	u64 seed = 7;
+	u8 bytes[15];
+
+	(void)state;
+	assert_non_null(f);
+	for (u32 n = 0; n < 400000; n++) {
+		make_instruction(&seed, bytes);
+		expect_same(f, bytes, n % 7 ? 15 : 1 + n % 14, n % 9 ? 64 : 32);
+	}
+	free(f);
+}
+
+/* The same form with all values that its displacement and immediate may have. */
+static void forms_take_values(void **state)
+{
+	static const struct {
+		u8 bytes[15];
+		u32 len, open; /* bytes from here on vary */
+	} cases[] = {
+		{BYTES(0x48, 0x8b, 0x43, 0), 3},          /* mov rax, [rbx + disp8] */
+		{BYTES(0x48, 0x8b, 0x05, 0, 0, 0, 0), 3}, /* mov rax, [rip + disp32] */
+		{BYTES(0x48, 0x81, 0x84, 0x8b, 0, 0, 0, 0, 0, 0, 0, 0), 4}, /* add, both */
+		{BYTES(0x48, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0), 2},             /* mov rax, imm64 */
+		{BYTES(0xb8, 0, 0, 0, 0), 1},                               /* mov eax, imm32 */
+		{BYTES(0x6a, 0), 1},                                        /* push imm8 */
+		{BYTES(0x0f, 0x85, 0, 0, 0, 0), 2},                         /* jnz rel32 */
+		{BYTES(0xc1, 0xe0, 0), 2},                                  /* shl eax, imm8 */
+		{BYTES(0x48, 0xc1, 0xc0, 0), 3},                            /* rol rax, imm8 */
+		{BYTES(0xc1, 0x43, 0, 0), 2},                   /* rol [rbx + disp8], imm8 */
+		{BYTES(0x0f, 0xa4, 0xd8, 0), 3},                /* shld eax, ebx, imm8 */
+		{BYTES(0xc2, 0, 0), 1},                         /* ret imm16 */
+		{BYTES(0x42, 0x8b, 0x04, 0x25, 0, 0, 0, 0), 4}, /* SIB without base */
+		{BYTES(0xc8, 0, 0, 0), 1},                      /* enter */
+		{BYTES(0x48, 0xa1, 0, 0, 0, 0, 0, 0, 0, 0), 2}, /* mov rax, [moffs] */
+		{BYTES(0xc5, 0xf9, 0x70, 0x43, 0, 0), 4},       /* vpshufd */
+	};
+	struct forms *f = calloc(1, sizeof(*f));
+	u64 seed = 3;
+
+	(void)state;
+	assert_non_null(f);
+	for (u32 n = 0; n < 1000 * ARRAY_SIZE(cases); n++) {
+		const u32 c = n % ARRAY_SIZE(cases);
+		u8 bytes[15] = {0};
+
+		memcpy(bytes, cases[c].bytes, cases[c].len);
+		for (u32 k = cases[c].open; k < cases[c].len; k++) {
+			seed = seed * 6364136223846793005ul + 1442695040888963407ul;
+			bytes[k] = (u8)(seed >> 56);
+		}
+		expect_same(f, bytes, cases[c].len, 64);
+	}
+	free(f);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -352,6 +456,8 @@ int main(void)
 		cmocka_unit_test(asks_for_more_bytes),
 		cmocka_unit_test(limits_length),
 		cmocka_unit_test(survives_any_bytes),
+		cmocka_unit_test(forms_change_nothing),
+		cmocka_unit_test(forms_take_values),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -146,7 +146,8 @@ int soft_cache_create(struct soft_vm *vm, u64 bytes, struct err *e)
 	c->hash = map_zeroed(CACHE_HASH * sizeof(*c->hash));
 	c->pages = map_zeroed(MAX(c->pages_count, 1) * sizeof(struct page_code *));
 	c->index = map_zeroed(c->size / 16 * sizeof(struct block *));
-	if (!c->arena || !c->hash || !c->pages || !c->index)
+	c->forms = map_zeroed(sizeof(*c->forms));
+	if (!c->forms || !c->arena || !c->hash || !c->pages || !c->index)
 		return err_set(e, -ENOMEM, "cannot allocate code cache tables");
 	emit_entries(c);
 	c->thunk = emitter(c, ENTRY_BYTES, ENTRY_BYTES + THUNK_BYTES);
@@ -167,6 +168,8 @@ void soft_cache_destroy(struct soft_vm *vm)
 		munmap((void *)c->rx, c->size);
 	if (c->arena)
 		munmap(c->arena, c->arena_size);
+	if (c->forms)
+		munmap(c->forms, sizeof(*c->forms));
 	if (c->hash)
 		munmap(c->hash, CACHE_HASH * sizeof(*c->hash));
 	if (c->pages)

@@ -16,6 +16,7 @@
 #pragma once
 
 #include "engine/soft/emit.h"
+#include "engine/soft/forms.h"
 #include "engine/soft/soft.h"
 
 enum {
@@ -72,8 +73,9 @@ struct cache {
 	u64 hot, cold;          /* next free offsets */
 	u64 hot_start, hot_end; /* limits of the hot part; cold runs from hot_end to size */
 	struct cache_entries entry;
-	struct emit thunk; /* region for thunk.c */
-	u8 *arena;         /* metadata */
+	struct emit thunk;   /* region for thunk.c */
+	struct forms *forms; /* of the instructions decoded so far */
+	u8 *arena;           /* metadata */
 	u64 arena_used, arena_size;
 	struct block **hash;      /* CACHE_HASH buckets */
 	struct page_code **pages; /* per physmap page, NULL without code */

@@ -52,7 +52,7 @@ static u8 segment_of(ZydisRegister reg)
 								    : (u8)SEG_DS;
 }
 
-static bool is_legacy_prefix(u8 b)
+bool insn_is_prefix(u8 b)
 {
 	switch (b) {
 	case 0x66:
@@ -78,7 +78,7 @@ static void find_layout(struct insn *i, const ZydisDecodedInstruction *z)
 	for (; n < i->len; n++) {
 		u8 b = i->bytes[n];
 
-		if (is_legacy_prefix(b)) {
+		if (insn_is_prefix(b)) {
 			i->prefixes = (u8)(n + 1);
 			i->rex = 0;
 		} else if (i->bits == 64 && (b & 0xf0) == 0x40) {
@@ -633,6 +633,27 @@ static bool is_pause_of_xchg(const struct insn *i)
 	return i->mnemonic == ZYDIS_MNEMONIC_PAUSE && i->rex & 1;
 }
 
+static bool has_memory_operand(const ZydisDecodedInstruction *z, const ZydisDecodedOperand *ops)
+{
+	for (u32 n = 0; n < z->operand_count; n++)
+		if (ops[n].type == ZYDIS_OPERAND_TYPE_MEMORY &&
+		    ops[n].visibility != ZYDIS_OPERAND_VISIBILITY_HIDDEN)
+			return true;
+	return false;
+}
+
+static void describe_form(struct insn_form *form, const struct insn *i,
+			  const ZydisDecodedInstruction *z, const ZydisDecodedOperand *ops)
+{
+	*form = (struct insn_form){
+		.disp_size = z->raw.disp.size / 8,
+		.imm_size = z->raw.imm[0].size / 8,
+		.imm_signed = z->raw.imm[0].is_signed,
+		.plain = i->encoding != ENC_EVEX && !z->raw.imm[1].size && i->bits == 64 &&
+			 (!z->raw.disp.size || has_memory_operand(z, ops)),
+	};
+}
+
 /* NOLINTBEGIN(misc-no-recursion): one level: the second decoding meets no F3 */
 static void decode_without_f3(struct insn *i)
 {
@@ -643,7 +664,7 @@ static void decode_without_f3(struct insn *i)
 	insn_decode(i, bytes, i->len, i->bits);
 }
 
-void insn_decode(struct insn *i, const u8 *p, u32 len, u32 bits)
+void insn_decode_form(struct insn *i, const u8 *p, u32 len, u32 bits, struct insn_form *form)
 {
 	ZydisDecodedOperand ops[ZYDIS_MAX_OPERAND_COUNT];
 	ZydisDecodedInstruction z;
@@ -658,6 +679,7 @@ void insn_decode(struct insn *i, const u8 *p, u32 len, u32 bits)
 			   .rm.reg = NO_REG,
 			   .vvvv.reg = NO_REG,
 			   .opcode_reg.reg = NO_REG};
+	*form = (struct insn_form){0};
 	decoder_init(&decoder, bits);
 	status = ZydisDecoderDecodeFull(&decoder, p, len, &z, ops);
 	if (!ZYAN_SUCCESS(status)) {
@@ -686,5 +708,13 @@ void insn_decode(struct insn *i, const u8 *p, u32 len, u32 bits)
 	i->masked = is_masked(i, &z);
 	i->lanes = broadcast_lanes(&z);
 	classify(i, &z, ops, special);
+	describe_form(form, i, &z, ops);
+}
+
+void insn_decode(struct insn *i, const u8 *p, u32 len, u32 bits)
+{
+	struct insn_form form;
+
+	insn_decode_form(i, p, len, bits, &form);
 }
 /* NOLINTEND(misc-no-recursion) */

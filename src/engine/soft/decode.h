@@ -95,3 +95,15 @@ struct insn {
  * when more bytes would be needed). Calls Zydis: vector state must be parked.
  */
 void insn_decode(struct insn *i, const u8 *p, u32 len, u32 bits);
+
+/* What instructions may differ in and still be alike in all else. */
+struct insn_form {
+	u8 disp_size, imm_size; /* bytes; the displacement lies before the immediate */
+	bool imm_signed;
+	bool plain; /* nothing but these values depends on the bytes behind ModRM and SIB */
+};
+
+/* The same, and what is known of the form. */
+void insn_decode_form(struct insn *i, const u8 *p, u32 len, u32 bits, struct insn_form *form);
+
+bool insn_is_prefix(u8 b); /* a legacy prefix */

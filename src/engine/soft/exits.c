@@ -34,7 +34,7 @@ static bool decode_ahead(const struct translation *t, s64 off, struct insn *i)
 		return false;
 	len = MIN((u32)(PAGE_SIZE - off), (u32)sizeof(bytes));
 	soft_copy(bytes, t->page_host + off, len);
-	insn_decode(i, bytes, len, t->bits);
+	forms_decode(t->cache->forms, i, bytes, len, t->bits);
 	return i->len;
 }
 

@@ -377,7 +377,8 @@ static void decode_block(struct translation *t)
 	while (t->n < BLOCK_MAX_INSNS && pos < t->code_len) {
 		struct insn *i = &t->in[t->n];
 
-		insn_decode(i, t->code + pos, MIN(t->code_len - pos, 15u), t->bits);
+		forms_decode(t->cache->forms, i, t->code + pos, MIN(t->code_len - pos, 15u),
+			     t->bits);
 		if (!i->len)
 			break;
 		t->off[t->n] = t->code_off + pos;

@@ -1,0 +1,27 @@
+/*
+ * Decoding by memory: instructions that were met before in the same form.
+ *
+ * Code is made of few forms: prefixes, opcode, ModRM and SIB repeat, displacements and immediates
+ * do not. A table keeps the decoded instruction of each form, so that most instructions are not
+ * decoded but copied, and their values filled in. What cannot be remembered (other modes than
+ * 64-bit, EVEX, rare encodings) is decoded as ever; the result is always that of insn_decode().
+ */
+#pragma once
+
+#include "engine/soft/decode.h"
+
+enum { FORM_BITS = 11, FORM_MAPS = 6 };
+
+struct form_entry {
+	u64 key; /* the form's bytes, and their number in the highest byte; 0: none */
+	struct insn insn;
+	struct insn_form form;
+};
+
+struct forms {
+	struct form_entry entry[1 << FORM_BITS];
+	u8 modrm[FORM_MAPS][256]; /* what was learned of each opcode: enum in forms.c */
+};
+
+/* As insn_decode(); the same locks and the same parking. @f begins as zeroes. */
+void forms_decode(struct forms *f, struct insn *i, const u8 *p, u32 len, u32 bits);
