@@ -28,9 +28,10 @@ struct page_code {
 
 static u32 hash_of(gpa_t pa, u32 mode)
 {
-	u64 h = (pa ^ ((u64)mode << 44)) * 0x9e3779b97f4a7c15ul;
+	u64 h = (pa >> PAGE_SHIFT ^ ((u64)mode << 44)) * 0x9e3779b97f4a7c15ul;
 
-	return (u32)(h >> (64 - CACHE_HASH_BITS));
+	/* What lies together is looked for together. */
+	return (u32)((h >> (64 - CACHE_HASH_BITS)) + (pa & ~PAGE_MASK) / 2) % CACHE_HASH;
 }
 
 static u64 emit_trampoline(struct cache *c, struct emit *e, u32 stub)
@@ -187,6 +188,13 @@ struct block *cache_find(struct cache *c, gpa_t pa, u32 mode)
 	while (b && (b->pa != pa || b->mode != mode))
 		b = b->hash_next;
 	return b;
+}
+
+bool cache_may_have(const struct cache *c, s64 page, u32 offset)
+{
+	const struct page_code *code = c->pages[page];
+
+	return code && code->granules >> (offset >> GRANULE_SHIFT) & 1;
 }
 
 static void *arena_alloc(struct cache *c, u64 size)

@@ -89,6 +89,9 @@ struct cache {
 /* Look up a live block. */
 struct block *cache_find(struct cache *c, gpa_t pa, u32 mode);
 
+/* May a block begin at (or cover) byte @offset of RAM page @page? Cheaper than to look for it. */
+bool cache_may_have(const struct cache *c, s64 page, u32 offset);
+
 /* Metadata for one translation: a zeroed block with tables for so many instructions and exits; NULL
  * when full. */
 struct block *cache_block_alloc(struct cache *c, u32 insns, u32 exits);

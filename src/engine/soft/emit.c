@@ -5,33 +5,12 @@
 
 enum { PREFIX_FS = 0x64, PREFIX_GS = 0x65, REX = 0x40, REX_B = 1, REX_X = 2, REX_R = 4, REX_W = 8 };
 
-void emit_u8(struct emit *e, u8 v)
-{
-	if (e->p >= e->end) {
-		e->overflow = true;
-		return;
-	}
-	*e->p++ = v;
-}
-
 void emit_bytes(struct emit *e, const void *p, u32 n)
 {
 	const u8 *b = p;
 
 	for (u32 i = 0; i < n; i++)
 		emit_u8(e, b[i]);
-}
-
-void emit_u32(struct emit *e, u32 v)
-{
-	for (u32 i = 0; i < 4; i++)
-		emit_u8(e, (u8)(v >> (8 * i)));
-}
-
-void emit_u64(struct emit *e, u64 v)
-{
-	emit_u32(e, (u32)v);
-	emit_u32(e, (u32)(v >> 32));
 }
 
 void emit_nops(struct emit *e, u32 n)

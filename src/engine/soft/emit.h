@@ -8,6 +8,7 @@
 #pragma once
 
 #include "engine/soft/decode.h"
+#include "engine/soft/util.h"
 
 struct emit {
 	u8 *p, *end;    /* next byte to write, in the writable mapping */
@@ -32,9 +33,33 @@ struct host_mem {
 /* Displacement from fs of a member of struct soft_cpu. */
 #define CPU_DISP(e, member) ((e)->cpu + (s32)offsetof(struct soft_cpu, member))
 
-void emit_u8(struct emit *e, u8 v);
-void emit_u32(struct emit *e, u32 v);
-void emit_u64(struct emit *e, u64 v);
+/* @size bytes (1, 2, 4, 8) of @v, all or none. */
+static inline void emit_value(struct emit *e, u64 v, u32 size)
+{
+	if ((u64)(e->end - e->p) < size) {
+		e->overflow = true;
+		e->p = e->end;
+		return;
+	}
+	soft_store(e->p, v, size);
+	e->p += size;
+}
+
+static inline void emit_u8(struct emit *e, u8 v)
+{
+	emit_value(e, v, 1);
+}
+
+static inline void emit_u32(struct emit *e, u32 v)
+{
+	emit_value(e, v, 4);
+}
+
+static inline void emit_u64(struct emit *e, u64 v)
+{
+	emit_value(e, v, 8);
+}
+
 void emit_bytes(struct emit *e, const void *p, u32 n);
 
 void emit_nops(struct emit *e, u32 n); /* @n bytes */

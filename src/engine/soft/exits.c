@@ -66,11 +66,13 @@ static u16 look_ahead(struct translation *t, s64 off, u32 insns)
 
 u16 peek_live(struct translation *t, s64 off)
 {
-	struct block *b;
+	struct block *b = NULL;
 
 	if (off < 0 || off >= (s64)PAGE_SIZE || t->peeks == MAX_PEEKS)
 		return RFLAGS_ARITH;
-	b = cache_find(t->cache, (t->pa & PAGE_MASK) + (u64)off, t->mode & ~(u32)MODE_SINGLE);
+	if (cache_may_have(t->cache, t->page[0], (u32)off))
+		b = cache_find(t->cache, (t->pa & PAGE_MASK) + (u64)off,
+			       t->mode & ~(u32)MODE_SINGLE);
 	if (b && b->page[1] == BLOCK_NO_PAGE && !b->flags_live) {
 		note_peek(t, off, off + b->size);
 		return 0;

@@ -358,9 +358,12 @@ static int check_second_page(struct soft_cpu *c, const struct block *b, bool *sa
 static int find_existing(struct soft_cpu *c, const struct soft_xlat *x, u32 mode,
 			 struct block **out)
 {
-	struct block *b = cache_find(c->vm->cache, x->gpa, mode);
+	struct block *b = NULL;
 	int status = SOFT_OK;
 	bool same;
+
+	if (cache_may_have(c->vm->cache, (s64)x->page, (u32)(x->gpa & ~PAGE_MASK)))
+		b = cache_find(c->vm->cache, x->gpa, mode);
 
 	if (b && b->page[1] != BLOCK_NO_PAGE) {
 		status = check_second_page(c, b, &same);
