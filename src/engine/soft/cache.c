@@ -17,6 +17,7 @@ enum {
 
 #define CACHE_DEFAULT (256 * MIB)
 #define CACHE_MIN     (16 * MIB)
+#define READY_BYTES   (256 * KIB)
 
 /* What translated code covers of one page of RAM. */
 struct page_code {
@@ -154,6 +155,8 @@ int soft_cache_create(struct soft_vm *vm, u64 bytes, struct err *e)
 	c->thunk = emitter(c, ENTRY_BYTES, ENTRY_BYTES + THUNK_BYTES);
 	c->hot_start = c->hot = ENTRY_BYTES + THUNK_BYTES;
 	c->hot_end = c->cold = align_up((c->hot_start + c->size) / 2, PAGE_SIZE);
+	c->hot_ready = align_up(c->hot_start, PAGE_SIZE);
+	c->cold_ready = c->hot_end;
 	return 0;
 }
 
@@ -227,8 +230,29 @@ struct block *cache_block_alloc(struct cache *c, u32 insns, u32 exits)
 	return b;
 }
 
+void cache_block_trim(struct cache *c, struct block *b, u32 exits)
+{
+	c->arena_used = align_up((u64)((u8 *)(b->exit + exits) - c->arena), 16);
+}
+
+/*
+ * Code memory is asked for in pieces: to fault for each page takes several times as long. It is
+ * only for speed, so nobody minds when it fails.
+ */
+static u64 make_ready(struct cache *c, u64 ready, u64 used, u64 end)
+{
+	u64 size = MIN(READY_BYTES, end - ready);
+
+	if (used + READY_BYTES / 4 < ready || !size)
+		return ready;
+	madvise(c->rw + ready, size, MADV_POPULATE_WRITE);
+	return ready + size;
+}
+
 void cache_emit_begin(struct cache *c, struct emit *hot, struct emit *cold)
 {
+	c->hot_ready = make_ready(c, c->hot_ready, c->hot, c->hot_end);
+	c->cold_ready = make_ready(c, c->cold_ready, c->cold, c->size);
 	*hot = emitter(c, c->hot, c->hot_end);
 	*cold = emitter(c, c->cold, c->size);
 	emit_align(hot, 16, 0);

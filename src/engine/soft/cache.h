@@ -70,8 +70,9 @@ struct cache {
 	u64 rx; /* executable mapping */
 	u64 size;
 	s64 exec_delta;
-	u64 hot, cold;          /* next free offsets */
-	u64 hot_start, hot_end; /* limits of the hot part; cold runs from hot_end to size */
+	u64 hot, cold;             /* next free offsets */
+	u64 hot_start, hot_end;    /* limits of the hot part; cold runs from hot_end to size */
+	u64 hot_ready, cold_ready; /* memory was asked for up to here */
 	struct cache_entries entry;
 	struct emit thunk;   /* region for thunk.c */
 	struct forms *forms; /* of the instructions decoded so far */
@@ -98,6 +99,9 @@ struct block *cache_block_alloc(struct cache *c, u32 insns, u32 exits);
 
 /* Start emitting hot and cold code; *hot and *cold are bounded by what is free. */
 void cache_emit_begin(struct cache *c, struct emit *hot, struct emit *cold);
+
+/* @b, the latest one allocated, keeps its first @exits exits. */
+void cache_block_trim(struct cache *c, struct block *b, u32 exits);
 
 /* Enter the finished @b (code, entries and pages filled in) and account its code. */
 void cache_insert(struct cache *c, struct block *b, const struct emit *hot,

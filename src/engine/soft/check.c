@@ -331,7 +331,7 @@ static struct ea group_ea(const struct translation *t, const struct group *g, u3
 			.index = NO_REG,
 			.scale = 1,
 			.bits = (u8)t->bits,
-			.disp = g->lo - t->base_off[g->base][k]};
+			.disp = g->lo - t->base_off[k][g->base]};
 
 	if (g->base == GROUP_RIP) {
 		ea.base = NO_REG;
@@ -516,7 +516,7 @@ bool adds_constant(const struct translation *t, u32 k, u8 reg, s64 *by)
 static void join_group(struct translation *t, u32 k, u32 n, const struct access *a,
 		       u8 open[GROUP_BASES], const u8 since[GROUP_BASES])
 {
-	s64 lo = a->disp + t->base_off[a->base][k], hi = lo + a->size;
+	s64 lo = a->disp + t->base_off[k][a->base], hi = lo + a->size;
 	struct group *g = open[a->base] == NO_GROUP ? NULL : &t->group[open[a->base]];
 
 	if (g && MAX(g->hi, hi) - MIN(g->lo, lo) > GROUP_SPAN)
@@ -552,20 +552,19 @@ static void track_bases(struct translation *t, u32 k, u8 open[GROUP_BASES], u8 s
 
 	if (i->cls == INSN_SYSTEM || i->cls == INSN_STRING)
 		changed = 0xffff;
-	for (u32 r = 0; r < GROUP_BASES; r++) {
-		s64 by = 0, off = t->base_off[r][k];
+	for (u32 r = 0; r < GROUP_BASES; r++)
+		t->base_off[k + 1][r] = t->base_off[k][r];
+	for (; changed; changed &= changed - 1) {
+		u32 r = (u32)__builtin_ctz(changed);
+		s64 by = 0;
 
-		if (r < GPR_COUNT && changed & 1u << r) {
-			if (adds_constant(t, k, (u8)r, &by)) {
-				off += by;
-			} else {
-				open[r] = NO_GROUP;
-				since[r] = (u8)(k + 1);
-				off = 0;
-			}
+		if (adds_constant(t, k, (u8)r, &by)) {
+			t->base_off[k + 1][r] += by;
+		} else {
+			open[r] = NO_GROUP;
+			since[r] = (u8)(k + 1);
+			t->base_off[k + 1][r] = 0;
 		}
-		if (k + 1 < t->n)
-			t->base_off[r][k + 1] = off;
 	}
 }
 
@@ -583,7 +582,7 @@ static void place_checks(struct translation *t)
 		g->check_at = (u8)at;
 		g->used = g->members > 1 || (t->live[g->first] && !t->live[at]);
 		/* The check's address must be expressible. */
-		if (g->lo - t->base_off[g->base][at] != (s32)(g->lo - t->base_off[g->base][at]))
+		if (g->lo - t->base_off[at][g->base] != (s32)(g->lo - t->base_off[at][g->base]))
 			g->used = false;
 	}
 }
@@ -597,7 +596,7 @@ void find_groups(struct translation *t)
 	for (u32 r = 0; r < GROUP_BASES; r++) {
 		open[r] = NO_GROUP;
 		since[r] = 0;
-		t->base_off[r][0] = 0;
+		t->base_off[0][r] = 0;
 	}
 	for (u32 k = 0; k < t->n; k++) {
 		u32 count = list_accesses(t, k, list);

@@ -52,24 +52,6 @@ static u8 segment_of(ZydisRegister reg)
 								    : (u8)SEG_DS;
 }
 
-bool insn_is_prefix(u8 b)
-{
-	switch (b) {
-	case 0x66:
-	case 0x67:
-	case 0xf0:
-	case 0xf2:
-	case 0xf3:
-	case 0x2e:
-	case 0x36:
-	case 0x3e:
-	case 0x26:
-	case 0x64:
-	case 0x65: return true;
-	default: return false;
-	}
-}
-
 /* Fill in where prefixes, opcode, ModRM and immediates lie. */
 static void find_layout(struct insn *i, const ZydisDecodedInstruction *z)
 {

@@ -106,4 +106,10 @@ struct insn_form {
 /* The same, and what is known of the form. */
 void insn_decode_form(struct insn *i, const u8 *p, u32 len, u32 bits, struct insn_form *form);
 
-bool insn_is_prefix(u8 b); /* a legacy prefix */
+/* A legacy prefix: 26 2E 36 3E 64-67 F0 F2 F3. */
+static inline bool insn_is_prefix(u8 b)
+{
+	static const u64 set[4] = {0x4040404000000000, 0xf000000000, 0, 0x000d000000000000};
+
+	return set[b >> 6] >> (b & 63) & 1;
+}

@@ -9,6 +9,10 @@ void emit_bytes(struct emit *e, const void *p, u32 n)
 {
 	const u8 *b = p;
 
+	if (n == 1 || n == 4) { /* most immediates */
+		emit_value(e, soft_load(p, n), n);
+		return;
+	}
 	for (u32 i = 0; i < n; i++)
 		emit_u8(e, b[i]);
 }
@@ -117,11 +121,27 @@ void emit_patch(struct emit *e, u8 *rel32, u64 target)
 	__atomic_store_n((u32 *)(void *)rel32, rel, __ATOMIC_RELAXED);
 }
 
+/* The beginning of an instruction, put together before it is written. */
+struct head {
+	u64 bytes;
+	u32 n;
+};
+
+static inline void head_add(struct head *h, u8 b)
+{
+	h->bytes |= (u64)b << (8 * h->n++);
+}
+
+static u8 rex_of(bool w, u8 reg, u8 index, u8 base)
+{
+	return (u8)(REX | (w ? REX_W : 0) | (reg != NO_REG && reg & 8 ? REX_R : 0) |
+		    (index != NO_REG && index & 8 ? REX_X : 0) |
+		    (base != NO_REG && base & 8 ? REX_B : 0));
+}
+
 static void put_rex(struct emit *e, bool w, u8 reg, u8 index, u8 base)
 {
-	u8 rex = (u8)(REX | (w ? REX_W : 0) | (reg != NO_REG && reg & 8 ? REX_R : 0) |
-		      (index != NO_REG && index & 8 ? REX_X : 0) |
-		      (base != NO_REG && base & 8 ? REX_B : 0));
+	u8 rex = rex_of(w, reg, index, base);
 
 	if (rex != REX)
 		emit_u8(e, rex);
@@ -133,12 +153,13 @@ static void put_mem(struct emit *e, u8 reg, u8 base, u8 index, u8 scale, s32 dis
 {
 	u8 field = (u8)((reg & 7) << 3);
 	u8 ss = scale == 8 ? 3 : scale == 4 ? 2 : scale == 2 ? 1 : 0;
+	struct head h = {0};
 	u8 mod;
 
 	if (base == NO_REG) { /* SIB without base always has disp32 */
-		emit_u8(e, field | 4);
-		emit_u8(e, (u8)(ss << 6 | (index == NO_REG ? 4 : index & 7) << 3 | 5));
-		emit_u32(e, (u32)disp);
+		head_add(&h, field | 4);
+		head_add(&h, (u8)(ss << 6 | (index == NO_REG ? 4 : index & 7) << 3 | 5));
+		emit_few(e, h.bytes | (u64)(u32)disp << 16, 6);
 		return;
 	}
 	if (!disp && (base & 7) != RBP)
@@ -148,23 +169,25 @@ static void put_mem(struct emit *e, u8 reg, u8 base, u8 index, u8 scale, s32 dis
 	else
 		mod = 2;
 	if (index != NO_REG || (base & 7) == RSP) {
-		emit_u8(e, (u8)(mod << 6 | field | 4));
-		emit_u8(e, (u8)(ss << 6 | (index == NO_REG ? 4 : index & 7) << 3 | (base & 7)));
+		head_add(&h, (u8)(mod << 6 | field | 4));
+		head_add(&h, (u8)(ss << 6 | (index == NO_REG ? 4 : index & 7) << 3 | (base & 7)));
 	} else {
-		emit_u8(e, (u8)(mod << 6 | field | (base & 7)));
+		head_add(&h, (u8)(mod << 6 | field | (base & 7)));
 	}
-	if (mod == 1)
-		emit_u8(e, (u8)disp);
-	else if (mod == 2)
-		emit_u32(e, (u32)disp);
+	emit_few(e, h.bytes | (u64)(u32)disp << (8 * h.n), h.n + (mod == 2 ? 4 : mod));
 }
 
 static void put_cpu(struct emit *e, bool w, u8 opcode, u8 reg, s32 disp)
 {
-	emit_u8(e, PREFIX_FS);
-	put_rex(e, w, reg, NO_REG, NO_REG);
-	emit_u8(e, opcode);
-	put_mem(e, reg, NO_REG, NO_REG, 1, disp, false);
+	struct head h = {.bytes = PREFIX_FS, .n = 1};
+
+	if (w || reg & 8)
+		head_add(&h, rex_of(w, reg, NO_REG, NO_REG));
+	head_add(&h, opcode);
+	head_add(&h, (u8)(4 | (reg & 7) << 3)); /* SIB, */
+	head_add(&h, 0x25);                     /* which says disp32 alone */
+	emit_few(e, h.bytes, h.n);
+	emit_u32(e, (u32)disp);
 }
 
 void emit_load_cpu(struct emit *e, u8 reg, s32 disp)
@@ -275,9 +298,10 @@ void emit_pext_cpu(struct emit *e, u8 dst, u8 src, s32 disp)
 
 void emit_mov(struct emit *e, u8 dst, u8 src)
 {
-	put_rex(e, true, src, NO_REG, dst);
-	emit_u8(e, 0x89);
-	emit_u8(e, (u8)(0xc0 | (src & 7) << 3 | (dst & 7)));
+	emit_few(e,
+		 rex_of(true, src, NO_REG, dst) | 0x89u << 8 |
+			 (0xc0u | (src & 7u) << 3 | (dst & 7u)) << 16,
+		 3);
 }
 
 void emit_mov32(struct emit *e, u8 dst, u8 src)
@@ -360,16 +384,16 @@ static s32 put_half(struct emit *e, u32 half, u32 off)
 void emit_half_op(struct emit *e, u32 half, u8 opcode, u8 reg, u8 index, u8 scale, u32 off)
 {
 	s32 disp = put_half(e, half, off);
+	bool is_base = scale == 1; /* one byte less than a SIB */
 
-	if (scale == 1) { /* as base: one byte less than a SIB */
-		put_rex(e, true, reg, NO_REG, index);
-		emit_u8(e, opcode);
+	emit_few(e,
+		 rex_of(true, reg, is_base ? NO_REG : index, is_base ? index : NO_REG) |
+			 (u32)opcode << 8,
+		 2);
+	if (is_base)
 		put_mem(e, reg, index, NO_REG, 1, disp, true);
-	} else {
-		put_rex(e, true, reg, index, NO_REG);
-		emit_u8(e, opcode);
+	else
 		put_mem(e, reg, NO_REG, index, scale, disp, false);
-	}
 }
 
 void emit_half_store_imm(struct emit *e, u32 half, s32 imm, u32 off)

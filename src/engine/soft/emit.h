@@ -45,6 +45,21 @@ static inline void emit_value(struct emit *e, u64 v, u32 size)
 	e->p += size;
 }
 
+/*
+ * The first @n of eight bytes; what follows them in the buffer, up to its end, may be overwritten,
+ * so this is not for changing code that is there.
+ */
+static inline void emit_few(struct emit *e, u64 v, u32 n)
+{
+	if ((u64)(e->end - e->p) >= 8) {
+		soft_store(e->p, v, 8);
+		e->p += n;
+		return;
+	}
+	for (; n; n--, v >>= 8)
+		emit_value(e, v & 0xff, 1);
+}
+
 static inline void emit_u8(struct emit *e, u8 v)
 {
 	emit_value(e, v, 1);

@@ -1,6 +1,8 @@
 /* See forms.h. */
 #include "engine/soft/forms.h"
 
+#include "engine/soft/util.h"
+
 enum { MODRM_UNKNOWN, MODRM_NO, MODRM_YES };
 enum { MAP_0F = 1, MAP_0F38, MAP_0F3A, MAP_VEX_0F, MAP_VEX_0F38 };
 enum { KEY_MAX = 7, NO_MAP = 0xff };
@@ -104,11 +106,9 @@ static u64 find_key(struct forms *f, u64 bytes, u32 len, u8 **learn)
 /* @size bytes at @p. */
 static s64 value_at(const u8 *p, u32 size, bool is_signed)
 {
-	u64 v = 0;
+	u64 v = soft_load(p, size);
 
-	for (u32 n = 0; n < size; n++)
-		v |= (u64)p[n] << (8 * n);
-	if (!is_signed || size == 8 || !size)
+	if (!is_signed || size == 8)
 		return (s64)v;
 	return (s64)(v << (64 - 8 * size)) >> (64 - 8 * size);
 }
@@ -142,9 +142,21 @@ static u64 first_bytes(const u8 *p, u32 len)
 {
 	u64 v = 0;
 
-	for (u32 n = 0; n < len && n < 8; n++)
+	if (len >= 8)
+		return soft_load(p, 8);
+	for (u32 n = 0; n < len; n++)
 		v |= (u64)p[n] << (8 * n);
 	return v;
+}
+
+/* The instruction's own bytes, which begin with @first; those behind them are zero. */
+static void copy_bytes(struct insn *i, u64 first, const u8 *p)
+{
+	if (i->len < 8)
+		first &= (1ul << (8 * i->len)) - 1;
+	soft_store(i->bytes, first, 8);
+	for (u32 n = 8; n < i->len; n++)
+		i->bytes[n] = p[n];
 }
 
 void forms_decode(struct forms *f, struct insn *i, const u8 *p, u32 len, u32 bits)
@@ -152,13 +164,13 @@ void forms_decode(struct forms *f, struct insn *i, const u8 *p, u32 len, u32 bit
 	struct insn_form form;
 	struct form_entry *e;
 	u8 *learn = NULL;
-	u64 key = bits == 64 ? find_key(f, first_bytes(p, len), len, &learn) : 0;
+	u64 first = first_bytes(p, len);
+	u64 key = bits == 64 ? find_key(f, first, len, &learn) : 0;
 
 	e = &f->entry[key * 0x9e3779b97f4a7c15ul >> (64 - FORM_BITS)];
 	if (key && e->key == key && e->insn.len <= len) {
 		*i = e->insn;
-		for (u32 n = 0; n < i->len; n++)
-			i->bytes[n] = p[n];
+		copy_bytes(i, first, p);
 		fill_in(i, &e->form);
 		return;
 	}

@@ -10,7 +10,7 @@
 
 #include "engine/soft/decode.h"
 
-enum { FORM_BITS = 11, FORM_MAPS = 6 };
+enum { FORM_BITS = 12, FORM_MAPS = 6 };
 
 struct form_entry {
 	u64 key; /* the form's bytes, and their number in the highest byte; 0: none */

@@ -629,6 +629,7 @@ static struct block *finish(struct translation *t)
 	}
 	if (t->hot.overflow || t->cold.overflow)
 		return NULL;
+	cache_block_trim(t->cache, b, t->exits);
 	cache_insert(t->cache, b, &t->hot, &t->cold);
 	return b;
 }

@@ -65,13 +65,13 @@ struct translation {
 	struct group group[MAX_GROUPS];
 	u8 group_of[BLOCK_MAX_INSNS][2];   /* group of each access of each instruction, in order */
 	s64 group_off[BLOCK_MAX_INSNS][2]; /* and its offset in the range */
-	s64 base_off[GROUP_BASES]
-		    [BLOCK_MAX_INSNS]; /* constants added to each base since it is known */
-	s32 sp;                        /* what HOST_SP lacks of guest rsp: see keeps_sp() */
-	bool defers_sp;                /* the current instruction may leave it so */
-	u32 current;                   /* instruction being emitted */
-	u32 access;                    /* next access of the current instruction */
-	u8 bit_reg;                    /* emit_check_bits(): the register with the bit offset */
+	s64 base_off[BLOCK_MAX_INSNS + 1]
+		    [GROUP_BASES]; /* constants added to each base since it is known */
+	s32 sp;                    /* what HOST_SP lacks of guest rsp: see keeps_sp() */
+	bool defers_sp;            /* the current instruction may leave it so */
+	u32 current;               /* instruction being emitted */
+	u32 access;                /* next access of the current instruction */
+	u8 bit_reg;                /* emit_check_bits(): the register with the bit offset */
 	u8 certain;             /* find_groups(): first instruction behind the latest side exit */
 	u8 loaded;              /* group whose host address HOST_S2 holds, or NO_GROUP */
 	const u8 *page_host;    /* the first page */
