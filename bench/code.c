@@ -130,8 +130,7 @@ static void fill(u8 *at, u64 value)
 static int build(struct bench *b, struct err *e)
 {
 	const struct cpuid_request request = {.vcpus = 1, .hide_hypervisor = true};
-	const struct engine_config config = {
-		.physmap = &b->physmap, .cpuid = &b->cpuid, .cache_bytes = 4 << 20};
+	const struct engine_config config = {.physmap = &b->physmap, .cpuid = &b->cpuid};
 	int r = cpuid_model_init(&b->cpuid, &request, e);
 
 	physmap_init(&b->physmap);

@@ -16,6 +16,3 @@ int cli_usage_error(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 
 /* True when standard output was closed when the program started. */
 bool cli_stdout_was_closed(void);
-
-/* "512M", "2G", "64K", or MiB without a suffix; into bytes. False when it is not such a text. */
-bool cli_parse_size(const char *text, u64 *bytes);

@@ -1,11 +1,13 @@
 #include "cli/options.h"
 
+#include "base/size.h"
 #include "cli/cli.h"
 #include "device/chip/lapic.h"
 
 #include <errno.h>
 #include <getopt.h>
 #include <limits.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -30,7 +32,8 @@ const char run_options_help[] =
 	"stdio)\n"
 	"  --virtio-console SPEC a virtio console besides, with the same choices\n"
 	"  --no-reboot           end when the guest reboots\n"
-	"  --engine NAME         auto, or an engine listed by 'doppel check' (default auto)\n"
+	"  --engine NAME[,OPTION=VALUE]...\n"
+	"                        auto, or an engine listed by 'doppel check' (default auto)\n"
 	"  --sandbox on|off|log  system call filter (default on)\n"
 	"  --stats               tell at the end where time went and what was counted; with --json "
 	"for "
@@ -75,43 +78,9 @@ static const struct option options[] = {
 	{0},
 };
 
-bool cli_parse_size(const char *text, u64 *bytes)
-{
-	u64 n, unit = MIB;
-	char *end;
-
-	/* strtoull() takes signs and white space. */
-	if (*text < '0' || *text > '9')
-		return false;
-	errno = 0;
-	n = strtoull(text, &end, 10);
-	switch (*end) {
-	case 'k':
-	case 'K':
-		unit = KIB;
-		end++;
-		break;
-	case 'm':
-	case 'M':
-		unit = MIB;
-		end++;
-		break;
-	case 'g':
-	case 'G':
-		unit = GIB;
-		end++;
-		break;
-	default: break;
-	}
-	if (errno || *end || n > UINT64_MAX / unit)
-		return false;
-	*bytes = n * unit;
-	return true;
-}
-
 static int set_memory(struct run_options *o, const char *arg, struct err *e)
 {
-	if (!cli_parse_size(arg, &o->ram_bytes))
+	if (!parse_size(arg, &o->ram_bytes))
 		return err_set(e, -EINVAL, "-m '%s' is not a size such as 512M or 2G", arg);
 	if (o->ram_bytes < RAM_MIN || o->ram_bytes > RAM_MAX)
 		return err_set(e, -EINVAL, "-m %s: guest memory must be between %luM and %luG", arg,
@@ -169,10 +138,19 @@ static int set_sandbox(struct run_options *o, const char *arg, struct err *e)
 
 static int set_engine(struct run_options *o, const char *arg, struct err *e)
 {
-	o->engine = arg;
-	if (strcmp(arg, "auto") && !engine_by_name(arg))
+	const struct engine_ops *engine;
+	u64 n = strcspn(arg, ",");
+
+	snprintf(o->engine, sizeof(o->engine), "%.*s", (int)MIN(n, 100), arg);
+	o->engine_options = arg[n] ? arg + n + 1 : NULL;
+	engine = n < sizeof(o->engine) ? engine_by_name(o->engine) : NULL;
+	if (!engine && strcmp(o->engine, "auto"))
 		return err_set(e, -EINVAL,
 			       "--engine '%s': there is no such engine, see 'doppel check'", arg);
+	if (!engine && o->engine_options)
+		return err_set(e, -EINVAL, "--engine '%s': options need an engine's name", arg);
+	if (o->engine_options && engine->check_options(o->engine_options, e))
+		return err_prefix(e, "--engine");
 	return 0;
 }
 

@@ -4,7 +4,8 @@
 #include "machine/pc.h"
 
 struct run_options {
-	const char *engine; /* a name or "auto" */
+	char engine[16];            /* a name or "auto" */
+	const char *engine_options; /* behind the name; NULL: none */
 	u64 ram_bytes;
 	u32 vcpus;
 	const char *kernel, *initrd, *append;

@@ -95,6 +95,7 @@ static int run_machine(struct run *run, const struct run_options *o, struct boot
 		.no_reboot = o->no_reboot,
 		.sandbox = o->sandbox,
 		.stats = o->stats,
+		.engine_options = o->engine_options,
 	};
 	struct err note = {0};
 	enum pc_end end;

@@ -68,7 +68,7 @@ struct engine_config {
 	struct physmap *physmap; /* borrowed; outlives the VM */
 	/* Borrowed; outlives the VM. vm_create() takes away what the engine cannot do. */
 	struct cpuid_model *cpuid;
-	u64 cache_bytes; /* soft: code cache size, 0 for the default */
+	const char *options; /* see engine_ops.check_options; NULL: none */
 };
 
 enum engine_unit { UNIT_COUNT, UNIT_BYTES, UNIT_NS };
@@ -90,6 +90,12 @@ struct engine_ops {
 	 * cpu_msrs, so that the machine can offer guests what machine/paravirt.h does.
 	 */
 	bool paravirt;
+
+	/*
+	 * Are these options, "key=value,...", such that vm_create() takes them? -EINVAL and what is
+	 * wrong in @e; each engine has its own, documented in docs/engines.md.
+	 */
+	int (*check_options)(const char *options, struct err *e);
 
 	/* Can this host run it? 0, or -errno and what is missing in @e. No lasting side effects. */
 	int (*probe)(struct err *e);

@@ -628,7 +628,8 @@ static int build_confinement(struct pc *pc, struct err *e)
 static int build_vm(struct pc *pc, struct err *e)
 {
 	const struct engine_ops *engine = pc->config.engine;
-	const struct engine_config config = {.physmap = &pc->pm, .cpuid = &pc->cpuid};
+	const struct engine_config config = {
+		.physmap = &pc->pm, .cpuid = &pc->cpuid, .options = pc->config.engine_options};
 	int r = engine->vm_create(&config, &pc->vm, e);
 
 	return r ? err_prefix(e, "%s engine", engine->name) : 0;

@@ -15,6 +15,7 @@ enum { PC_DISKS_MAX = 16, PC_NETS_MAX = 4 };
 /* Everything is borrowed and outlives the machine. */
 struct pc_config {
 	const struct engine_ops *engine;
+	const char *engine_options; /* NULL: none */
 	u64 ram_bytes;
 	u32 vcpus;
 	struct boot *boot; /* opened; what starts */

@@ -17,6 +17,7 @@ struct options {
 	u64 seed, count, skip;
 	u32 seconds;
 	const char *only;
+	const char *engine_options;
 	bool keep_going, singles, undecodable;
 	u32 bits;
 };
@@ -206,7 +207,8 @@ static int loop(struct diff *d)
 static int usage(void)
 {
 	fputs("usage: diff [--seed N] [--count N] [--time SECONDS] [--only REGEX] [--bits 32|64]\n"
-	      "            [--singles] [--undecodable] [--keep-going] [--skip N]\n"
+	      "            [--singles] [--undecodable] [--keep-going] [--skip N] [--engine "
+	      "OPTIONS]\n"
 	      "Compares the host CPU, the interpreter and translated code on random instructions.\n"
 	      "--only selects mnemonics (lower case); --skip N generates N cases without "
 	      "running.\n",
@@ -217,11 +219,17 @@ static int usage(void)
 static bool parse(struct options *o, int argc, char **argv)
 {
 	static const struct option table[] = {
-		{"seed", 1, NULL, 's'},        {"count", 1, NULL, 'c'},
-		{"time", 1, NULL, 't'},        {"only", 1, NULL, 'o'},
-		{"bits", 1, NULL, 'b'},        {"singles", 0, NULL, '1'},
-		{"keep-going", 0, NULL, 'k'},  {"skip", 1, NULL, 'n'},
-		{"undecodable", 0, NULL, 'u'}, {NULL, 0, NULL, 0},
+		{"seed", 1, NULL, 's'},
+		{"count", 1, NULL, 'c'},
+		{"time", 1, NULL, 't'},
+		{"only", 1, NULL, 'o'},
+		{"bits", 1, NULL, 'b'},
+		{"singles", 0, NULL, '1'},
+		{"keep-going", 0, NULL, 'k'},
+		{"skip", 1, NULL, 'n'},
+		{"undecodable", 0, NULL, 'u'},
+		{"engine", 1, NULL, 'e'},
+		{NULL, 0, NULL, 0},
 	};
 	int c;
 
@@ -232,6 +240,7 @@ static bool parse(struct options *o, int argc, char **argv)
 		case 'c': o->count = strtoull(optarg, NULL, 0); break;
 		case 't': o->seconds = (u32)strtoul(optarg, NULL, 0); break;
 		case 'o': o->only = optarg; break;
+		case 'e': o->engine_options = optarg; break;
 		case 'b': o->bits = (u32)strtoul(optarg, NULL, 0); break;
 		case 'n': o->skip = strtoull(optarg, NULL, 0); break;
 		case '1': o->singles = true; break;
@@ -265,7 +274,7 @@ static int prepare(struct diff *d, regex_t *only)
 	d->native = allocate(sizeof(*d->native));
 	d->other = allocate(sizeof(*d->other));
 	d->memory = allocate(MEMORY_BYTES);
-	d->guest = guest_create(&d->layout);
+	d->guest = guest_create(&d->layout, d->opt.engine_options);
 	if (!d->guest)
 		return 2;
 	r = native_init(&d->layout);

@@ -144,9 +144,9 @@ enum guest_how {
 	GUEST_AGAIN, /* translated code as the previous run left it */
 };
 
-/* A machine for one layout of the XSAVE area, which is filled in. NULL after a message on stderr.
- */
-struct guest *guest_create(struct layout *layout);
+/* A machine for one layout of the XSAVE area, which is filled in; @options are the engine's. NULL
+ * after a message on stderr. */
+struct guest *guest_create(struct layout *layout, const char *options);
 void guest_destroy(struct guest *g);
 void guest_run(struct guest *g, const struct test_case *t, const u8 memory[MEMORY_BYTES],
 	       enum guest_how how, struct outcome *o);

@@ -168,10 +168,11 @@ static void set_base_state(struct guest *g)
 	s->fpu.size = g->cpuid.xsave_max;
 }
 
-static int start_engine(struct guest *g, struct err *e)
+static int start_engine(struct guest *g, const char *options, struct err *e)
 {
 	const struct cpuid_request request = {.vcpus = 1};
-	struct engine_config config = {.physmap = &g->physmap, .cpuid = &g->cpuid};
+	struct engine_config config = {
+		.physmap = &g->physmap, .cpuid = &g->cpuid, .options = options};
 	int r;
 
 	physmap_init(&g->physmap);
@@ -187,7 +188,7 @@ static int start_engine(struct guest *g, struct err *e)
 	return r;
 }
 
-struct guest *guest_create(struct layout *layout)
+struct guest *guest_create(struct layout *layout, const char *options)
 {
 	struct guest *g = calloc(1, sizeof(*g));
 	struct err e = {0};
@@ -197,7 +198,7 @@ struct guest *guest_create(struct layout *layout)
 	g->ops = engine_by_name("soft");
 	g->base = aligned_alloc(64, align_up(sizeof(*g->base), 64));
 	g->state = aligned_alloc(64, align_up(sizeof(*g->state), 64));
-	if (!g->ops || !g->base || !g->state || start_engine(g, &e) < 0) {
+	if (!g->ops || !g->base || !g->state || start_engine(g, options, &e) < 0) {
 		fprintf(stderr, "diff: %s\n", e.code ? e.text : "no soft engine");
 		guest_destroy(g);
 		return NULL;

@@ -101,10 +101,11 @@ def cases(lines, guest, place):
 
 def emulated_ring0(options):
     """Why no conformance guest can run here: the host's KVM emulates what runs in ring 0. Or None."""
-    if options.engine == "soft":
+    name = options.engine.split(",")[0]
+    if name == "soft":
         return None
     done = subprocess.run([options.doppel, "check", "--json"], stdout=subprocess.PIPE, check=False)
-    engine = next((e for e in json.loads(done.stdout)["engines"] if e["name"] == options.engine), None)
+    engine = next((e for e in json.loads(done.stdout)["engines"] if e["name"] == name), None)
     if not engine or not engine["usable"]:
         return engine["reason"] if engine else "no such engine"
     return None if engine["native"] else engine["reason"]
@@ -158,7 +159,7 @@ def main():
     parser.add_argument("--cpus", default="1", help="number of processors")
     parser.add_argument("--cpu", default="max", help="QEMU's processor model")
     parser.add_argument("--doppel", default="build/doppel")
-    parser.add_argument("--engine", default="soft")
+    parser.add_argument("--engine", default="soft", help="as doppel run takes it, with options")
     parser.add_argument("--timeout", type=float,
                         default=60 * float(os.environ.get("DOPPEL_PATIENCE", "1")))
     options = parser.parse_args()

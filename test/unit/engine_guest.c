@@ -83,7 +83,7 @@ static struct guest *leftover;
 struct guest *guest_new_with(const struct engine_ops *engine, const struct cpuid_model *cpuid)
 {
 	struct guest *g = calloc(1, sizeof(*g));
-	struct engine_config config = {.cache_bytes = 4 << 20};
+	struct engine_config config = {.options = NULL};
 	struct err e = {0};
 
 	if (!g)

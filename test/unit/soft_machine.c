@@ -57,7 +57,7 @@ static struct soft_machine *leftover;
 struct soft_machine *machine_new(void)
 {
 	struct soft_machine *m = calloc(1, sizeof(*m));
-	struct engine_config config = {.cache_bytes = 4 << 20};
+	struct engine_config config = {.options = NULL};
 	struct err e = {0};
 
 	if (leftover)

@@ -1,4 +1,5 @@
 /* The options of `doppel run`, and sizes. */
+#include "base/size.h"
 #include "cli/cli.h"
 #include "cli/options.h"
 
@@ -61,7 +62,7 @@ static void sizes(void **state)
 	for (u32 i = 0; i < ARRAY_SIZE(cases); i++) {
 		u64 bytes = 0;
 
-		assert_int_equal(cli_parse_size(cases[i].text, &bytes), cases[i].ok);
+		assert_int_equal(parse_size(cases[i].text, &bytes), cases[i].ok);
 		if (cases[i].ok)
 			assert_int_equal(bytes, cases[i].bytes);
 	}
@@ -84,7 +85,8 @@ static void defaults(void **state)
 static void everything(void **state)
 {
 	struct parsed p = parse("--kernel k --initrd i --append a=b -m 1G -c 2 --disk path=d1 "
-				"--disk path=d2,readonly=on --net none");
+				"--disk path=d2,readonly=on --net none "
+				"--engine soft,code-cache=8M,groups=off");
 
 	(void)state;
 	assert_int_equal(p.result, 0);
@@ -96,6 +98,8 @@ static void everything(void **state)
 	assert_string_equal(p.o.disk[1]->path, "d2");
 	assert_true(p.o.disk[1]->readonly);
 	assert_int_equal(p.o.nets, 0);
+	assert_string_equal(p.o.engine, "soft");
+	assert_string_equal(p.o.engine_options, "code-cache=8M,groups=off");
 	run_options_free(&p.o);
 }
 
@@ -117,6 +121,15 @@ static void bad_command_lines(void **state)
 		{"--kernel k -c 0", "-c '0'"},
 		{"--kernel k -c 65", "-c '65'"},
 		{"--kernel k --engine warp", "warp"},
+		{"--kernel k --engine soft,", "lacks a value"},
+		{"--kernel k --engine soft,code-cache=1M", "8M"},
+		{"--kernel k --engine soft,code-cache=99G", "1024M"},
+		{"--kernel k --engine soft,code-cache", "lacks a value"},
+		{"--kernel k --engine soft,groups=maybe", "maybe"},
+		{"--kernel k --engine soft,warp=on", "warp"},
+		{"--kernel k --engine soft,groups=off,,links=off", "lacks"},
+		{"--kernel k --engine kvm,groups=off", "groups"},
+		{"--kernel k --engine auto,groups=off", "name"},
 		{"--kernel k --sandbox maybe", "maybe"},
 		{"--kernel k --virtio-console stdio", "only one console"},
 		{"--kernel k --net bridge", "bridge"},

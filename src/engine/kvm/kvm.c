@@ -240,11 +240,17 @@ static u32 kvm_counters(struct engine_vm *vm, struct engine_counter *out, u32 ma
 
 static const char *const activities[] = {"outside", "guest", NULL};
 
+static int kvm_check_options(const char *options, struct err *e)
+{
+	return err_set(e, -EINVAL, "the kvm engine has no options: '%s'", options);
+}
+
 extern const struct engine_ops kvm_engine;
 
 const struct engine_ops kvm_engine = {
 	.name = "kvm",
 	.sandbox = &kvm_sandbox,
+	.check_options = kvm_check_options,
 	.probe = kvm_probe,
 	.vm_create = kvm_vm_create,
 	.vm_destroy = kvm_vm_destroy,

@@ -8,31 +8,20 @@
 #include <unistd.h>
 
 enum {
-	CACHE_HASH_BITS = 19,
-	CACHE_HASH = 1 << CACHE_HASH_BITS,
+	BYTES_PER_BUCKET = 512,       /* of code memory; a block takes about as much */
 	THUNK_BYTES = 64 * 64 * 1024, /* 64 KiB per vCPU */
 	ENTRY_BYTES = 4096,
 	GRANULE_SHIFT = 6,
 };
 
-#define CACHE_DEFAULT (256 * MIB)
-#define CACHE_MIN     (16 * MIB)
-#define READY_BYTES   (256 * KIB)
+#define READY_BYTES (256 * KIB)
 
-/* What translated code covers of one page of RAM. */
-struct page_code {
-	struct block
-		*blocks; /* linked by page_next[k], k = 1 when the page is the block's second */
-	u64 granules;
-	u64 epoch; /* vm->epoch after its write tags were dropped */
-};
-
-static u32 hash_of(gpa_t pa, u32 mode)
+static u32 hash_of(const struct cache *c, gpa_t pa, u32 mode)
 {
 	u64 h = (pa >> PAGE_SHIFT ^ ((u64)mode << 44)) * 0x9e3779b97f4a7c15ul;
 
 	/* What lies together is looked for together. */
-	return (u32)((h >> (64 - CACHE_HASH_BITS)) + (pa & ~PAGE_MASK) / 2) % CACHE_HASH;
+	return ((u32)(h >> 32) + (u32)(pa & ~PAGE_MASK) / 2) & (c->buckets - 1);
 }
 
 static u64 emit_trampoline(struct cache *c, struct emit *e, u32 stub)
@@ -80,7 +69,7 @@ static void emit_second_level(struct cache *c, struct emit *e, u32 half)
 	emit_jmp(e, c->entry.ibt_leave);
 }
 
-static void emit_entries(struct cache *c)
+static void emit_entries(struct cache *c, const struct soft_options *o)
 {
 	struct emit e = emitter(c, 0, ENTRY_BYTES);
 
@@ -92,7 +81,10 @@ static void emit_entries(struct cache *c)
 	emit_mov_imm32(&e, HOST_S2, LEAVE_LOOKUP);
 	emit_jmp_cpu(&e, CPU_DISP(&e, stub[STUB_LEAVE]));
 	for (u32 half = 0; half < HALVES; half++)
-		emit_second_level(c, &e, half);
+		if (soft_uses(o, SOFT_SECOND_LEVEL))
+			emit_second_level(c, &e, half);
+		else
+			c->entry.ibt_miss[half] = c->entry.ibt_leave;
 	for (u32 half = 0; half < HALVES; half++) {
 		emit_align(&e, 16, 0);
 		c->entry.ras_bottom[half] = emit_here(&e);
@@ -130,7 +122,7 @@ static void *map_zeroed(u64 size)
 	return p == MAP_FAILED ? NULL : p;
 }
 
-int soft_cache_create(struct soft_vm *vm, u64 bytes, struct err *e)
+int soft_cache_create(struct soft_vm *vm, struct err *e)
 {
 	struct cache *c = calloc(1, sizeof(*c));
 	int r;
@@ -138,20 +130,22 @@ int soft_cache_create(struct soft_vm *vm, u64 bytes, struct err *e)
 	if (!c)
 		return err_set(e, -ENOMEM, "out of memory");
 	vm->cache = c;
-	c->size = align_up(MAX(bytes ? bytes : CACHE_DEFAULT, CACHE_MIN), PAGE_SIZE);
+	c->size = align_up(vm->options.code_cache, PAGE_SIZE);
 	r = map_code(c, e);
 	if (r < 0)
 		return r;
 	c->pages_count = vm->physmap->pages;
 	c->arena_size = c->size;
 	c->arena = map_zeroed(c->arena_size);
-	c->hash = map_zeroed(CACHE_HASH * sizeof(*c->hash));
-	c->pages = map_zeroed(MAX(c->pages_count, 1) * sizeof(struct page_code *));
+	for (c->buckets = 1; c->buckets < c->size / BYTES_PER_BUCKET;)
+		c->buckets *= 2;
+	c->hash = map_zeroed(c->buckets * sizeof(*c->hash));
+	c->pages = map_zeroed(MAX(c->pages_count, 1) * sizeof(*c->pages));
 	c->index = map_zeroed(c->size / 16 * sizeof(struct block *));
 	c->forms = map_zeroed(sizeof(*c->forms));
 	if (!c->forms || !c->arena || !c->hash || !c->pages || !c->index)
 		return err_set(e, -ENOMEM, "cannot allocate code cache tables");
-	emit_entries(c);
+	emit_entries(c, &vm->options);
 	c->thunk = emitter(c, ENTRY_BYTES, ENTRY_BYTES + THUNK_BYTES);
 	c->hot_start = c->hot = ENTRY_BYTES + THUNK_BYTES;
 	c->hot_end = c->cold = align_up((c->hot_start + c->size) / 2, PAGE_SIZE);
@@ -175,9 +169,9 @@ void soft_cache_destroy(struct soft_vm *vm)
 	if (c->forms)
 		munmap(c->forms, sizeof(*c->forms));
 	if (c->hash)
-		munmap(c->hash, CACHE_HASH * sizeof(*c->hash));
+		munmap(c->hash, c->buckets * sizeof(*c->hash));
 	if (c->pages)
-		munmap(c->pages, MAX(c->pages_count, 1) * sizeof(struct page_code *));
+		munmap(c->pages, MAX(c->pages_count, 1) * sizeof(*c->pages));
 	if (c->index)
 		munmap(c->index, c->size / 16 * sizeof(struct block *));
 	free(c);
@@ -186,7 +180,7 @@ void soft_cache_destroy(struct soft_vm *vm)
 
 struct block *cache_find(struct cache *c, gpa_t pa, u32 mode)
 {
-	struct block *b = c->hash[hash_of(pa, mode)];
+	struct block *b = c->hash[hash_of(c, pa, mode)];
 
 	while (b && (b->pa != pa || b->mode != mode))
 		b = b->hash_next;
@@ -195,9 +189,7 @@ struct block *cache_find(struct cache *c, gpa_t pa, u32 mode)
 
 bool cache_may_have(const struct cache *c, s64 page, u32 offset)
 {
-	const struct page_code *code = c->pages[page];
-
-	return code && code->granules >> (offset >> GRANULE_SHIFT) & 1;
+	return c->pages[page].granules >> (offset >> GRANULE_SHIFT) & 1;
 }
 
 static void *arena_alloc(struct cache *c, u64 size)
@@ -307,7 +299,7 @@ static bool block_is_hit(const struct block *b, u32 k, u32 offset, u32 len)
 
 static void page_add(struct cache *c, struct block *b, u32 k)
 {
-	struct page_code *pc = c->pages[b->page[k]];
+	struct page_code *pc = &c->pages[b->page[k]];
 
 	b->page_next[k] = pc->blocks;
 	pc->blocks = b;
@@ -316,7 +308,7 @@ static void page_add(struct cache *c, struct block *b, u32 k)
 
 void cache_insert(struct cache *c, struct block *b, const struct emit *hot, const struct emit *cold)
 {
-	u32 h = hash_of(b->pa, b->mode);
+	u32 h = hash_of(c, b->pa, b->mode);
 
 	b->hash_next = c->hash[h];
 	c->hash[h] = b;
@@ -361,7 +353,7 @@ void cache_link(struct cache *c, struct block_exit *x, struct block *to)
 
 static void unhash(struct cache *c, struct block *b)
 {
-	struct block **p = &c->hash[hash_of(b->pa, b->mode)];
+	struct block **p = &c->hash[hash_of(c, b->pa, b->mode)];
 
 	while (*p != b)
 		p = &(*p)->hash_next;
@@ -377,7 +369,7 @@ static u32 page_slot(const struct block *b, s64 page)
 static void page_remove(struct cache *c, struct block *b, u32 k)
 {
 	s64 page = b->page[k];
-	struct block **p = &c->pages[page]->blocks;
+	struct block **p = &c->pages[page].blocks;
 
 	while (*p != b)
 		p = &(*p)->page_next[page_slot(*p, page)];
@@ -407,20 +399,33 @@ void cache_drop(struct soft_vm *vm, struct block *b)
 	c->dropped++;
 }
 
+int soft_cache_resize(struct soft_vm *vm, struct err *e)
+{
+	struct cache *c = vm->cache;
+	struct page_code *pages = map_zeroed(MAX(vm->physmap->pages, 1) * sizeof(*pages));
+
+	if (!pages)
+		return err_set(e, -ENOMEM, "cannot allocate code cache tables");
+	cache_flush(vm);
+	munmap(c->pages, MAX(c->pages_count, 1) * sizeof(*c->pages));
+	c->pages = pages;
+	c->pages_count = vm->physmap->pages;
+	return 0;
+}
+
 void cache_flush(struct soft_vm *vm)
 {
 	struct cache *c = vm->cache;
 
 	for (u32 n = 0; n < c->blocks; n++)
 		for (u32 k = 0; k < 2; k++)
-			if (!c->index[n]->dead && c->index[n]->page[k] != BLOCK_NO_PAGE) {
+			if (c->index[n]->page[k] != BLOCK_NO_PAGE) {
 				s64 page = c->index[n]->page[k];
 
 				atomic_fetch_and(&vm->page_flags[page], (u8)~PAGE_HAS_CODE);
-				c->pages[page] = NULL;
+				c->pages[page] = (struct page_code){0};
 			}
-	memset(c->hash, 0, CACHE_HASH * sizeof(*c->hash));
-	memset(c->pages, 0, c->pages_count * sizeof(struct page_code *));
+	memset(c->hash, 0, c->buckets * sizeof(*c->hash));
 	c->blocks = 0;
 	c->arena_used = 0;
 	c->hot = c->hot_start;
@@ -448,23 +453,17 @@ struct block *cache_by_pc(struct cache *c, u64 pc)
 bool cache_claim_page(struct soft_cpu *cpu, s64 page, u8 *host)
 {
 	struct soft_vm *vm = cpu->vm;
-	struct cache *c = vm->cache;
+	struct page_code *pc = &vm->cache->pages[page];
 	u64 bit = soft_stale_bit((u64)host);
 
-	if (!c->pages[page]) {
-		c->pages[page] = arena_alloc(c, sizeof(struct page_code));
-		if (!c->pages[page])
-			return true; /* there is no room for a block either */
-		memset(c->pages[page], 0, sizeof(struct page_code));
-	}
 	if (!(atomic_fetch_or(&vm->page_flags[page], PAGE_HAS_CODE) & PAGE_HAS_CODE)) {
 		soft_drop_write_tags(vm, (u64)page, host);
-		c->pages[page]->epoch = atomic_load(&vm->epoch);
+		pc->epoch = atomic_load(&vm->epoch);
 	}
-	if (soft_is_settled(vm, cpu, bit, c->pages[page]->epoch))
+	if (soft_is_settled(vm, cpu, bit, pc->epoch))
 		return true;
 	cpu->unsettled |= bit;
-	cpu->unsettled_epoch = MAX(cpu->unsettled_epoch, c->pages[page]->epoch);
+	cpu->unsettled_epoch = MAX(cpu->unsettled_epoch, pc->epoch);
 	return false;
 }
 
@@ -501,8 +500,8 @@ bool soft_code_stored(struct soft_vm *vm, u64 page, u32 offset, u32 len)
 	bool dropped = false;
 
 	pthread_mutex_lock(&vm->lock);
-	pc = vm->cache->pages[page];
-	if (pc && len && pc->granules & granule_mask(offset, len)) {
+	pc = &vm->cache->pages[page];
+	if (len && pc->granules & granule_mask(offset, len)) {
 		dropped = drop_overlapping(vm, pc, (s64)page, offset, len);
 		recompute_granules(pc, (s64)page);
 		if (!pc->blocks)

@@ -65,6 +65,14 @@ struct cache_entries {
 	u64 leave, miss, step, thunk_done, ibt_miss[HALVES], ibt_leave, ras_bottom[HALVES];
 };
 
+/* What translated code covers of one page of RAM. */
+struct page_code {
+	struct block
+		*blocks; /* linked by page_next[k], k = 1 when the page is the block's second */
+	u64 granules;
+	u64 epoch; /* vm->epoch after its write tags were dropped */
+};
+
 struct cache {
 	u8 *rw;
 	u64 rx; /* executable mapping */
@@ -78,9 +86,10 @@ struct cache {
 	struct forms *forms; /* of the instructions decoded so far */
 	u8 *arena;           /* metadata */
 	u64 arena_used, arena_size;
-	struct block **hash;      /* CACHE_HASH buckets */
-	struct page_code **pages; /* per physmap page, NULL without code */
-	struct block **index;     /* in order of code address */
+	struct block **hash;
+	u32 buckets;             /* of it, a power of two */
+	struct page_code *pages; /* per physmap page */
+	struct block **index;    /* in order of code address */
 	u32 blocks;
 	u32 generation; /* counts full flushes */
 	u64 pages_count;

@@ -193,9 +193,9 @@ static u8 *emit_any_lookup(struct translation *t, u32 k, const struct ea *ea, u3
  */
 static bool is_based(const struct translation *t, const struct ea *ea)
 {
-	return t->bits == 64 && ea->bits == 64 && !has_segment_base(ea) && !ea->rip_relative &&
-	       ea->base != NO_REG && !is_slot(ea->base) && ea->index == NO_REG &&
-	       t->bit_reg == NO_REG;
+	return uses(t, SOFT_DELTAS) && t->bits == 64 && ea->bits == 64 && !has_segment_base(ea) &&
+	       !ea->rip_relative && ea->base != NO_REG && !is_slot(ea->base) &&
+	       ea->index == NO_REG && t->bit_reg == NO_REG;
 }
 
 /*
@@ -240,7 +240,7 @@ static u8 *emit_stack_lookup(struct translation *t, const struct ea *ea, u32 siz
 
 static u8 *emit_based_lookup(struct translation *t, const struct ea *ea, u32 size, bool write)
 {
-	if (ea->base == RSP)
+	if (ea->base == RSP && uses(t, SOFT_STACK_PAGE))
 		return emit_stack_lookup(t, ea, size, write);
 	emit_offset(&t->hot, ea, HOST_S1, 64);
 	return emit_lookup(t, &t->hot, ea->disp ? HOST_S1 : host_reg(ea->base), size, write,
@@ -575,7 +575,7 @@ static void place_checks(struct translation *t)
 		struct group *g = &t->group[n];
 		u32 at = g->first;
 
-		while (at > g->since && t->live[at])
+		while (at > g->since && t->live[at] && uses(t, SOFT_HOISTING))
 			at--;
 		if (t->live[at])
 			at = g->first;
@@ -590,6 +590,7 @@ static void place_checks(struct translation *t)
 void find_groups(struct translation *t)
 {
 	u8 open[GROUP_BASES], since[GROUP_BASES];
+	bool groups = !(t->mode & MODE_SINGLE) && uses(t, SOFT_GROUPS);
 	struct access list[2];
 
 	t->groups = t->certain = 0;
@@ -602,7 +603,7 @@ void find_groups(struct translation *t)
 		u32 count = list_accesses(t, k, list);
 
 		t->group_of[k][0] = t->group_of[k][1] = NO_GROUP;
-		for (u32 n = 0; n < count && !(t->mode & MODE_SINGLE); n++)
+		for (u32 n = 0; n < count && groups; n++)
 			if (list[n].groupable)
 				join_group(t, k, n, &list[n], open, since);
 		track_bases(t, k, open, since);

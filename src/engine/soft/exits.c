@@ -34,7 +34,7 @@ static bool decode_ahead(const struct translation *t, s64 off, struct insn *i)
 		return false;
 	len = MIN((u32)(PAGE_SIZE - off), (u32)sizeof(bytes));
 	soft_copy(bytes, t->page_host + off, len);
-	forms_decode(t->cache->forms, i, bytes, len, t->bits);
+	decode_insn(t, i, bytes, len);
 	return i->len;
 }
 
@@ -68,7 +68,7 @@ u16 peek_live(struct translation *t, s64 off)
 {
 	struct block *b = NULL;
 
-	if (off < 0 || off >= (s64)PAGE_SIZE || t->peeks == MAX_PEEKS)
+	if (off < 0 || off >= (s64)PAGE_SIZE || t->peeks == MAX_PEEKS || !uses(t, SOFT_LOOK_AHEAD))
 		return RFLAGS_ARITH;
 	if (cache_may_have(t->cache, t->page[0], (u32)off))
 		b = cache_find(t->cache, (t->pa & PAGE_MASK) + (u64)off,
@@ -244,6 +244,8 @@ static void emit_push_return(struct translation *t, u32 k)
 	emit_rip(t, &t->hot, (s64)t->off[k] + t->in[k].len);
 	emit_store(&t->hot, m, HOST_S1, size);
 	emit_adjust_sp(t, -(s32)size);
+	if (!uses(t, SOFT_HOST_CALLS))
+		return;
 	emit_not(&t->hot, HOST_S1);
 	emit_push_host(&t->hot, HOST_S1);
 }
@@ -303,8 +305,12 @@ static void emit_return_point(struct translation *t, u32 k)
 bool emit_call_direct(struct translation *t, u32 k)
 {
 	emit_push_return(t, k);
-	emit_exit(t, branch_target(t, k), BRANCH_CALL);
-	emit_return_point(t, k);
+	if (uses(t, SOFT_HOST_CALLS)) {
+		emit_exit(t, branch_target(t, k), BRANCH_CALL);
+		emit_return_point(t, k);
+	} else {
+		emit_exit(t, branch_target(t, k), BRANCH_JMP);
+	}
 	return true;
 }
 
@@ -345,8 +351,9 @@ bool emit_call_indirect(struct translation *t, u32 k)
 	emit_push_return(t, k);
 	emit_load_cpu(e, HOST_S1, CPU_DISP(e, spill[1]));
 	emit_note_branch(t, e, t->off[k], BRANCH_SITE_CALL);
-	emit_indirect(e, t->half, true);
-	emit_return_point(t, k);
+	emit_indirect(e, t->half, uses(t, SOFT_HOST_CALLS));
+	if (uses(t, SOFT_HOST_CALLS))
+		emit_return_point(t, k);
 	return true;
 }
 
@@ -372,7 +379,10 @@ bool emit_ret(struct translation *t, u32 k)
 	m = emit_check(t, k, &ea, size, false);
 	emit_load(&t->hot, HOST_S1, m, size);
 	emit_adjust_sp(t, (s32)size + (i->has_imm ? (s32)(u16)i->imm : 0));
-	emit_u8(&t->hot, 0xc3); /* to an emit_return_point(), or to the stack's bottom */
+	if (uses(t, SOFT_HOST_CALLS))
+		emit_u8(&t->hot, 0xc3); /* to an emit_return_point(), or to the stack's bottom */
+	else
+		emit_indirect(&t->hot, t->half, false);
 	return true;
 }
 

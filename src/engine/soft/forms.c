@@ -100,7 +100,7 @@ static u64 find_key(struct forms *f, u64 bytes, u32 len, u8 **learn)
 	}
 	if (c.at > KEY_MAX || c.at > len)
 		return 0;
-	return (bytes & (~0ul >> (64 - 8 * c.at))) | (u64)c.at << 56;
+	return (bytes & ((1ul << (8 * c.at)) - 1)) | (u64)c.at << 56;
 }
 
 /* @size bytes at @p. */

@@ -56,6 +56,13 @@ static int soft_probe(struct err *e)
 	return 0;
 }
 
+static int soft_check_options(const char *options, struct err *e)
+{
+	struct soft_options o;
+
+	return soft_options_parse(options, &o, e);
+}
+
 static void written(void *opaque, gpa_t gpa, u64 len);
 
 static void vm_free(struct soft_vm *vm)
@@ -82,10 +89,12 @@ static int soft_vm_create(const struct engine_config *config, struct engine_vm *
 	vm->cpuid = config->cpuid;
 	vm->xsave_mask = config->cpuid->xcr0;
 	soft_stats_init(vm);
+	r = soft_options_parse(config->options, &vm->options, e);
 	vm->page_flags = calloc(MAX(vm->physmap->pages, 1), 1);
-	r = vm->page_flags ? soft_faults_init(e) : err_set(e, -ENOMEM, "out of memory");
 	if (r == 0)
-		r = soft_cache_create(vm, config->cache_bytes, e);
+		r = vm->page_flags ? soft_faults_init(e) : err_set(e, -ENOMEM, "out of memory");
+	if (r == 0)
+		r = soft_cache_create(vm, e);
 	if (r < 0) {
 		vm_free(vm);
 		return r;
@@ -105,15 +114,20 @@ static int soft_memory_update(struct engine_vm *vm, struct err *e)
 {
 	struct soft_vm *v = vm_of(vm);
 
-	soft_cache_destroy(v);
-	free((void *)v->page_flags);
-	v->page_flags = calloc(MAX(v->physmap->pages, 1), 1);
-	if (!v->page_flags)
+	_Atomic u8 *flags = calloc(MAX(v->physmap->pages, 1), 1);
+	int r;
+
+	if (!flags)
 		return err_set(e, -ENOMEM, "out of memory");
+	pthread_mutex_lock(&v->lock);
+	r = soft_cache_resize(v, e);
+	free((void *)v->page_flags);
+	v->page_flags = flags;
 	for (u32 i = 0; i < v->cpus; i++)
 		if (v->cpu[i])
 			soft_tlb_flush_all(v->cpu[i]);
-	return soft_cache_create(v, 0, e);
+	pthread_mutex_unlock(&v->lock);
+	return r;
 }
 
 static int soft_dirty_log(struct engine_vm *vm, bool on)
@@ -472,6 +486,12 @@ static int find_block(struct soft_cpu *c, u32 variant, struct block **out)
 	return status;
 }
 
+/* A branch to a variant with single checks has no other way than to be patched. */
+static bool may_link(const struct soft_cpu *c, const struct block_exit *x)
+{
+	return x->single || soft_uses(&c->vm->options, SOFT_LINKS);
+}
+
 /* Translated code left through an unlinked direct exit: find its target and patch the branch. */
 static int link_exit(struct soft_cpu *c, struct block **to)
 {
@@ -484,7 +504,7 @@ static int link_exit(struct soft_cpu *c, struct block **to)
 	pthread_mutex_lock(&c->vm->lock);
 	if (generation == c->vm->cache->generation && !x->from->dead && !(*to)->dead &&
 	    !((x->from->mode ^ (*to)->mode) & ~(u32)MODE_SINGLE)) {
-		if ((*to)->page[1] == BLOCK_NO_PAGE)
+		if ((*to)->page[1] == BLOCK_NO_PAGE && may_link(c, x))
 			cache_link(c->vm->cache, x, *to);
 		else if (!x->single)
 			soft_exit_indirectly(c, x);
@@ -515,7 +535,8 @@ static u32 go_on(struct soft_cpu *c)
 {
 	u32 half = c->mode & MODE_USER ? HALF_USER : HALF_SUPER;
 
-	if (run_loop_is_due(c) || soft_half(c, half)->ibt_mode != c->mode)
+	if (!soft_uses(&c->vm->options, SOFT_GO_ON) || run_loop_is_due(c) ||
+	    soft_half(c, half)->ibt_mode != c->mode)
 		return leave_with(LEAVE_LOOKUP);
 	c->branch_site = BRANCH_SITE_NONE;
 	c->link = c->vm->cache->entry.ras_bottom[half];
@@ -844,6 +865,7 @@ static void soft_request_irq_window(struct engine_vcpu *vcpu)
 const struct engine_ops soft_engine = {
 	.name = "soft",
 	.paravirt = true,
+	.check_options = soft_check_options,
 	.probe = soft_probe,
 	.vm_create = soft_vm_create,
 	.vm_destroy = soft_vm_destroy,

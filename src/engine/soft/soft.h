@@ -21,6 +21,7 @@
 #include "cpu/cpuid.h"
 #include "cpu/state.h"
 #include "engine/engine.h"
+#include "engine/soft/options.h"
 
 #include <pthread.h>
 #include <stdatomic.h>
@@ -348,6 +349,7 @@ enum {
 struct soft_vm {
 	struct physmap *physmap;
 	const struct cpuid_model *cpuid;
+	struct soft_options options;
 	_Atomic u8 *page_flags; /* physmap->pages entries */
 	struct cache *cache;    /* cache.c */
 	pthread_mutex_t lock;   /* translation, invalidation, vCPU list */
@@ -638,7 +640,10 @@ u32 soft_activity(struct engine_vcpu *vcpu);
 extern _Thread_local struct soft_cpu soft_tls_cpu;
 
 /* ---- cache.c ---- */
-int soft_cache_create(struct soft_vm *vm, u64 bytes, struct err *e);
+/* As large as vm->options say; blocks of guest RAM as it is now. */
+int soft_cache_create(struct soft_vm *vm, struct err *e);
+/* Guest RAM has changed: drop everything. No vCPU is inside run(). */
+int soft_cache_resize(struct soft_vm *vm, struct err *e);
 void soft_cache_destroy(struct soft_vm *vm);
 
 /* A store of @len bytes at @offset of RAM page @page happened: drop the blocks it overlaps. True if

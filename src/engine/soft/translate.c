@@ -300,6 +300,8 @@ static bool may_defer_sp(const struct translation *t, u32 k)
 {
 	s64 by;
 
+	if (!uses(t, SOFT_LAZY_RSP))
+		return false;
 	switch (t->in[k].cls) {
 	case INSN_PUSH:
 	case INSN_POP:
@@ -337,7 +339,7 @@ static bool emit_one(struct translation *t, u32 k)
 		if (k + 1 == t->n)
 			emit_exit(t, (s64)t->off[k] + i->len, BRANCH_JMP);
 		return true;
-	case INSN_SYSTEM: return emit_system(t, k);
+	case INSN_SYSTEM: return uses(t, SOFT_IN_PLACE) && emit_system(t, k);
 	default: return false;
 	}
 }
@@ -362,8 +364,16 @@ static bool goes_on_behind(const struct translation *t, u32 branches)
 {
 	const struct insn *i = &t->in[t->n - 1];
 
-	return i->cls == INSN_JCC && i->opsize != 2 && i->imm >= 0 && branches < MAX_SIDE_EXITS &&
-	       t->n < BLOCK_MAX_INSNS && t->off[t->n] < PAGE_SIZE;
+	return uses(t, SOFT_SIDE_EXITS) && i->cls == INSN_JCC && i->opsize != 2 && i->imm >= 0 &&
+	       branches < MAX_SIDE_EXITS && t->n < BLOCK_MAX_INSNS && t->off[t->n] < PAGE_SIZE;
+}
+
+void decode_insn(const struct translation *t, struct insn *i, const u8 *p, u32 len)
+{
+	if (uses(t, SOFT_FORMS))
+		forms_decode(t->cache->forms, i, p, len, t->bits);
+	else
+		insn_decode(i, p, len, t->bits);
 }
 
 /*
@@ -377,8 +387,7 @@ static void decode_block(struct translation *t)
 	while (t->n < BLOCK_MAX_INSNS && pos < t->code_len) {
 		struct insn *i = &t->in[t->n];
 
-		forms_decode(t->cache->forms, i, t->code + pos, MIN(t->code_len - pos, 15u),
-			     t->bits);
+		decode_insn(t, i, t->code + pos, MIN(t->code_len - pos, 15u));
 		if (!i->len)
 			break;
 		t->off[t->n] = t->code_off + pos;

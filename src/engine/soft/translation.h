@@ -86,8 +86,14 @@ struct ea {
 	s64 disp;
 };
 
+static inline bool uses(const struct translation *t, enum soft_mechanism m)
+{
+	return soft_uses(&t->c->vm->options, m);
+}
+
 /* ---- translate.c ---- */
 
+void decode_insn(const struct translation *t, struct insn *i, const u8 *p, u32 len);
 bool insn_is_terminal(const struct insn *i);
 bool insn_reads_selector(const struct insn *i); /* MOV r, Sreg */
 bool insn_ends_block(const struct insn *i);

@@ -1,0 +1,88 @@
+#include "engine/soft/options.h"
+
+#include "base/size.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+
+static const char *const mechanisms[SOFT_MECHANISMS] = {
+	[SOFT_GROUPS] = "groups",
+	[SOFT_HOISTING] = "hoisting",
+	[SOFT_DELTAS] = "deltas",
+	[SOFT_STACK_PAGE] = "stack-page",
+	[SOFT_LAZY_RSP] = "lazy-rsp",
+	[SOFT_SIDE_EXITS] = "side-exits",
+	[SOFT_LOOK_AHEAD] = "look-ahead",
+	[SOFT_HOST_CALLS] = "host-calls",
+	[SOFT_SECOND_LEVEL] = "second-level",
+	[SOFT_LINKS] = "links",
+	[SOFT_IN_PLACE] = "in-place",
+	[SOFT_GO_ON] = "go-on",
+	[SOFT_FORMS] = "forms",
+};
+
+static int set_code_cache(const char *value, struct soft_options *o, struct err *e)
+{
+	if (!parse_size(value, &o->code_cache) || o->code_cache < SOFT_CODE_CACHE_MIN ||
+	    o->code_cache > SOFT_CODE_CACHE_MAX)
+		return err_set(e, -EINVAL, "code-cache=%s is not a size from %luM to %luM", value,
+			       SOFT_CODE_CACHE_MIN / MIB, SOFT_CODE_CACHE_MAX / MIB);
+	return 0;
+}
+
+static int set_mechanism(u32 m, const char *value, struct soft_options *o, struct err *e)
+{
+	if (!strcmp(value, "off"))
+		o->off |= (u32)BIT(m);
+	else if (!strcmp(value, "on"))
+		o->off &= (u32)~BIT(m);
+	else
+		return err_set(e, -EINVAL, "%s=%s is neither on nor off", mechanisms[m], value);
+	return 0;
+}
+
+static int unknown_option(const char *key, struct err *e)
+{
+	char known[300] = "code-cache";
+	u64 n = strlen(known);
+
+	for (u32 m = 0; m < SOFT_MECHANISMS && n < sizeof(known); m++)
+		n += (u64)snprintf(known + n, sizeof(known) - n, " %s", mechanisms[m]);
+	return err_set(e, -EINVAL, "'%s' is not an option of the soft engine, which has: %s", key,
+		       known);
+}
+
+static int set_option(const char *key, const char *value, struct soft_options *o, struct err *e)
+{
+	if (!strcmp(key, "code-cache"))
+		return set_code_cache(value, o, e);
+	for (u32 m = 0; m < SOFT_MECHANISMS; m++)
+		if (!strcmp(key, mechanisms[m]))
+			return set_mechanism(m, value, o, e);
+	return unknown_option(key, e);
+}
+
+int soft_options_parse(const char *text, struct soft_options *o, struct err *e)
+{
+	char part[64];
+	int r = 0;
+
+	*o = (struct soft_options){.code_cache = SOFT_CODE_CACHE};
+	while (text && !r) {
+		u64 n = strcspn(text, ",");
+		char *value;
+
+		if (n >= sizeof(part))
+			return err_set(e, -EINVAL, "'%.40s...' is not an option", text);
+		memcpy(part, text, n);
+		part[n] = 0;
+		value = strchr(part, '=');
+		if (!value)
+			return err_set(e, -EINVAL, "'%s' lacks a value", part);
+		*value++ = 0;
+		r = set_option(part, value, o, e);
+		text = text[n] ? text + n + 1 : NULL;
+	}
+	return r;
+}

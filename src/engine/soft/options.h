@@ -1,0 +1,42 @@
+/*
+ * Options of the soft engine: --engine soft,code-cache=SIZE,MECHANISM=on|off,...
+ *
+ * Each mechanism that only makes guests faster can be switched off, so that tests can run without
+ * it and a measurement can tell what it brings.
+ */
+#pragma once
+
+#include "base/err.h"
+#include "base/types.h"
+
+enum soft_mechanism {
+	SOFT_GROUPS,       /* accesses that share one check */
+	SOFT_HOISTING,     /* checks made further up, where flags are dead */
+	SOFT_DELTAS,       /* base registers kept in addresses, with the page's delta as index */
+	SOFT_STACK_PAGE,   /* the page the stack was last written in, before the TLB */
+	SOFT_LAZY_RSP,     /* rsp moved once per run of pushes and pops */
+	SOFT_SIDE_EXITS,   /* blocks that go on behind forward branches */
+	SOFT_LOOK_AHEAD,   /* liveness of flags beyond the block */
+	SOFT_HOST_CALLS,   /* guest calls and returns by host calls and returns */
+	SOFT_SECOND_LEVEL, /* of the indirect-branch table */
+	SOFT_LINKS,        /* branches patched to lead to blocks, instead of to the table */
+	SOFT_IN_PLACE,     /* system instructions in translated code */
+	SOFT_GO_ON,        /* from system instructions and exceptions on without the run loop */
+	SOFT_FORMS,        /* decoding by memory */
+	SOFT_MECHANISMS,
+};
+
+struct soft_options {
+	u64 code_cache; /* bytes */
+	u32 off;        /* BIT(enum soft_mechanism) of those switched off */
+};
+
+enum { SOFT_CODE_CACHE_MIN = 8 << 20, SOFT_CODE_CACHE_MAX = 1 << 30, SOFT_CODE_CACHE = 256 << 20 };
+
+/* @text may be NULL. 0, or -EINVAL with what is wrong in @e. */
+int soft_options_parse(const char *text, struct soft_options *o, struct err *e);
+
+static inline bool soft_uses(const struct soft_options *o, enum soft_mechanism m)
+{
+	return !(o->off & BIT(m));
+}
