@@ -100,6 +100,7 @@ static u64 find_key(struct forms *f, u64 bytes, u32 len, u8 **learn)
 	}
 	if (c.at > KEY_MAX || c.at > len)
 		return 0;
+	/* NOLINTNEXTLINE(clang-analyzer-core.UndefinedBinaryOperatorResult): at is from 1 to 7 */
 	return (bytes & ((1ul << (8 * c.at)) - 1)) | (u64)c.at << 56;
 }
 

@@ -6,40 +6,48 @@
 
 enum { CACHE_ROWS = 6 };
 
-static const struct {
-	const char *name;
-	enum engine_unit unit;
-} counters[SOFT_COUNTERS] = {
-	[COUNT_BLOCKS_TRANSLATED] = {"blocks_translated"},
-	[COUNT_INSNS_TRANSLATED] = {"instructions_translated"},
-	[COUNT_GUEST_BYTES] = {"guest_bytes_translated", UNIT_BYTES},
-	[COUNT_HOT_BYTES] = {"hot_bytes_emitted", UNIT_BYTES},
-	[COUNT_COLD_BYTES] = {"cold_bytes_emitted", UNIT_BYTES},
-	[COUNT_TRANSLATION_CYCLES] = {"translation_time", UNIT_NS},
-	[COUNT_INSNS_INTERPRETED] = {"instructions_interpreted"},
-	[COUNT_LOOKUPS] = {"block_lookups"},
-	[COUNT_LINKS] = {"block_links"},
-	[COUNT_TLB_MISSES] = {"tlb_misses"},
-	[COUNT_STEPS] = {"interpreter_steps"},
-	[COUNT_TLB_FILLS] = {"tlb_fills"},
-	[COUNT_CONTEXT_SWITCHES] = {"context_switches"},
-	[COUNT_CONTEXT_FLUSHES] = {"context_flushes"},
-	[COUNT_BLOCK_INVALIDATIONS] = {"block_invalidations"},
-	[COUNT_CACHE_FLUSHES] = {"code_cache_flushes"},
-	[COUNT_EXCEPTIONS] = {"exceptions"},
-	[COUNT_INTERRUPTS] = {"interrupts"},
-	[COUNT_EXITS] = {"exits"},
-	[COUNT_FPU_PARKS] = {"fpu_parks"},
-	[COUNT_CODE_STORES] = {"code_page_stores"},
-	[COUNT_GROUP_FALLBACKS] = {"group_fallbacks"},
-	[COUNT_LEAVES + LEAVE_LOOKUP] = {"leaves_lookup"},
-	[COUNT_LEAVES + LEAVE_LINK] = {"leaves_link"},
-	[COUNT_LEAVES + LEAVE_POLL] = {"leaves_poll"},
-	[COUNT_LEAVES + LEAVE_INTERPRET] = {"leaves_interpret"},
-	[COUNT_LEAVES + LEAVE_FAULT] = {"leaves_fault"},
-	[COUNT_LEAVES + LEAVE_EXIT] = {"leaves_exit"},
-	[COUNT_LEAVES + LEAVE_HOST_FAULT] = {"leaves_host_fault"},
+static const char *const names[SOFT_COUNTERS] = {
+	[COUNT_BLOCKS_TRANSLATED] = "blocks_translated",
+	[COUNT_INSNS_TRANSLATED] = "instructions_translated",
+	[COUNT_GUEST_BYTES] = "guest_bytes_translated",
+	[COUNT_HOT_BYTES] = "hot_bytes_emitted",
+	[COUNT_COLD_BYTES] = "cold_bytes_emitted",
+	[COUNT_TRANSLATION_CYCLES] = "translation_time",
+	[COUNT_INSNS_INTERPRETED] = "instructions_interpreted",
+	[COUNT_LOOKUPS] = "block_lookups",
+	[COUNT_LINKS] = "block_links",
+	[COUNT_TLB_MISSES] = "tlb_misses",
+	[COUNT_STEPS] = "interpreter_steps",
+	[COUNT_TLB_FILLS] = "tlb_fills",
+	[COUNT_CONTEXT_SWITCHES] = "context_switches",
+	[COUNT_CONTEXT_FLUSHES] = "context_flushes",
+	[COUNT_BLOCK_INVALIDATIONS] = "block_invalidations",
+	[COUNT_CACHE_FLUSHES] = "code_cache_flushes",
+	[COUNT_EXCEPTIONS] = "exceptions",
+	[COUNT_INTERRUPTS] = "interrupts",
+	[COUNT_EXITS] = "exits",
+	[COUNT_FPU_PARKS] = "fpu_parks",
+	[COUNT_CODE_STORES] = "code_page_stores",
+	[COUNT_GROUP_FALLBACKS] = "group_fallbacks",
+	[COUNT_LEAVES + LEAVE_LOOKUP] = "leaves_lookup",
+	[COUNT_LEAVES + LEAVE_LINK] = "leaves_link",
+	[COUNT_LEAVES + LEAVE_POLL] = "leaves_poll",
+	[COUNT_LEAVES + LEAVE_INTERPRET] = "leaves_interpret",
+	[COUNT_LEAVES + LEAVE_FAULT] = "leaves_fault",
+	[COUNT_LEAVES + LEAVE_EXIT] = "leaves_exit",
+	[COUNT_LEAVES + LEAVE_HOST_FAULT] = "leaves_host_fault",
 };
+
+static enum engine_unit unit_of(u32 n)
+{
+	switch (n) {
+	case COUNT_GUEST_BYTES:
+	case COUNT_HOT_BYTES:
+	case COUNT_COLD_BYTES: return UNIT_BYTES;
+	case COUNT_TRANSLATION_CYCLES: return UNIT_NS;
+	default: return UNIT_COUNT;
+	}
+}
 
 const char *const soft_activities[SOFT_ACTIVITIES + 1] = {
 	[ACT_OUTSIDE] = "outside",       [ACT_TRANSLATED] = "translated_code",
@@ -83,7 +91,7 @@ static u64 sum(const struct soft_vm *vm, u32 n)
 			total += vm->cpu[i]->counters[n];
 	if (n == COUNT_BLOCK_INVALIDATIONS)
 		return vm->cache->dropped;
-	return counters[n].unit == UNIT_NS ? cycles_to_ns(vm, total) : total;
+	return unit_of(n) == UNIT_NS ? cycles_to_ns(vm, total) : total;
 }
 
 static u32 cache_rows(const struct cache *c, struct engine_counter row[CACHE_ROWS])
@@ -111,7 +119,7 @@ u32 soft_counters(struct engine_vm *engine_vm, struct engine_counter *out, u32 m
 
 	for (n = 0; n < SOFT_COUNTERS && n < max; n++)
 		out[n] = (struct engine_counter){
-			.name = counters[n].name, .value = sum(vm, n), .unit = counters[n].unit};
+			.name = names[n], .value = sum(vm, n), .unit = unit_of(n)};
 	for (u32 k = 0; k < rows && n < max; k++)
 		out[n++] = cache[k];
 	return n;
