@@ -137,6 +137,8 @@ int soft_cache_create(struct soft_vm *vm, struct err *e)
 	c->pages_count = vm->physmap->pages;
 	c->arena_size = c->size;
 	c->arena = map_zeroed(c->arena_size);
+	if (c->arena)
+		madvise(c->arena, c->arena_size, MADV_HUGEPAGE);
 	for (c->buckets = 1; c->buckets < c->size / BYTES_PER_BUCKET;)
 		c->buckets *= 2;
 	c->hash = map_zeroed(c->buckets * sizeof(*c->hash));
