@@ -78,6 +78,7 @@ struct engine_counter {
 	const char *name;
 	u64 value;
 	enum engine_unit unit;
+	const char *group; /* NULL: the engine's own */
 };
 
 struct engine_ops {

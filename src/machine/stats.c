@@ -107,7 +107,8 @@ u32 stats_rows(struct stats *s, struct stat *row, u32 max)
 	if (s->loop)
 		add_times(&r, s);
 	for (u32 i = 0; i < MIN(n, COUNTERS_MAX); i++)
-		add(&r, engine->name, c[i].name, c[i].value)->unit = c[i].unit;
+		add(&r, c[i].group ? c[i].group : engine->name, c[i].name, c[i].value)->unit =
+			c[i].unit;
 	for (u32 i = 0; i < VCPU_EXIT_TYPES; i++)
 		add(&r, "exits", vcpu_exit_name(i), vcpus_exits(s->vcpus, i));
 	for (u32 i = 0; i < s->vcpus->count; i++)

@@ -27,6 +27,8 @@ enum insn_class {
 
 enum { NO_REG = 0xff };
 
+enum { INSN_MNEMONICS = 2048 }; /* more than Zydis has */
+
 enum insn_encoding { ENC_LEGACY, ENC_VEX, ENC_EVEX };
 
 /* A GPR named by an encoding field. */

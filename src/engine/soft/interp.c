@@ -240,6 +240,7 @@ static int run_one(struct soft_cpu *c)
 	r = decode(c, &i);
 	if (r != SOFT_OK)
 		return r;
+	in->executed[i->mnemonic % INSN_MNEMONICS]++;
 	in->next_rip = c->rip + i->len;
 	if (i->bits != 64)
 		in->next_rip &= 0xffffffff;

@@ -1,10 +1,14 @@
 /* What the engine counts, and what its vCPUs are at, for --stats. */
 #include "engine/soft/cache.h"
 #include "engine/soft/soft.h"
+#include "engine/soft/system.h"
 
+#include <Zydis/Zydis.h>
 #include <time.h>
 
-enum { CACHE_ROWS = 6 };
+enum { CACHE_ROWS = 6, MNEMONIC_ROWS = 12 };
+
+_Static_assert((u32)INSN_MNEMONICS > (u32)ZYDIS_MNEMONIC_MAX_VALUE, "decode.h");
 
 static const char *const names[SOFT_COUNTERS] = {
 	[COUNT_BLOCKS_TRANSLATED] = "blocks_translated",
@@ -97,12 +101,12 @@ static u64 sum(const struct soft_vm *vm, u32 n)
 static u32 cache_rows(const struct cache *c, struct engine_counter row[CACHE_ROWS])
 {
 	const struct engine_counter rows[CACHE_ROWS] = {
-		{"code_cache_size", c->size, UNIT_BYTES},
-		{"code_cache_hot", c->hot - c->hot_start, UNIT_BYTES},
-		{"code_cache_cold", c->cold - c->hot_end, UNIT_BYTES},
-		{"block_tables_size", c->arena_size, UNIT_BYTES},
-		{"block_tables", c->arena_used, UNIT_BYTES},
-		{"blocks_in_cache", c->blocks, UNIT_COUNT},
+		{.name = "code_cache_size", .value = c->size, .unit = UNIT_BYTES},
+		{.name = "code_cache_hot", .value = c->hot - c->hot_start, .unit = UNIT_BYTES},
+		{.name = "code_cache_cold", .value = c->cold - c->hot_end, .unit = UNIT_BYTES},
+		{.name = "block_tables_size", .value = c->arena_size, .unit = UNIT_BYTES},
+		{.name = "block_tables", .value = c->arena_used, .unit = UNIT_BYTES},
+		{.name = "blocks_in_cache", .value = c->blocks, .unit = UNIT_COUNT},
 	};
 
 	for (u32 n = 0; n < CACHE_ROWS; n++)
@@ -110,17 +114,50 @@ static u32 cache_rows(const struct cache *c, struct engine_counter row[CACHE_ROW
 	return CACHE_ROWS;
 }
 
+static u64 interpreted(const struct soft_vm *vm, u32 mnemonic)
+{
+	u64 total = 0;
+
+	for (u32 i = 0; i < vm->cpus; i++)
+		if (vm->cpu[i])
+			total += soft_interp(vm->cpu[i])->executed[mnemonic];
+	return total;
+}
+
+/* The instructions that were interpreted most often, in that order. */
+static u32 mnemonic_rows(const struct soft_vm *vm, struct engine_counter row[MNEMONIC_ROWS])
+{
+	u32 n = 0;
+
+	for (u32 m = 1; m <= ZYDIS_MNEMONIC_MAX_VALUE; m++) {
+		u64 value = interpreted(vm, m);
+		u32 at;
+
+		if (!value || (n == MNEMONIC_ROWS && row[n - 1].value >= value))
+			continue;
+		n = MIN(n + 1, MNEMONIC_ROWS);
+		for (at = n - 1; at && row[at - 1].value < value; at--)
+			row[at] = row[at - 1];
+		row[at] = (struct engine_counter){.name = ZydisMnemonicGetString((ZydisMnemonic)m),
+						  .value = value,
+						  .group = "interpreted"};
+	}
+	return n;
+}
+
 u32 soft_counters(struct engine_vm *engine_vm, struct engine_counter *out, u32 max)
 {
 	const struct soft_vm *vm = (const struct soft_vm *)engine_vm;
-	struct engine_counter cache[CACHE_ROWS];
-	u32 rows = cache_rows(vm->cache, cache);
+	struct engine_counter more[CACHE_ROWS + MNEMONIC_ROWS];
+	u32 rows = cache_rows(vm->cache, more);
 	u32 n;
+
+	rows += mnemonic_rows(vm, more + rows);
 
 	for (n = 0; n < SOFT_COUNTERS && n < max; n++)
 		out[n] = (struct engine_counter){
 			.name = names[n], .value = sum(vm, n), .unit = unit_of(n)};
 	for (u32 k = 0; k < rows && n < max; k++)
-		out[n++] = cache[k];
+		out[n++] = more[k];
 	return n;
 }

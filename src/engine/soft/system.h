@@ -57,6 +57,7 @@ struct interp {
 	enum exit_type
 		waiting; /* c->exit of this type is being completed for the instruction at rip */
 	u64 waiting_rip;
+	u64 executed[INSN_MNEMONICS]; /* instructions, for --stats */
 
 	/* Properties of the CPU model, looked up once. */
 	bool is_amd; /* where the APM and the SDM differ (SYSCALL, SYSENTER, PUSH) the APM is
