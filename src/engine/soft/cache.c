@@ -69,6 +69,22 @@ static void emit_second_level(struct cache *c, struct emit *e, u32 half)
 	emit_jmp(e, c->entry.ibt_leave);
 }
 
+/* The exit's target is on the page of code_va. */
+static void emit_unlinked(struct cache *c, struct emit *e, bool is_64bit)
+{
+	const struct host_mem target = {
+		.base = HOST_S2, .index = NO_REG, .disp = offsetof(struct block_exit, target)};
+
+	emit_align(e, 16, 0);
+	c->entry.link[is_64bit] = emit_here(e);
+	emit_store_cpu(e, CPU_DISP(e, link), HOST_S2);
+	emit_load(e, HOST_S2, target, sizeof(((struct block_exit *)0)->target));
+	emit_load_cpu(e, HOST_S1, CPU_DISP(e, code_va));
+	emit_lea(e, is_64bit ? 64 : 32, HOST_S1, HOST_S1, HOST_S2, 1, 0);
+	emit_mov_imm32(e, HOST_S2, LEAVE_LINK);
+	emit_jmp(e, c->entry.leave);
+}
+
 static void emit_entries(struct cache *c, const struct soft_options *o)
 {
 	struct emit e = emitter(c, 0, ENTRY_BYTES);
@@ -85,6 +101,8 @@ static void emit_entries(struct cache *c, const struct soft_options *o)
 			emit_second_level(c, &e, half);
 		else
 			c->entry.ibt_miss[half] = c->entry.ibt_leave;
+	emit_unlinked(c, &e, false);
+	emit_unlinked(c, &e, true);
 	for (u32 half = 0; half < HALVES; half++) {
 		emit_align(&e, 16, 0);
 		c->entry.ras_bottom[half] = emit_here(&e);

@@ -63,6 +63,7 @@ struct block {
 /* Trampolines at fixed places in code memory: rel32-reachable from everywhere in it. */
 struct cache_entries {
 	u64 leave, miss, step, thunk_done, ibt_miss[HALVES], ibt_leave, ras_bottom[HALVES];
+	u64 link[2]; /* HOST_S2 = an unlinked exit, in 32-bit and in 64-bit code */
 };
 
 /* What translated code covers of one page of RAM. */

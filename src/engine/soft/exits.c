@@ -187,10 +187,8 @@ void emit_exit(struct translation *t, s64 off, u32 branch)
 				 .target = (u16)off,
 				 .backward = off <= t->off[t->current]};
 	emit_patch(hot, site, x->unlinked);
-	emit_rip(t, cold, off);
 	emit_mov_imm64(cold, HOST_S2, (u64)x);
-	emit_store_cpu(cold, CPU_DISP(cold, link), HOST_S2);
-	emit_leave(t, cold, LEAVE_LINK);
+	emit_jmp(cold, t->cache->entry.link[t->bits == 64]);
 }
 
 void soft_exit_indirectly(struct soft_cpu *c, struct block_exit *x)
