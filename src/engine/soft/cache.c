@@ -69,8 +69,44 @@ static void emit_second_level(struct cache *c, struct emit *e, u32 half)
 	emit_jmp(e, c->entry.ibt_leave);
 }
 
+/*
+ * The stack page becomes that of the TLB entry at HOST_S2, which then holds the delta; HOST_S1 and
+ * flags are clobbered. Its address is host - delta: the write tag may be gone since it was
+ * compared, by another thread.
+ */
+static void emit_fill_stack_page(struct cache *c, struct emit *e, u32 half)
+{
+	const u32 tlb = offsetof(struct soft_half, tlb), stack = offsetof(struct soft_half, stack);
+	const u32 delta = tlb + (u32)offsetof(struct tlb_entry, delta);
+
+	emit_align(e, 16, 0);
+	c->entry.fill_stack_page[half] = emit_here(e);
+	emit_half_op(e, half, 0x8b, HOST_S1, HOST_S2, 1,
+		     tlb + (u32)offsetof(struct tlb_entry, host));
+	emit_half_op(e, half, 0x2b, HOST_S1, HOST_S2, 1, delta);
+	emit_half_op(e, half, 0x89, HOST_S1, NO_REG, 1,
+		     stack + (u32)offsetof(struct stack_page, base));
+	emit_half_op(e, half, 0x8b, HOST_S2, HOST_S2, 1, delta);
+	emit_half_op(e, half, 0x89, HOST_S2, NO_REG, 1,
+		     stack + (u32)offsetof(struct stack_page, delta));
+	emit_half_store_imm(e, half, PAGE_SIZE - STACK_SMALL + 1,
+			    stack + (u32)offsetof(struct stack_page, limit[0]));
+	emit_half_store_imm(e, half, PAGE_SIZE - STACK_LARGE + 1,
+			    stack + (u32)offsetof(struct stack_page, limit[1]));
+	emit_u8(e, 0xc3);
+}
+
+/* rip = code_va + HOST_S2, then to the run loop. */
+static void emit_leave_on_page(struct cache *c, struct emit *e, bool is_64bit, enum soft_leave why)
+{
+	emit_load_cpu(e, HOST_S1, CPU_DISP(e, code_va));
+	emit_lea(e, is_64bit ? 64 : 32, HOST_S1, HOST_S1, HOST_S2, 1, 0);
+	emit_mov_imm32(e, HOST_S2, why);
+	emit_jmp(e, c->entry.leave);
+}
+
 /* The exit's target is on the page of code_va. */
-static void emit_unlinked(struct cache *c, struct emit *e, bool is_64bit)
+static void emit_page_leaves(struct cache *c, struct emit *e, bool is_64bit)
 {
 	const struct host_mem target = {
 		.base = HOST_S2, .index = NO_REG, .disp = offsetof(struct block_exit, target)};
@@ -79,10 +115,10 @@ static void emit_unlinked(struct cache *c, struct emit *e, bool is_64bit)
 	c->entry.link[is_64bit] = emit_here(e);
 	emit_store_cpu(e, CPU_DISP(e, link), HOST_S2);
 	emit_load(e, HOST_S2, target, sizeof(((struct block_exit *)0)->target));
-	emit_load_cpu(e, HOST_S1, CPU_DISP(e, code_va));
-	emit_lea(e, is_64bit ? 64 : 32, HOST_S1, HOST_S1, HOST_S2, 1, 0);
-	emit_mov_imm32(e, HOST_S2, LEAVE_LINK);
-	emit_jmp(e, c->entry.leave);
+	emit_leave_on_page(c, e, is_64bit, LEAVE_LINK);
+	emit_align(e, 16, 0);
+	c->entry.poll[is_64bit] = emit_here(e);
+	emit_leave_on_page(c, e, is_64bit, LEAVE_POLL);
 }
 
 static void emit_entries(struct cache *c, const struct soft_options *o)
@@ -101,8 +137,10 @@ static void emit_entries(struct cache *c, const struct soft_options *o)
 			emit_second_level(c, &e, half);
 		else
 			c->entry.ibt_miss[half] = c->entry.ibt_leave;
-	emit_unlinked(c, &e, false);
-	emit_unlinked(c, &e, true);
+	for (u32 half = 0; half < HALVES; half++)
+		emit_fill_stack_page(c, &e, half);
+	emit_page_leaves(c, &e, false);
+	emit_page_leaves(c, &e, true);
 	for (u32 half = 0; half < HALVES; half++) {
 		emit_align(&e, 16, 0);
 		c->entry.ras_bottom[half] = emit_here(&e);

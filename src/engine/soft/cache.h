@@ -63,7 +63,9 @@ struct block {
 /* Trampolines at fixed places in code memory: rel32-reachable from everywhere in it. */
 struct cache_entries {
 	u64 leave, miss, step, thunk_done, ibt_miss[HALVES], ibt_leave, ras_bottom[HALVES];
-	u64 link[2]; /* HOST_S2 = an unlinked exit, in 32-bit and in 64-bit code */
+	u64 link[2];                 /* HOST_S2 = an unlinked exit, in 32-bit and in 64-bit code */
+	u64 fill_stack_page[HALVES]; /* called: see emit_fill_stack_page() */
+	u64 poll[2]; /* HOST_S2 = page offset of rip, in 32-bit and in 64-bit code */
 };
 
 /* What translated code covers of one page of RAM. */

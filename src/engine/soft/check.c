@@ -199,21 +199,6 @@ static bool is_based(const struct translation *t, const struct ea *ea)
 }
 
 /*
- * cpu's stack page becomes that of the entry at HOST_S2; HOST_S1 and flags are clobbered. Its
- * address is host - delta: the write tag may be gone since it was compared, by another thread.
- */
-static void emit_fill_stack_page(struct translation *t, struct emit *e)
-{
-	emit_half_op(e, t->half, 0x8b, HOST_S1, HOST_S2, 1, HOST_OFFSET);
-	emit_half_op(e, t->half, 0x2b, HOST_S1, HOST_S2, 1, DELTA_OFFSET);
-	emit_half_op(e, t->half, 0x89, HOST_S1, NO_REG, 1, STACK_OFFSET(base));
-	emit_half_op(e, t->half, 0x8b, HOST_S1, HOST_S2, 1, DELTA_OFFSET);
-	emit_half_op(e, t->half, 0x89, HOST_S1, NO_REG, 1, STACK_OFFSET(delta));
-	emit_half_store_imm(e, t->half, PAGE_SIZE - STACK_SMALL + 1, STACK_OFFSET(limit[0]));
-	emit_half_store_imm(e, t->half, PAGE_SIZE - STACK_LARGE + 1, STACK_OFFSET(limit[1]));
-}
-
-/*
  * Flags dead, base rsp: HOST_S2 becomes the delta, by the stack page or else the TLB. Returns the
  * branch to patch.
  */
@@ -232,8 +217,9 @@ static u8 *emit_stack_lookup(struct translation *t, const struct ea *ea, u32 siz
 	emit_offset(cold, ea, HOST_S1, 64);
 	slow = emit_lookup(t, cold, HOST_S1, size, write, NO_WORD);
 	if (write)
-		emit_fill_stack_page(t, cold);
-	emit_half_op(cold, t->half, 0x8b, HOST_S2, HOST_S2, 1, DELTA_OFFSET);
+		emit_call(cold, t->cache->entry.fill_stack_page[t->half]);
+	else
+		emit_half_op(cold, t->half, 0x8b, HOST_S2, HOST_S2, 1, DELTA_OFFSET);
 	emit_jmp(cold, emit_here(e));
 	return slow;
 }

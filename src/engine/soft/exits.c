@@ -121,12 +121,6 @@ void emit_rip(struct translation *t, struct emit *e, s64 off)
 	emit_lea(e, t->bits, HOST_S1, HOST_S1, NO_REG, 1, (s32)off);
 }
 
-void emit_leave(struct translation *t, struct emit *e, enum soft_leave why)
-{
-	emit_mov_imm32(e, HOST_S2, why);
-	emit_jmp(e, t->cache->entry.leave);
-}
-
 static u8 *emit_branch(struct emit *e, u32 branch)
 {
 	if (branch == BRANCH_CALL)

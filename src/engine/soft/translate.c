@@ -445,8 +445,8 @@ static void emit_poll(struct translation *t)
 	emit_patch(e, leave, emit_here(cold));
 	if (t->live[0])
 		emit_load_cpu(cold, RCX, CPU_DISP(cold, spill[0]));
-	emit_rip(t, cold, t->off[0]);
-	emit_leave(t, cold, LEAVE_POLL);
+	emit_mov_imm32(cold, HOST_S2, t->off[0]);
+	emit_jmp(cold, t->cache->entry.poll[t->bits == 64]);
 }
 
 /* code_va = HOST_S1 - page offset of the block's start, by way of @reg. */

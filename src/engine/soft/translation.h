@@ -152,7 +152,6 @@ bool emit_system(struct translation *t, u32 k);
 enum { BRANCH_JMP = 0xe9, BRANCH_CALL = 0xe8, BRANCH_JCC = 0x80 };
 
 void emit_rip(struct translation *t, struct emit *e, s64 off);
-void emit_leave(struct translation *t, struct emit *e, enum soft_leave why);
 void emit_exit(struct translation *t, s64 off, u32 branch);
 s64 branch_target(const struct translation *t, u32 k);
 u16 peek_live(struct translation *t, s64 off);
