@@ -381,15 +381,12 @@ bool is_stack_member(const struct translation *t, u32 k, u32 n)
 
 bool has_group_check(const struct translation *t, u32 k)
 {
-	for (u32 n = 0; n < t->groups; n++)
-		if (t->group[n].used && t->group[n].check_at == k)
-			return true;
-	return false;
+	return t->checks_at >> k & 1;
 }
 
 void emit_group_checks(struct translation *t, u32 k)
 {
-	for (u32 n = 0; n < t->groups; n++)
+	for (u32 n = 0; n < t->groups && has_group_check(t, k); n++)
 		if (t->group[n].used && t->group[n].check_at == k)
 			emit_group_check(t, k, n);
 }
@@ -570,6 +567,8 @@ static void place_checks(struct translation *t)
 		/* The check's address must be expressible. */
 		if (g->lo - t->base_off[at][g->base] != (s32)(g->lo - t->base_off[at][g->base]))
 			g->used = false;
+		if (g->used)
+			t->checks_at |= BIT(at);
 	}
 }
 
@@ -580,6 +579,7 @@ void find_groups(struct translation *t)
 	struct access list[2];
 
 	t->groups = t->certain = 0;
+	t->checks_at = 0;
 	for (u32 r = 0; r < GROUP_BASES; r++) {
 		open[r] = NO_GROUP;
 		since[r] = 0;

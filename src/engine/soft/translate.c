@@ -527,7 +527,7 @@ static void emit_block(struct translation *t)
 
 		t->b->host_off[k] = (u32)(emit_here(&t->hot) - t->b->code);
 		t->b->guest_off[k] = (u16)(t->off[k] - t->off[0]);
-		if (!keeps_sp(t, k))
+		if (t->sp && !keeps_sp(t, k))
 			flush_sp(t);
 		sp = t->sp;
 		emit_group_checks(t, k);
