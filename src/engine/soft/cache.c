@@ -206,7 +206,7 @@ int soft_cache_create(struct soft_vm *vm, struct err *e)
 	emit_entries(c, &vm->options);
 	c->thunk = emitter(c, ENTRY_BYTES, ENTRY_BYTES + THUNK_BYTES);
 	c->hot_start = c->hot = ENTRY_BYTES + THUNK_BYTES;
-	c->hot_end = c->cold = align_up((c->hot_start + c->size) / 2, PAGE_SIZE);
+	c->hot_end = c->cold = align_up(c->hot_start + (c->size - c->hot_start) / 8 * 5, PAGE_SIZE);
 	c->hot_ready = align_up(c->hot_start, PAGE_SIZE);
 	c->cold_ready = c->hot_end;
 	return 0;

@@ -2,7 +2,7 @@
  * The code cache: executable memory, translated blocks, and how to find and drop them.
  *
  * Code memory is one memory file mapped twice, once writable and once executable. Hot code grows
- * from the front, cold code (slow paths) from the middle; when either half, or the metadata arena,
+ * from the front, cold code (slow paths) behind 5/8 of it; when either part, or the metadata arena,
  * is full, everything is dropped and translation starts over. A dropped block's code stays in place
  * until then, so that a vCPU still inside it leaves it normally; its entries are patched to lead to
  * the dispatcher.

@@ -63,7 +63,7 @@ struct translation {
 	gpa_t pa, second;
 	u32 groups;
 	struct group group[MAX_GROUPS];
-	u64 checks_at; /* bit k: a group's check stands before instruction k */
+	u64 checks_at;                     /* bit k: a group's check stands before instruction k */
 	u8 group_of[BLOCK_MAX_INSNS][2];   /* group of each access of each instruction, in order */
 	s64 group_off[BLOCK_MAX_INSNS][2]; /* and its offset in the range */
 	s64 base_off[BLOCK_MAX_INSNS + 1]
