@@ -9,7 +9,7 @@
 
 extern const struct engine_ops soft_engine;
 
-enum { RAM_SIZE = 16 << 20, MAX_STEPS = 1000000 };
+enum { RAM_SIZE = 32 << 20, MAX_STEPS = 1000000 };
 
 u64 machine_descriptor(u64 base, u32 limit, u8 access, u8 flags)
 {

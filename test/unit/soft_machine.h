@@ -1,7 +1,7 @@
 /*
  * A vCPU of the soft engine with a little memory, to be run one interpreted instruction at a time.
  *
- * Memory is 16 MiB of RAM at 0. Fixed places hold code, a stack, descriptor tables and page tables;
+ * Memory is 32 MiB of RAM at 0. Fixed places hold code, a stack, descriptor tables and page tables;
  * see enum place. Long mode maps the first 2 MiB by 4 KiB pages at their own addresses, so that
  * tests may take single pages away, user-accessible.
  */
