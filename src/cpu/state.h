@@ -61,7 +61,12 @@ struct cpu_fpu {
 
 /* The MSRs that belong to the CPU itself; those of the local APIC live in that device. */
 struct cpu_msrs {
-	u64 tsc; /* guest TSC at the moment of the call */
+	/*
+	 * The guest's TSC was @tsc when the host's was @tsc_host. state_get() fills in both, so a
+	 * state that is set later, or elsewhere on this host, is exactly as much older. Setting:
+	 * @tsc_host 0 means now.
+	 */
+	u64 tsc, tsc_host;
 	u64 tsc_adjust, tsc_aux;
 	u64 sysenter_cs, sysenter_esp, sysenter_eip;
 	u64 star, lstar, cstar, sfmask;
@@ -108,6 +113,12 @@ struct cpu_state {
 	struct cpu_fpu fpu;
 	struct cpu_intr intr;
 };
+
+/* What to add to the host's TSC to get the guest's. */
+static inline u64 cpu_tsc_offset(const struct cpu_msrs *m)
+{
+	return m->tsc - (m->tsc_host ? m->tsc_host : __builtin_ia32_rdtsc());
+}
 
 /* Power-up state, SDM vol. 3, table 9-1: real mode, CS:RIP f000:fff0 with base 0xffff0000. */
 void cpu_state_reset(struct cpu_state *s);

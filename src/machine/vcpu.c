@@ -138,7 +138,7 @@ u64 vcpus_tsc(void *set, u32 cpu)
 static void refresh_tsc_offset(struct vcpu *v)
 {
 	engine_of(v)->state_get(v->engine, CPU_PART_MSR, &v->state);
-	atomic_store(&v->tsc_offset, v->state.msr.tsc - __builtin_ia32_rdtsc());
+	atomic_store(&v->tsc_offset, cpu_tsc_offset(&v->state.msr));
 }
 
 /* ---- reset, INIT, SIPI, NMI ---- */
@@ -208,11 +208,10 @@ static void take_reset(struct vcpu *v)
 		/* Firmware would have set up memory types alike on all processors. */
 		v->state.msr = entry->msr;
 	}
+	v->state.msr.tsc = 0;
+	v->state.msr.tsc_host = v->set->tsc_start; /* all time-stamp counters agree */
 	if (engine_of(v)->state_set(v->engine, CPU_PART_ALL, &v->state))
 		log_error("cpu %u: the engine refuses its start state", v->id);
-	/* Once more, as quickly as possible, so that all time-stamp counters agree. */
-	v->state.msr.tsc = __builtin_ia32_rdtsc() - v->set->tsc_start;
-	engine_of(v)->state_set(v->engine, CPU_PART_MSR, &v->state);
 	refresh_tsc_offset(v);
 	v->hlt = v->unhalted = false;
 	v->cr8 = 0;

@@ -180,7 +180,8 @@ int kvm_msr_get(struct kvm_vcpu *v, struct cpu_msrs *m)
 	*m = v->msr;
 	for (u32 i = 0; i < v->helds; i++)
 		*field_of(m, v->held[i]) = list.entry[i].data;
-	m->tsc = __builtin_ia32_rdtsc() + v->tsc_offset;
+	m->tsc_host = __builtin_ia32_rdtsc();
+	m->tsc = m->tsc_host + v->tsc_offset;
 	return 0;
 }
 
@@ -224,5 +225,5 @@ int kvm_msr_put(struct kvm_vcpu *v, const struct cpu_msrs *m)
 	if (r != (int)v->helds)
 		return r < 0 ? r : -EINVAL;
 	v->msr = *m;
-	return set_tsc(v, m->tsc - __builtin_ia32_rdtsc());
+	return set_tsc(v, cpu_tsc_offset(m));
 }

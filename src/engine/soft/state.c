@@ -32,7 +32,8 @@ static void get_parts(struct soft_cpu *c, u32 parts, struct cpu_state *s)
 	}
 	if (parts & CPU_PART_MSR) {
 		s->msr = c->msr;
-		s->msr.tsc = __builtin_ia32_rdtsc() + c->tsc_offset;
+		s->msr.tsc_host = __builtin_ia32_rdtsc();
+		s->msr.tsc = s->msr.tsc_host + c->tsc_offset;
 	}
 	if (parts & CPU_PART_FPU) {
 		s->fpu.size = c->vm->cpuid->xsave_max;
@@ -103,7 +104,7 @@ static void set_parts(struct soft_cpu *c, u32 parts, const struct cpu_state *s)
 	}
 	if (parts & CPU_PART_MSR) {
 		c->msr = s->msr;
-		c->tsc_offset = s->msr.tsc - __builtin_ia32_rdtsc();
+		c->tsc_offset = cpu_tsc_offset(&s->msr);
 	}
 	if (parts & CPU_PART_FPU) {
 		memcpy(c->fpu_area, s->fpu.area, sizeof(c->fpu_area));
