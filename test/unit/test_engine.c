@@ -750,6 +750,73 @@ static void state_parts_come_back(void **state)
 	guest_free(g);
 }
 
+/* An exception on its way to its handler moves with the rest of the state. */
+static void pending_exception_moves(void **state)
+{
+	struct guest *g = fresh(CODE_OF(spin));
+	struct cpu_state *s = guest_state(g, CPU_PART_INTR);
+
+	(void)state;
+	s->intr.pending = s->intr.is_exception = s->intr.has_error = true;
+	s->intr.vector = VEC_GP;
+	s->intr.error = 0x18;
+	assert_int_equal(engine->state_set(g->cpu, CPU_PART_INTR, s), 0);
+	assert_false(engine->irq_ready(g->cpu));
+	memset(&s->intr, 0, sizeof(s->intr));
+	s = guest_state(g, CPU_PART_INTR);
+	assert_true(s->intr.pending && s->intr.is_exception && s->intr.has_error);
+	assert_int_equal(s->intr.vector, VEC_GP);
+	assert_int_equal(s->intr.error, 0x18);
+	guest_free(g);
+}
+
+CODE(two_outs, "out %al, $0x80; out %al, $0x80; hlt");
+
+/* SDM vol. 3, 6.5 and 17.3.1.1: a trap's return address is the next instruction, without RF. */
+static void sdm3_6_5_pending_trap_is_delivered(void **state)
+{
+	struct guest *g = fresh(CODE_OF(two_outs));
+	struct vm_exit x = {0};
+	struct cpu_state *s;
+
+	(void)state;
+	expect_exit(g, &x, EXIT_PIO);
+	engine->kick(g->cpu);
+	expect_exit(g, &x, EXIT_KICKED);
+	s = guest_state(g, CPU_PART_INTR);
+	s->intr.pending = s->intr.is_exception = true;
+	s->intr.vector = VEC_DB;
+	assert_int_equal(engine->state_set(g->cpu, CPU_PART_INTR, s), 0);
+	expect_exit(g, &x, EXIT_PIO);
+	assert_int_equal(guest_count(g, VEC_DB), 1);
+	assert_int_equal(guest_get(g, STACK_AT - 40), CODE_AT + 2);
+	assert_false(guest_get(g, STACK_AT - 24) & RFLAGS_RF);
+	expect_exit(g, &x, EXIT_HLT);
+	guest_free(g);
+}
+
+/* A fault keeps its error code and address. */
+static void sdm3_6_15_pending_fault_is_delivered(void **state)
+{
+	struct guest *g = fresh(CODE_OF(two_outs));
+	struct vm_exit x = {0};
+	struct cpu_state *s;
+
+	(void)state;
+	s = guest_state(g, CPU_PART_INTR | CPU_PART_CR);
+	s->intr.pending = s->intr.is_exception = s->intr.has_error = true;
+	s->intr.vector = VEC_PF;
+	s->intr.error = 2;
+	s->cr.cr2 = 0x123456;
+	assert_int_equal(engine->state_set(g->cpu, CPU_PART_INTR | CPU_PART_CR, s), 0);
+	expect_exit(g, &x, EXIT_PIO);
+	assert_int_equal(guest_count(g, VEC_PF), 1);
+	assert_int_equal(guest_get(g, STACK_AT - 48), 2);
+	assert_int_equal(guest_get(g, STACK_AT - 40), CODE_AT);
+	assert_int_equal(guest_state(g, CPU_PART_CR)->cr.cr2, 0x123456);
+	guest_free(g);
+}
+
 static void impossible_state_is_refused(void **state)
 {
 	struct guest *g = fresh(CODE_OF(spin));
@@ -801,6 +868,7 @@ int main(int argc, char **argv)
 		cmocka_unit_test(stores_to_rom_are_dropped),
 		cmocka_unit_test(state_round_trip_anywhere),
 		cmocka_unit_test(state_parts_come_back),
+		cmocka_unit_test(pending_exception_moves),
 		cmocka_unit_test(impossible_state_is_refused),
 	};
 	const struct CMUnitTest on_processors[] = {
@@ -813,6 +881,8 @@ int main(int argc, char **argv)
 		cmocka_unit_test(interrupt_is_delivered),
 		cmocka_unit_test(sdm2_hlt_wakes),
 		cmocka_unit_test(nmi_with_interrupts_off),
+		cmocka_unit_test(sdm3_6_5_pending_trap_is_delivered),
+		cmocka_unit_test(sdm3_6_15_pending_fault_is_delivered),
 	};
 	const char *name = argc > 1 ? argv[1] : "soft";
 	struct err e = {0};

@@ -395,6 +395,11 @@ int soft_deliver_exception(struct soft_cpu *c)
 	return deliver(c, &ev);
 }
 
+int soft_deliver_trap(struct soft_cpu *c)
+{
+	return event_deliver(c, c->exc.vector, EVENT_TRAP, c->rip);
+}
+
 int soft_deliver_interrupt(struct soft_cpu *c, u8 vector)
 {
 	return event_deliver(c, vector, EVENT_EXTERNAL, c->rip);

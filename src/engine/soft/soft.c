@@ -729,7 +729,8 @@ static int run_translated(struct soft_cpu *c)
 
 static bool irq_is_ready(const struct soft_cpu *c)
 {
-	return c->iflag && !c->shadow && !c->shadow_mov_ss && !c->completing && !c->irq_latched;
+	return c->iflag && !c->shadow && !c->shadow_mov_ss && !c->completing && !c->irq_latched &&
+	       !c->exc_latched;
 }
 
 /* Requests from outside and pending events. SOFT_EXIT when run() must return. */
@@ -740,6 +741,10 @@ static int take_requests(struct soft_cpu *c)
 
 	if (!soft_pass(c))
 		return exit_kicked(c);
+	if (c->exc_latched) {
+		c->exc_latched = false;
+		return c->exc.vector == VEC_DB ? soft_deliver_trap(c) : SOFT_FAULT;
+	}
 	if (c->irq_latched) {
 		c->irq_latched = false;
 		c->counters[COUNT_INTERRUPTS]++;

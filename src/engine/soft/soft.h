@@ -305,6 +305,7 @@ struct soft_cpu {
 
 	bool completing;  /* the next run() first completes the instruction that exited */
 	bool refused;     /* ... and has its result already: run() was kicked before it began */
+	bool exc_latched; /* state_set(): deliver exc before the next instruction */
 	bool irq_latched; /* inject_irq(): deliver irq_vector before the next instruction */
 	u8 irq_vector;
 	_Atomic bool
@@ -552,8 +553,15 @@ void soft_update_mode(struct soft_cpu *c);
 /* Deliver c->exc (faults at c->rip) through the IDT; escalates to #DF and returns SOFT_EXIT with
  * EXIT_SHUTDOWN on a triple fault. */
 int soft_deliver_exception(struct soft_cpu *c);
+/* The same for an exception that is reported behind its instruction. */
+int soft_deliver_trap(struct soft_cpu *c);
 int soft_deliver_interrupt(struct soft_cpu *c, u8 vector);
 int soft_deliver_nmi(struct soft_cpu *c);
+
+/* ---- state.c ---- */
+
+int soft_state_get(struct engine_vcpu *vcpu, u32 parts, struct cpu_state *s);
+int soft_state_set(struct engine_vcpu *vcpu, u32 parts, const struct cpu_state *s);
 
 /* ---- interp.c ---- */
 

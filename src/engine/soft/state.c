@@ -1,9 +1,54 @@
-/* A vCPU's state in parts, for the machine (cpu/state.h). */
+/*
+ * The state of a vCPU in the contract's parts. On its thread, or from another one while it is not
+ * inside run().
+ */
 #include "cpu/msr.h"
-#include "engine/soft/soft.h"
+#include "engine/soft/tlb.h"
+#include "engine/soft/util.h"
 
 #include <errno.h>
 #include <string.h>
+
+static struct soft_cpu *cpu_of(struct engine_vcpu *vcpu)
+{
+	return (struct soft_cpu *)vcpu;
+}
+
+static void get_intr(const struct soft_cpu *c, struct cpu_intr *i)
+{
+	*i = (struct cpu_intr){
+		.pending = c->irq_latched,
+		.vector = c->irq_vector,
+		.nmi_pending = c->nmi_pending,
+		.nmi_blocked = c->nmi_blocked,
+		.shadow_sti = c->shadow,
+		.shadow_mov_ss = c->shadow_mov_ss,
+	};
+	if (!c->exc_latched)
+		return;
+	i->pending = i->is_exception = true;
+	i->vector = c->exc.vector;
+	i->has_error = c->exc.has_error;
+	i->error = c->exc.error;
+}
+
+/* Faults would be met again; traps (another engine's single step) would be lost. */
+static void set_intr(struct soft_cpu *c, const struct cpu_intr *i)
+{
+	c->exc_latched = i->pending && i->is_exception;
+	c->irq_latched = i->pending && !i->is_exception;
+	c->irq_vector = i->vector;
+	c->nmi_pending = i->nmi_pending;
+	c->nmi_blocked = i->nmi_blocked;
+	c->shadow = i->shadow_sti;
+	c->shadow_mov_ss = i->shadow_mov_ss;
+	if (!c->exc_latched)
+		return;
+	c->exc.vector = i->vector;
+	c->exc.has_error = i->has_error;
+	c->exc.error = i->error;
+	c->exc.cr2 = c->cr2; /* set before the exception became pending */
+}
 
 static void get_parts(struct soft_cpu *c, u32 parts, struct cpu_state *s)
 {
@@ -40,17 +85,12 @@ static void get_parts(struct soft_cpu *c, u32 parts, struct cpu_state *s)
 		memcpy(s->fpu.area, c->fpu_area, sizeof(s->fpu.area));
 	}
 	if (parts & CPU_PART_INTR)
-		s->intr = (struct cpu_intr){.pending = c->irq_latched,
-					    .vector = c->irq_vector,
-					    .nmi_pending = c->nmi_pending,
-					    .nmi_blocked = c->nmi_blocked,
-					    .shadow_sti = c->shadow,
-					    .shadow_mov_ss = c->shadow_mov_ss};
+		get_intr(c, &s->intr);
 }
 
 int soft_state_get(struct engine_vcpu *vcpu, u32 parts, struct cpu_state *s)
 {
-	get_parts((struct soft_cpu *)vcpu, parts, s);
+	get_parts(cpu_of(vcpu), parts, s);
 	return 0;
 }
 
@@ -112,19 +152,13 @@ static void set_parts(struct soft_cpu *c, u32 parts, const struct cpu_state *s)
 		soft_fpu_live(c);
 		soft_fpu_park(c);
 	}
-	if (parts & CPU_PART_INTR) {
-		c->irq_latched = s->intr.pending && !s->intr.is_exception;
-		c->irq_vector = s->intr.vector;
-		c->nmi_pending = s->intr.nmi_pending;
-		c->nmi_blocked = s->intr.nmi_blocked;
-		c->shadow = s->intr.shadow_sti;
-		c->shadow_mov_ss = s->intr.shadow_mov_ss;
-	}
+	if (parts & CPU_PART_INTR)
+		set_intr(c, &s->intr);
 }
 
 int soft_state_set(struct engine_vcpu *vcpu, u32 parts, const struct cpu_state *s)
 {
-	struct soft_cpu *c = (struct soft_cpu *)vcpu;
+	struct soft_cpu *c = cpu_of(vcpu);
 
 	if (!state_is_valid(c, parts, s))
 		return -EINVAL;
