@@ -43,6 +43,7 @@ struct cpuid_model {
 	struct cpuid_leaf leaf[CPUID_MAX_LEAVES];
 	u64 xcr0;      /* XCR0 bits the guest may set */
 	u32 xsave_max; /* bytes of the standard-format XSAVE area for xcr0 */
+	u64 arch_capabilities; /* what IA32_ARCH_CAPABILITIES reads as; Intel only */
 	u64 tsc_hz;
 	u32 vcpus;
 	u32 phys_bits; /* MAXPHYADDR */

@@ -13,9 +13,19 @@
 
 #include "cpu/pvclock.h"
 
-enum { FIELD_NONE = 0xffff };
+enum { FIELD_NONE = 0xffff, FIELD_WRITE_ONLY = 0xfffe };
 
-enum vendor { VENDOR_ANY, VENDOR_AMD, VENDOR_INTEL, VENDOR_HYPERVISOR };
+enum presence {
+	VENDOR_ANY,
+	VENDOR_AMD,
+	VENDOR_INTEL,
+	VENDOR_HYPERVISOR,
+	/* Controls of speculation, as CPUID has them. */
+	WITH_SPEC_CTRL,
+	WITH_IBPB,
+	WITH_FLUSH_L1D,
+	WITH_VIRT_SSBD,
+};
 
 struct msr_row;
 
@@ -24,10 +34,10 @@ typedef enum msr_result msr_write_fn(struct msr_env *env, const struct msr_row *
 
 struct msr_row {
 	u32 first, count;
-	u8 vendor; /* enum vendor: where it exists */
-	u16 field; /* offset of the first register's u64 in struct cpu_msrs, or FIELD_NONE */
-	u64 value; /* power-up value; without a field: what reading returns */
-	u64 mask;  /* bits that write_masked() accepts */
+	u8 presence; /* enum presence: where it exists */
+	u16 field;   /* offset of the first register's u64 in struct cpu_msrs, or FIELD_* */
+	u64 value;   /* power-up value; without a field: what reading returns */
+	u64 mask;    /* bits that write_masked() accepts */
 	msr_write_fn *write;
 };
 
@@ -36,6 +46,49 @@ struct msr_row {
 static u64 *field_of(struct cpu_msrs *m, const struct msr_row *row, u32 n)
 {
 	return (u64 *)(void *)((u8 *)m + row->field) + n;
+}
+
+static bool has_field(const struct msr_row *row)
+{
+	return row->field < FIELD_WRITE_ONLY;
+}
+
+/* ---- controls of speculation ---- */
+
+enum { SPEC_IBRS = 1 << 0, SPEC_STIBP = 1 << 1, SPEC_SSBD = 1 << 2, SPEC_BHI_DIS_S = 1 << 10 };
+
+/* Which bits of CPUID offer which bits of SPEC_CTRL (SDM vol. 4, table 2-2; APM vol. 2, 3.2.9). */
+static const struct {
+	u32 leaf, subleaf;
+	u8 reg, bit;
+	u16 mask;
+} spec_ctrl_bits[] = {
+	{7, 0, 3, 26, SPEC_IBRS},          {7, 0, 3, 27, SPEC_STIBP},
+	{7, 0, 3, 31, SPEC_SSBD},          {7, 2, 3, 0, 1 << 7}, /* PSFD */
+	{7, 2, 3, 1, 1 << 3 | 1 << 4},                           /* IPRED_DIS */
+	{7, 2, 3, 2, 1 << 5 | 1 << 6},                           /* RRSBA_DIS */
+	{0x80000008, 0, 1, 14, SPEC_IBRS}, {0x80000008, 0, 1, 15, SPEC_STIBP},
+	{0x80000008, 0, 1, 24, SPEC_SSBD}, {0x80000008, 0, 1, 28, 1 << 7}, /* PSFD */
+};
+
+/*
+ * With ARCH_CAPABILITIES.IBRS_ALL Intel's kernels set IBRS and BHI_DIS_S once and leave them. In
+ * translated code keeping the value is all there is to it, see cpuid.h.
+ */
+static u64 spec_ctrl_mask(const struct cpuid_model *m)
+{
+	u64 mask = m->is_amd ? 0 : SPEC_IBRS | SPEC_STIBP | SPEC_SSBD | SPEC_BHI_DIS_S;
+
+	for (u32 i = 0; i < ARRAY_SIZE(spec_ctrl_bits); i++)
+		if (cpuid_has(m, spec_ctrl_bits[i].leaf, spec_ctrl_bits[i].subleaf,
+			      spec_ctrl_bits[i].reg, spec_ctrl_bits[i].bit))
+			mask |= spec_ctrl_bits[i].mask;
+	return mask;
+}
+
+static bool has_ibpb(const struct cpuid_model *m)
+{
+	return cpuid_has(m, 7, 0, 3, 26) || cpuid_has(m, 0x80000008, 0, 1, 12);
 }
 
 /* ---- what writing does ---- */
@@ -60,8 +113,18 @@ static enum msr_result write_masked(struct msr_env *env, const struct msr_row *r
 {
 	if (value & ~row->mask)
 		return MSR_GP;
-	if (row->field != FIELD_NONE)
+	if (has_field(row))
 		*field_of(env->msr, row, n) = value;
+	return MSR_OK;
+}
+
+static enum msr_result write_spec_ctrl(struct msr_env *env, const struct msr_row *row, u32 n,
+				       u64 value)
+{
+	(void)row, (void)n;
+	if (value & ~spec_ctrl_mask(env->cpuid))
+		return MSR_GP;
+	env->msr->spec_ctrl = value;
 	return MSR_OK;
 }
 
@@ -197,9 +260,8 @@ static const struct msr_row rows[] = {
 	/* IA32_FEATURE_CONTROL: locked with everything off */
 	{0x03a, 1, VENDOR_INTEL, FIELD_NONE, 1, 0, write_fault},
 	{MSR_TSC_ADJUST, 1, VENDOR_ANY, FIELD(tsc_adjust), 0, 0, write_tsc_adjust},
-	/* IA32_SPEC_CTRL: with ARCH_CAPABILITIES.IBRS_ALL kernels set IBRS (0) and BHI_DIS_S (10)
-	 * once and leave them. Keeping the value is all there is to it, see cpuid.h. */
-	{0x048, 1, VENDOR_INTEL, FIELD(spec_ctrl), 0, 0x407, write_masked},
+	{MSR_SPEC_CTRL, 1, WITH_SPEC_CTRL, FIELD(spec_ctrl), 0, 0, write_spec_ctrl},
+	{MSR_PRED_CMD, 1, WITH_IBPB, FIELD_WRITE_ONLY, 0, 1, write_masked},
 	/* IA32_BIOS_UPDT_TRIG: there is no microcode to load. IA32_BIOS_SIGN_ID has the revision in
 	 * the high half, AMD's PATCH_LEVEL in the low one. */
 	{0x079, 1, VENDOR_ANY, FIELD_NONE, 0, 0, write_ignored},
@@ -209,8 +271,8 @@ static const struct msr_row rows[] = {
 	{0x0ce, 1, VENDOR_INTEL, FIELD_NONE, 0, 0, write_fault},
 	/* IA32_MTRRCAP: 8 variable ranges, fixed ranges, write combining */
 	{0x0fe, 1, VENDOR_ANY, FIELD_NONE, 0x508, 0, write_fault},
-	/* IA32_ARCH_CAPABILITIES, see cpuid.h */
-	{0x10a, 1, VENDOR_INTEL, FIELD_NONE, CPUID_ARCH_CAPABILITIES, 0, write_fault},
+	{MSR_ARCH_CAPS, 1, VENDOR_INTEL, FIELD_NONE, 0, 0, write_fault},
+	{MSR_FLUSH_CMD, 1, WITH_FLUSH_L1D, FIELD_WRITE_ONLY, 0, 1, write_masked},
 	{MSR_SYSENTER_CS, 1, VENDOR_ANY, FIELD(sysenter_cs), 0, 0xffffffff, write_masked},
 	{MSR_SYSENTER_ESP, 1, VENDOR_ANY, FIELD(sysenter_esp), 0, 0, write_canonical},
 	{MSR_SYSENTER_EIP, 1, VENDOR_ANY, FIELD(sysenter_eip), 0, 0, write_canonical},
@@ -251,6 +313,7 @@ static const struct msr_row rows[] = {
 	{0xc001001f, 1, VENDOR_AMD, FIELD_NONE, 0, 0, write_ignored},
 	{0xc0010055, 1, VENDOR_AMD, FIELD_NONE, 0, 0, write_ignored},
 	{0xc0010058, 1, VENDOR_AMD, FIELD_NONE, 0, 0, write_ignored},
+	{MSR_VIRT_SPEC_CTRL, 1, WITH_VIRT_SSBD, FIELD(virt_spec_ctrl), 0, SPEC_SSBD, write_masked},
 	/* OSVW_ID_LENGTH, OSVW_STATUS: no errata listed */
 	{0xc0010140, 2, VENDOR_AMD, FIELD_NONE, 0, 0, write_ignored},
 	/* LS_CFG, IC_CFG, DC_CFG: chicken bits */
@@ -262,10 +325,14 @@ static const struct msr_row rows[] = {
 
 static bool row_exists(const struct msr_row *row, const struct cpuid_model *cpuid)
 {
-	switch (row->vendor) {
+	switch (row->presence) {
 	case VENDOR_AMD: return cpuid->is_amd;
 	case VENDOR_INTEL: return !cpuid->is_amd;
 	case VENDOR_HYPERVISOR: return cpuid->has_hypervisor;
+	case WITH_SPEC_CTRL: return spec_ctrl_mask(cpuid);
+	case WITH_IBPB: return has_ibpb(cpuid);
+	case WITH_FLUSH_L1D: return cpuid_has(cpuid, 7, 0, 3, 28);
+	case WITH_VIRT_SSBD: return cpuid_has(cpuid, 0x80000008, 0, 1, 25);
 	default: return true;
 	}
 }
@@ -292,7 +359,9 @@ static u64 row_read(const struct msr_env *env, const struct msr_row *row, u32 n)
 {
 	if (row->first == MSR_TSC)
 		return env->tsc;
-	if (row->field == FIELD_NONE)
+	if (row->first == MSR_ARCH_CAPS)
+		return env->cpuid->arch_capabilities;
+	if (!has_field(row))
 		return row->value;
 	if (row->field == FIELD(mtrr_base))
 		return n & 1 ? env->msr->mtrr_mask[n / 2] : env->msr->mtrr_base[n / 2];
@@ -312,7 +381,7 @@ enum msr_result msr_read(struct msr_env *env, u32 index, u64 *value)
 	if (msr_is_machine(index))
 		return MSR_MACHINE;
 	row = row_find(env->cpuid, index);
-	if (!row)
+	if (!row || row->field == FIELD_WRITE_ONLY)
 		return MSR_GP;
 	*value = row_read(env, row, index - row->first);
 	return MSR_OK;
@@ -333,7 +402,7 @@ void msr_reset(struct cpu_msrs *m)
 {
 	*m = (struct cpu_msrs){0};
 	for (u32 i = 0; i < ARRAY_SIZE(rows); i++)
-		if (rows[i].field != FIELD_NONE && rows[i].value)
+		if (has_field(&rows[i]) && rows[i].value)
 			*field_of(m, &rows[i], 0) = rows[i].value;
 }
 
@@ -358,7 +427,7 @@ bool msr_state_is_valid(const struct cpu_msrs *m, const struct cpuid_model *cpui
 	for (u32 i = 0; i < ARRAY_SIZE(rows); i++) {
 		const struct msr_row *row = &rows[i];
 
-		for (u32 n = 0; row->field != FIELD_NONE && n < row->count; n++) {
+		for (u32 n = 0; has_field(row) && n < row->count; n++) {
 			u64 value = row_read(&env, row, n);
 
 			/* A register that this model lacks still has its power-up value. */

@@ -73,7 +73,7 @@ struct cpu_msrs {
 	u64 kernel_gs_base;
 	u64 pat, misc_enable;
 	u64 mtrr_def_type, mtrr_fixed[11], mtrr_base[8], mtrr_mask[8];
-	u64 spec_ctrl, mcg_status, debugctl;
+	u64 spec_ctrl, virt_spec_ctrl, mcg_status, debugctl;
 	/* Paravirtual clock: the registers as written, and the guest TSC at which its time is 0. */
 	u64 kvm_wall_clock, kvm_system_time, kvm_clock_base;
 	u64 kvm_steal_time; /* where the guest's record is; machine/paravirt.c */

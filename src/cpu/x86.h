@@ -148,6 +148,10 @@ enum vector {
 #define MSR_TSC            0x10
 #define MSR_APIC_BASE      0x1b
 #define MSR_TSC_ADJUST     0x3b
+#define MSR_SPEC_CTRL      0x48
+#define MSR_PRED_CMD       0x49
+#define MSR_ARCH_CAPS      0x10a
+#define MSR_FLUSH_CMD      0x10b
 #define MSR_SYSENTER_CS    0x174
 #define MSR_SYSENTER_ESP   0x175
 #define MSR_SYSENTER_EIP   0x176
@@ -165,6 +169,7 @@ enum vector {
 #define MSR_GS_BASE        0xc0000101
 #define MSR_KERNEL_GS_BASE 0xc0000102
 #define MSR_TSC_AUX        0xc0000103
+#define MSR_VIRT_SPEC_CTRL 0xc001011f
 
 /* Paravirtual clock of the KVM hypervisor interface. */
 #define MSR_KVM_WALL_CLOCK_NEW  0x4b564d00

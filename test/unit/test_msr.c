@@ -41,6 +41,7 @@ static int setup(void **state)
 	memset(f, 0, sizeof(*f));
 	f->cpuid = (struct cpuid_model){
 		.is_amd = true, .has_hypervisor = true, .phys_bits = 48, .tsc_hz = 2000000000};
+	f->cpuid.arch_capabilities = CPUID_ARCH_CAPABILITIES;
 	msr_reset(&f->msr);
 	f->env = (struct msr_env){.msr = &f->msr,
 				  .cpuid = &f->cpuid,
@@ -67,21 +68,40 @@ static u64 get(struct fixture *f, u32 index)
 	} while (0)
 #define assert_refuses(f, index, v) assert_int_equal(msr_write(&(f)->env, index, v), MSR_GP)
 
+/* Offer the feature of @leaf; in register @reg, 0 eax to 3 edx. */
+static void offer(struct fixture *f, u32 leaf, u32 subleaf, u32 reg, u32 bit)
+{
+	struct cpuid_leaf *l = &f->cpuid.leaf[f->cpuid.count++];
+
+	*l = (struct cpuid_leaf){.leaf = leaf, .subleaf = subleaf, .has_subleaf = leaf == 7};
+	*(u32 *[]){&l->eax, &l->ebx, &l->ecx, &l->edx}[reg] = 1u << bit;
+}
+
+/* Write-only commands have nothing to read. */
+static bool exists(struct fixture *f, u32 index)
+{
+	u64 value;
+
+	return msr_read(&f->env, index, &value) == MSR_OK || msr_write(&f->env, index, 1) == MSR_OK;
+}
+
 static void table_is_sorted_and_reachable(void **state)
 {
 	struct fixture *f = *state;
 	u32 index, last = 0, n;
 
+	offer(f, 7, 0, 3, 28);
+	offer(f, 0x80000008, 0, 1, 25);
+	f->cpuid.leaf[0].edx |= 1u << 26;
 	for (n = 0; msr_index(n, &index); n++) {
-		u64 value, other;
 		bool amd, intel;
 
 		assert_true(n == 0 || index >= last);
 		last = index;
 		f->cpuid.is_amd = true;
-		amd = msr_read(&f->env, index, &value) == MSR_OK;
+		amd = exists(f, index);
 		f->cpuid.is_amd = false;
-		intel = msr_read(&f->env, index, &other) == MSR_OK;
+		intel = exists(f, index);
 		assert_true(amd || intel);
 	}
 	assert_in_range(n, 50, 200);
@@ -127,6 +147,47 @@ static void vendors_have_their_own(void **state)
 	assert_true(get(f, 0x10a) & BIT(0));
 	assert_int_equal(msr_read(&f->env, 0xc0010015, &value), MSR_GP);
 	assert_sets(f, 0x48, 1);
+}
+
+/* AMD64 "Indirect Branch Control Extension": each bit of SPEC_CTRL has its own in CPUID. */
+static void amd_speculation_controls(void **state)
+{
+	struct fixture *f = *state;
+	u64 value;
+
+	assert_int_equal(msr_read(&f->env, MSR_SPEC_CTRL, &value), MSR_GP);
+	assert_refuses(f, MSR_PRED_CMD, 1);
+	offer(f, 0x80000008, 0, 1, 12); /* IBPB */
+	assert_int_equal(msr_read(&f->env, MSR_SPEC_CTRL, &value), MSR_GP);
+	assert_int_equal(msr_write(&f->env, MSR_PRED_CMD, 1), MSR_OK);
+	assert_int_equal(msr_read(&f->env, MSR_PRED_CMD, &value), MSR_GP);
+	assert_refuses(f, MSR_PRED_CMD, 2);
+	f->cpuid.leaf[0].ebx |= 1u << 14 | 1u << 24; /* IBRS, SSBD */
+	assert_sets(f, MSR_SPEC_CTRL, 5);
+	assert_refuses(f, MSR_SPEC_CTRL, 2);
+	assert_true(msr_state_is_valid(&f->msr, &f->cpuid));
+	assert_refuses(f, MSR_VIRT_SPEC_CTRL, 4);
+	f->cpuid.leaf[0].ebx |= 1u << 25;
+	assert_sets(f, MSR_VIRT_SPEC_CTRL, 4);
+}
+
+/* SDM vol. 4, table 2-2: the same on Intel, where leaf 7 offers them. */
+static void intel_speculation_controls(void **state)
+{
+	struct fixture *f = *state;
+
+	f->cpuid.is_amd = false;
+	assert_sets(f, MSR_SPEC_CTRL, 0x407);
+	assert_refuses(f, MSR_SPEC_CTRL, 0x80);
+	assert_refuses(f, MSR_FLUSH_CMD, 1);
+	offer(f, 7, 0, 3, 28);
+	f->cpuid.leaf[0].edx |= 1u << 26;
+	offer(f, 7, 2, 3, 0); /* PSFD */
+	assert_sets(f, MSR_SPEC_CTRL, 0x80);
+	assert_int_equal(msr_write(&f->env, MSR_PRED_CMD, 1), MSR_OK);
+	assert_int_equal(msr_write(&f->env, MSR_FLUSH_CMD, 1), MSR_OK);
+	f->cpuid.arch_capabilities = 0x123;
+	assert_int_equal(get(f, MSR_ARCH_CAPS), 0x123);
 }
 
 static void sdm_9_1_reset_values(void **state)
@@ -296,6 +357,8 @@ int main(void)
 		cmocka_unit_test_setup(unknown_registers_fault, setup),
 		cmocka_unit_test_setup(machine_registers_are_handed_on, setup),
 		cmocka_unit_test_setup(vendors_have_their_own, setup),
+		cmocka_unit_test_setup(amd_speculation_controls, setup),
+		cmocka_unit_test_setup(intel_speculation_controls, setup),
 		cmocka_unit_test_setup(sdm_9_1_reset_values, setup),
 		cmocka_unit_test_setup(canonical_addresses_only, setup),
 		cmocka_unit_test_setup(sdm_12_11_memory_types, setup),

@@ -153,6 +153,19 @@ static void limit_clock(struct cpuid_model *m)
 		*reg &= ~(clocksource2 | stable);
 }
 
+/* What the guest reads there is the kernel's: it answers. */
+static void limit_capabilities(int device, struct cpuid_model *m)
+{
+	struct {
+		struct kvm_msrs header;
+		struct kvm_msr_entry entry;
+	} list = {.header.nmsrs = 1, .entry.index = MSR_ARCH_CAPS};
+
+	if (m->is_amd)
+		return;
+	m->arch_capabilities = kvm_ioctl(device, KVM_GET_MSRS, &list) == 1 ? list.entry.data : 0;
+}
+
 int kvm_cpuid_limit(int device, struct cpuid_model *m, struct err *e)
 {
 	struct cpuid_list *list = calloc(1, sizeof(*list));
@@ -166,6 +179,7 @@ int kvm_cpuid_limit(int device, struct cpuid_model *m, struct err *e)
 		limit_xsave(m, list);
 		limit_address(m, list);
 		limit_clock(m);
+		limit_capabilities(device, m);
 	}
 	free(list);
 	return r;

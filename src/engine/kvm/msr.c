@@ -14,10 +14,6 @@
 #include <string.h>
 #include <time.h>
 
-#define MSR_SPEC_CTRL      0x48
-#define MSR_ARCH_CAPS      0x10a
-#define MSR_VIRT_SPEC_CTRL 0xc001011f
-
 enum { READ = KVM_MSR_FILTER_READ, WRITE = KVM_MSR_FILTER_WRITE };
 
 static const struct held_range {
@@ -141,6 +137,7 @@ static const struct {
 	{MSR_PAT, offsetof(struct cpu_msrs, pat)},
 	{MSR_TSC_AUX, offsetof(struct cpu_msrs, tsc_aux)},
 	{MSR_SPEC_CTRL, offsetof(struct cpu_msrs, spec_ctrl)},
+	{MSR_VIRT_SPEC_CTRL, offsetof(struct cpu_msrs, virt_spec_ctrl)},
 };
 
 static u64 *field_of(struct cpu_msrs *m, u32 index)

@@ -326,7 +326,8 @@ static bool is_valid(const struct kvm_vcpu *v, u32 parts, const struct cpu_state
 	if (parts & CPU_PART_MSR) {
 		struct cpu_msrs copy = s->msr;
 
-		copy.spec_ctrl = 0; /* the kernel knows which bits there are */
+		/* The kernel knows which bits there are. */
+		copy.spec_ctrl = copy.virt_spec_ctrl = 0;
 		if (!msr_state_is_valid(&copy, m))
 			return false;
 	}
