@@ -16,6 +16,7 @@
 #include "cpu/state.h"
 #include "memory/physmap.h"
 
+struct engine_host;
 struct engine_vm;
 struct sandbox_list;
 struct engine_vcpu;
@@ -65,9 +66,9 @@ struct vm_exit {
 
 /* Called by the engine on the vCPU's thread for a new or changed memory layout. */
 struct engine_config {
+	struct engine_host *host; /* borrowed; outlives the VM; NULL: the VM opens its own */
 	struct physmap *physmap; /* borrowed; outlives the VM */
-	/* Borrowed; outlives the VM. vm_create() takes away what the engine cannot do. */
-	struct cpuid_model *cpuid;
+	struct cpuid_model *cpuid; /* borrowed; outlives the VM */
 	const char *options; /* see engine_ops.check_options; NULL: none */
 };
 
@@ -85,6 +86,9 @@ struct engine_ops {
 	const char *name;
 	/* System calls of a running guest beyond those every thread may make; NULL: none. */
 	const struct sandbox_list *sandbox;
+	/* ... and those of vm_create() and vcpu_create(), for who calls them when a guest has run.
+	 */
+	const struct sandbox_list *sandbox_create;
 
 	/*
 	 * Hypercalls come out as EXIT_HYPERCALL and the paravirtual registers are those of
@@ -101,6 +105,17 @@ struct engine_ops {
 	/* Can this host run it? 0, or -errno and what is missing in @e. No lasting side effects. */
 	int (*probe)(struct err *e);
 
+	/* What vm_create() needs of the host and cannot be opened any more once a guest runs. */
+	int (*host_open)(struct engine_host **host, struct err *e);
+	void (*host_close)(struct engine_host *host);
+
+	/* Take from @m what the engine cannot do on this host. Doing it again changes nothing. */
+	int (*cpuid_limit)(struct engine_host *host, struct cpuid_model *m, struct err *e);
+
+	/*
+	 * The guest's memory may have any content. vm_create() limits config->cpuid, too. Two
+	 * engines may have a VM each on one physmap, as long as only one runs.
+	 */
 	int (*vm_create)(const struct engine_config *config, struct engine_vm **vm, struct err *e);
 	void (*vm_destroy)(struct engine_vm *vm);
 

@@ -56,7 +56,19 @@ int physmap_add(struct physmap *pm, gpa_t gpa, u64 size, u32 flags, struct err *
 
 void physmap_listen(struct physmap *pm, struct physmap_listener listener)
 {
-	pm->listener = listener;
+	for (u32 i = 0; i < PHYSMAP_MAX_LISTENERS; i++)
+		if (!pm->listener[i].written) {
+			pm->listener[i] = listener;
+			return;
+		}
+	assert(!"more listeners than an engine and its successor");
+}
+
+void physmap_unlisten(struct physmap *pm, const void *opaque)
+{
+	for (u32 i = 0; i < PHYSMAP_MAX_LISTENERS; i++)
+		if (pm->listener[i].opaque == opaque)
+			pm->listener[i] = (struct physmap_listener){0};
 }
 
 const struct physmap_region *physmap_find(const struct physmap *pm, gpa_t gpa)
@@ -83,8 +95,9 @@ void *mem_map(const struct physmap *pm, gpa_t gpa, u64 len, enum mem_dir dir)
 
 void mem_unmap(const struct physmap *pm, gpa_t gpa, u64 written)
 {
-	if (written && pm->listener.written)
-		pm->listener.written(pm->listener.opaque, gpa, written);
+	for (u32 i = 0; written && i < PHYSMAP_MAX_LISTENERS; i++)
+		if (pm->listener[i].written)
+			pm->listener[i].written(pm->listener[i].opaque, gpa, written);
 }
 
 /* Bytes of [gpa, gpa+len) that lie in the region of @gpa; 0 when @gpa is not usable RAM. */

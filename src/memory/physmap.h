@@ -18,6 +18,7 @@
 enum {
 	PHYSMAP_ROM = 1 << 0, /* guest writes are dropped */
 	PHYSMAP_MAX_REGIONS = 16,
+	PHYSMAP_MAX_LISTENERS = 2, /* an engine, and the one that takes over from it */
 };
 
 struct physmap_region {
@@ -38,7 +39,7 @@ struct physmap {
 	struct physmap_region region[PHYSMAP_MAX_REGIONS];
 	u32 count;
 	u64 pages; /* total pages in all regions */
-	struct physmap_listener listener;
+	struct physmap_listener listener[PHYSMAP_MAX_LISTENERS]; /* those with a function are there */
 };
 
 enum mem_dir { MEM_READ, MEM_WRITE };
@@ -54,8 +55,9 @@ void physmap_destroy(struct physmap *pm);
  */
 int physmap_add(struct physmap *pm, gpa_t gpa, u64 size, u32 flags, struct err *e);
 
-/* One listener (the engine); set before the guest runs. */
+/* Listeners (engines) come and go while nobody writes. */
 void physmap_listen(struct physmap *pm, struct physmap_listener listener);
+void physmap_unlisten(struct physmap *pm, const void *opaque);
 
 /* The region that holds @gpa, or NULL for device memory. */
 const struct physmap_region *physmap_find(const struct physmap *pm, gpa_t gpa);

@@ -104,15 +104,56 @@ static int check_device(int device, struct err *e)
 	return 0;
 }
 
+/* The device file. */
+struct kvm_host {
+	int device;
+};
+
+static struct kvm_host *host_of(struct engine_host *host)
+{
+	return (struct kvm_host *)host;
+}
+
+static void kvm_host_close(struct engine_host *host)
+{
+	if (!host)
+		return;
+	close(host_of(host)->device);
+	free(host);
+}
+
+static int kvm_host_open(struct engine_host **out, struct err *e)
+{
+	struct kvm_host *host = calloc(1, sizeof(*host));
+	int r;
+
+	if (!host)
+		return err_set(e, -ENOMEM, "out of memory");
+	r = host->device = open_device(e);
+	if (r < 0) {
+		free(host);
+		return r;
+	}
+	r = check_device(host->device, e);
+	if (r)
+		kvm_host_close((struct engine_host *)host);
+	else
+		*out = (struct engine_host *)host;
+	return r;
+}
+
 static int kvm_probe(struct err *e)
 {
-	int r, device = open_device(e);
+	struct engine_host *host = NULL;
+	int r = kvm_host_open(&host, e);
 
-	if (device < 0)
-		return device;
-	r = check_device(device, e);
-	close(device);
+	kvm_host_close(host);
 	return r;
+}
+
+static int kvm_limit(struct engine_host *host, struct cpuid_model *m, struct err *e)
+{
+	return kvm_cpuid_limit(host_of(host)->device, m, e);
 }
 
 /* ---- virtual machines ---- */
@@ -173,10 +214,26 @@ static void vm_free(struct kvm_vm *vm)
 {
 	if (vm->fd >= 0)
 		close(vm->fd);
-	if (vm->device >= 0)
-		close(vm->device);
+	kvm_host_close(vm->own_host);
 	free((void *)vm->dirty);
 	free(vm);
+}
+
+/* Its resources; what is there when this fails, vm_free() gives back. */
+static int vm_init(struct kvm_vm *vm, struct engine_host *host, struct err *e)
+{
+	int r = host ? 0 : kvm_host_open(&vm->own_host, e);
+
+	if (r)
+		return r;
+	vm->device = host_of(host ? host : vm->own_host)->device;
+	r = kvm_kick_init(e);
+	if (!r)
+		r = kvm_cpuid_limit(vm->device, vm->cpuid, e);
+	if (r)
+		return r;
+	r = vm->fd = create_fd(vm->device, e);
+	return r < 0 ? r : set_up(vm, e);
 }
 
 static int kvm_vm_create(const struct engine_config *config, struct engine_vm **out, struct err *e)
@@ -189,18 +246,8 @@ static int kvm_vm_create(const struct engine_config *config, struct engine_vm **
 	vm->physmap = config->physmap;
 	vm->cpuid = config->cpuid;
 	vm->fd = -1;
-	r = vm->device = open_device(e);
-	if (r >= 0)
-		r = check_device(vm->device, e);
-	if (r >= 0)
-		r = kvm_kick_init(e);
-	if (r >= 0)
-		r = kvm_cpuid_limit(vm->device, vm->cpuid, e);
-	if (r >= 0)
-		r = vm->fd = create_fd(vm->device, e);
-	if (r >= 0)
-		r = set_up(vm, e);
-	if (r < 0) {
+	r = vm_init(vm, config->host, e);
+	if (r) {
 		vm_free(vm);
 		return r;
 	}
@@ -212,7 +259,7 @@ static int kvm_vm_create(const struct engine_config *config, struct engine_vm **
 
 static void kvm_vm_destroy(struct engine_vm *vm)
 {
-	physmap_listen(vm_of(vm)->physmap, (struct physmap_listener){0});
+	physmap_unlisten(vm_of(vm)->physmap, vm);
 	vm_free(vm_of(vm));
 }
 
@@ -252,6 +299,9 @@ const struct engine_ops kvm_engine = {
 	.sandbox = &kvm_sandbox,
 	.check_options = kvm_check_options,
 	.probe = kvm_probe,
+	.host_open = kvm_host_open,
+	.host_close = kvm_host_close,
+	.cpuid_limit = kvm_limit,
 	.vm_create = kvm_vm_create,
 	.vm_destroy = kvm_vm_destroy,
 	.memory_update = kvm_memory_update,

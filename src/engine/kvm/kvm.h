@@ -35,6 +35,7 @@ struct kvm_slot {
 };
 
 struct kvm_vm {
+	struct engine_host *own_host; /* NULL: the caller's */
 	int device, fd;
 	struct physmap *physmap;
 	struct cpuid_model *cpuid;

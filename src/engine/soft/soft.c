@@ -11,6 +11,7 @@
 #include "engine/soft/tlb.h"
 #include "engine/soft/translate.h"
 #include "engine/soft/util.h"
+#include "host/sandbox.h"
 
 #include <cpuid.h>
 #include <errno.h>
@@ -18,6 +19,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
 
 enum { RAS_SIZE = 64 * 1024 };
 
@@ -47,6 +49,10 @@ static struct soft_cpu *cpu_of(struct engine_vcpu *vcpu)
 
 /* ---- virtual machines ---- */
 
+/* Code memory, mapped twice. */
+static const int create_calls[] = {SYS_memfd_create, SYS_ftruncate};
+static const struct sandbox_list create_sandbox = {"soft", create_calls, ARRAY_SIZE(create_calls)};
+
 static int soft_probe(struct err *e)
 {
 	u32 a, b, c, d;
@@ -61,6 +67,26 @@ static int soft_check_options(const char *options, struct err *e)
 	struct soft_options o;
 
 	return soft_options_parse(options, &o, e);
+}
+
+/* Nothing of the host's but the processor. */
+static int soft_host_open(struct engine_host **host, struct err *e)
+{
+	(void)e;
+	*host = NULL;
+	return 0;
+}
+
+static void soft_host_close(struct engine_host *host)
+{
+	(void)host;
+}
+
+/* The model is made for this engine. */
+static int soft_cpuid_limit(struct engine_host *host, struct cpuid_model *m, struct err *e)
+{
+	(void)host, (void)m, (void)e;
+	return 0;
 }
 
 static void written(void *opaque, gpa_t gpa, u64 len);
@@ -106,7 +132,7 @@ static int soft_vm_create(const struct engine_config *config, struct engine_vm *
 
 static void soft_vm_destroy(struct engine_vm *vm)
 {
-	physmap_listen(vm_of(vm)->physmap, (struct physmap_listener){0});
+	physmap_unlisten(vm_of(vm)->physmap, vm);
 	vm_free(vm_of(vm));
 }
 
@@ -869,9 +895,13 @@ static void soft_request_irq_window(struct engine_vcpu *vcpu)
 
 const struct engine_ops soft_engine = {
 	.name = "soft",
+	.sandbox_create = &create_sandbox,
 	.paravirt = true,
 	.check_options = soft_check_options,
 	.probe = soft_probe,
+	.host_open = soft_host_open,
+	.host_close = soft_host_close,
+	.cpuid_limit = soft_cpuid_limit,
 	.vm_create = soft_vm_create,
 	.vm_destroy = soft_vm_destroy,
 	.memory_update = soft_memory_update,

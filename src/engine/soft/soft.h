@@ -633,10 +633,6 @@ int soft_host_fault(struct soft_cpu *c);
  */
 int soft_fault_from_trap(struct soft_cpu *c);
 
-/* ---- state.c ---- */
-int soft_state_get(struct engine_vcpu *vcpu, u32 parts, struct cpu_state *s);
-int soft_state_set(struct engine_vcpu *vcpu, u32 parts, const struct cpu_state *s);
-
 /* ---- stats.c ---- */
 
 void soft_stats_init(struct soft_vm *vm);
