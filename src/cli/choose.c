@@ -8,7 +8,10 @@
 #include "engine/measure.h"
 
 #include <errno.h>
+#include <stdio.h>
 #include <string.h>
+
+enum { ENGINE_NAME = 32 };
 
 static void examine_ring0(const struct engine_ops *engine, struct engine_report *r)
 {
@@ -56,7 +59,7 @@ static const struct engine_ops *choose_any(struct err *note, struct err *e)
 	return NULL;
 }
 
-const struct engine_ops *engine_choose(const char *name, struct err *note, struct err *e)
+static const struct engine_ops *choose(const char *name, struct err *note, struct err *e)
 {
 	const struct engine_ops *engine = engine_by_name(name);
 	struct engine_report r;
@@ -74,4 +77,57 @@ const struct engine_ops *engine_choose(const char *name, struct err *note, struc
 	if (!r.usable || !r.native)
 		err_set(note, 0, "%s engine: %.400s", name, r.why.text);
 	return engine;
+}
+
+/* Take the first name off @names; false when there is none left. */
+static bool next_name(const char **names, char *name, u32 size)
+{
+	u32 len = (u32)strcspn(*names, ",");
+
+	if (!**names)
+		return false;
+	snprintf(name, size, "%.*s", (int)len, *names);
+	*names += len + ((*names)[len] == ',');
+	return true;
+}
+
+u32 engine_choose_all(const char *names, const struct engine_ops **out, u32 max, struct err *note,
+		      struct err *e)
+{
+	char name[ENGINE_NAME];
+	u32 n = 0;
+
+	while (n < max && next_name(&names, name, sizeof(name))) {
+		out[n] = choose(name, note, e);
+		if (!out[n++])
+			return 0;
+	}
+	return n;
+}
+
+int engine_check_names(const char *names, u32 max, struct err *e)
+{
+	const struct engine_ops *seen[8];
+	const char *rest = names;
+	char name[ENGINE_NAME];
+	u32 n = 0;
+
+	if (!strcmp(names, "auto"))
+		return 0;
+	while (next_name(&rest, name, sizeof(name))) {
+		const struct engine_ops *engine = engine_by_name(name);
+
+		if (!engine)
+			return err_set(e, -EINVAL,
+				       "--engine '%s': there is no such engine, see 'doppel check'",
+				       name);
+		for (u32 i = 0; i < n; i++)
+			if (seen[i] == engine)
+				return err_set(e, -EINVAL, "--engine %s: '%s' is there twice",
+					       names, name);
+		if (n == MIN(max, ARRAY_SIZE(seen)))
+			return err_set(e, -EINVAL, "--engine %s: more than %u engines", names, max);
+		seen[n++] = engine;
+	}
+	return n ? 0 : err_set(e, -EINVAL, "--engine needs a name, see 'doppel check'");
 }

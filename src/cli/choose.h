@@ -15,7 +15,12 @@ struct engine_report {
 void engine_examine(const struct engine_ops *engine, struct engine_report *r);
 
 /*
- * The engine called @name, or with "auto" the first that is usable and native. @note gets what the
- * user should know about the choice, one line, or stays empty. NULL with the reasons in @e.
+ * The engines named in @names, separated by commas, into @out; "auto" is the first that is usable
+ * and native. Returns how many, at most @max. @note gets what the user should know about the
+ * choice, one line, or stays empty. 0 with the reasons in @e.
  */
-const struct engine_ops *engine_choose(const char *name, struct err *note, struct err *e);
+u32 engine_choose_all(const char *names, const struct engine_ops **out, u32 max, struct err *note,
+		      struct err *e);
+
+/* Is @names "auto" or a list of up to @max different engines? 0, or -EINVAL with @e. */
+int engine_check_names(const char *names, u32 max, struct err *e);

@@ -1,6 +1,7 @@
 #include "cli/options.h"
 
 #include "base/size.h"
+#include "cli/choose.h"
 #include "cli/cli.h"
 #include "device/chip/lapic.h"
 
@@ -32,8 +33,10 @@ const char run_options_help[] =
 	"stdio)\n"
 	"  --virtio-console SPEC a virtio console besides, with the same choices\n"
 	"  --no-reboot           end when the guest reboots\n"
-	"  --engine NAME[,OPTION=VALUE]...\n"
-	"                        auto, or an engine listed by 'doppel check' (default auto)\n"
+	"  --engine NAME[,NAME][,OPTION=VALUE]...\n"
+	"                        auto, or an engine listed by 'doppel check' (default auto); with\n"
+	"                        two, Ctrl-a e or SIGUSR1 lets the other one go on with the guest;\n"
+	"                        options are the first one's\n"
 	"  --sandbox on|off|log  system call filter (default on)\n"
 	"  --stats               tell at the end where time went and what was counted; with --json "
 	"for "
@@ -136,20 +139,40 @@ static int set_sandbox(struct run_options *o, const char *arg, struct err *e)
 	return err_set(e, -EINVAL, "--sandbox '%s' is none of on, off, log", arg);
 }
 
+/* How much of --engine's argument are names: options follow, each with a value. */
+static u64 names_length(const char *arg)
+{
+	u64 n = 0;
+
+	for (;;) {
+		u64 end = n + strcspn(arg + n, ",");
+
+		if (memchr(arg + n, '=', end - n))
+			return n ? n - 1 : 0;
+		if (!arg[end])
+			return end;
+		n = end + 1;
+	}
+}
+
 static int set_engine(struct run_options *o, const char *arg, struct err *e)
 {
-	const struct engine_ops *engine;
-	u64 n = strcspn(arg, ",");
+	u64 n = names_length(arg);
+	char first[sizeof(o->engine)];
 
-	snprintf(o->engine, sizeof(o->engine), "%.*s", (int)MIN(n, 100), arg);
-	o->engine_options = arg[n] ? arg + n + 1 : NULL;
-	engine = n < sizeof(o->engine) ? engine_by_name(o->engine) : NULL;
-	if (!engine && strcmp(o->engine, "auto"))
+	if (n >= sizeof(o->engine))
 		return err_set(e, -EINVAL,
 			       "--engine '%s': there is no such engine, see 'doppel check'", arg);
-	if (!engine && o->engine_options)
+	snprintf(o->engine, sizeof(o->engine), "%.*s", (int)n, arg);
+	o->engine_options = arg[n] ? arg + n + 1 : NULL;
+	if (engine_check_names(o->engine, PC_ENGINES_MAX, e))
+		return -EINVAL;
+	if (!o->engine_options)
+		return 0;
+	snprintf(first, sizeof(first), "%.*s", (int)strcspn(o->engine, ","), o->engine);
+	if (!engine_by_name(first))
 		return err_set(e, -EINVAL, "--engine '%s': options need an engine's name", arg);
-	if (o->engine_options && engine->check_options(o->engine_options, e))
+	if (engine_by_name(first)->check_options(o->engine_options, e))
 		return err_prefix(e, "--engine");
 	return 0;
 }

@@ -4,7 +4,7 @@
 #include "machine/pc.h"
 
 struct run_options {
-	char engine[16];            /* a name or "auto" */
+	char engine[32];            /* names separated by commas, or "auto" */
 	const char *engine_options; /* behind the name; NULL: none */
 	u64 ram_bytes;
 	u32 vcpus;

@@ -37,6 +37,10 @@ static void on_signal(void *opaque, u32 events)
 		terminal_resume();
 		return;
 	}
+	if (info.ssi_signo == SIGUSR1) {
+		pc_change_engine(run->pc);
+		return;
+	}
 	run->signal = info.ssi_signo;
 	pc_quit(run->pc);
 }
@@ -44,7 +48,7 @@ static void on_signal(void *opaque, u32 events)
 /* Before any thread starts, so that all of them inherit the mask. */
 static int open_signals(struct run *run, struct err *e)
 {
-	static const int sigs[] = {SIGTERM, SIGINT, SIGHUP, SIGQUIT, SIGCONT};
+	static const int sigs[] = {SIGTERM, SIGINT, SIGHUP, SIGQUIT, SIGCONT, SIGUSR1};
 	sigset_t set;
 
 	sigemptyset(&set);
@@ -106,8 +110,8 @@ static int run_machine(struct run *run, const struct run_options *o, struct boot
 		config.disk[i] = o->disk[i];
 	for (u32 i = 0; i < o->nets; i++)
 		config.net[i] = &o->net[i];
-	config.engine = engine_choose(o->engine, &note, e);
-	if (!config.engine)
+	config.engines = engine_choose_all(o->engine, config.engine, PC_ENGINES_MAX, &note, e);
+	if (!config.engines)
 		return e->code;
 	r = pc_create(&config, &run->pc, e);
 	if (r)

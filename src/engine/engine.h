@@ -66,10 +66,10 @@ struct vm_exit {
 
 /* Called by the engine on the vCPU's thread for a new or changed memory layout. */
 struct engine_config {
-	struct engine_host *host; /* borrowed; outlives the VM; NULL: the VM opens its own */
-	struct physmap *physmap; /* borrowed; outlives the VM */
+	struct engine_host *host;  /* borrowed; outlives the VM; NULL: the VM opens its own */
+	struct physmap *physmap;   /* borrowed; outlives the VM */
 	struct cpuid_model *cpuid; /* borrowed; outlives the VM */
-	const char *options; /* see engine_ops.check_options; NULL: none */
+	const char *options;       /* see engine_ops.check_options; NULL: none */
 };
 
 enum engine_unit { UNIT_COUNT, UNIT_BYTES, UNIT_NS };

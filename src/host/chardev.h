@@ -35,7 +35,8 @@ struct chardev {
 /* Where stdin asked for something of the monitor: the escape is Ctrl-a, as in QEMU. */
 enum chardev_escape {
 	CHARDEV_ESCAPE_QUIT,
-	CHARDEV_ESCAPE_POWER, /* press the power button */
+	CHARDEV_ESCAPE_POWER,  /* press the power button */
+	CHARDEV_ESCAPE_ENGINE, /* the other engine shall go on */
 };
 
 /*

@@ -24,6 +24,7 @@ static const char escape_help[] = "\n"
 				  "Ctrl-a h  this help\n"
 				  "Ctrl-a x  stop the virtual machine\n"
 				  "Ctrl-a p  press the power button\n"
+				  "Ctrl-a e  go on with the other engine\n"
 				  "Ctrl-a a  send Ctrl-a to the guest\n";
 
 struct chardev_stdio {
@@ -43,6 +44,7 @@ static bool escape_command(struct chardev_stdio *s, u8 *byte)
 	case 'a': *byte = CTRL_A; return true;
 	case 'x': s->escape(s->opaque, CHARDEV_ESCAPE_QUIT); return false;
 	case 'p': s->escape(s->opaque, CHARDEV_ESCAPE_POWER); return false;
+	case 'e': s->escape(s->opaque, CHARDEV_ESCAPE_ENGINE); return false;
 	case 'h':
 	case '?':
 		stream_write(&s->stream.chardev, (const u8 *)escape_help, sizeof(escape_help) - 1);

@@ -12,6 +12,7 @@
 #include "base/log.h"
 #include "host/file.h"
 
+#include <assert.h>
 #include <errno.h>
 #include <sys/syscall.h>
 
@@ -39,12 +40,19 @@ int lockdown_files(enum sandbox_mode mode, struct err *e)
 	return sandbox_confine_files(mode, readable, e);
 }
 
-int lockdown(enum sandbox_mode mode, const struct sandbox_list *engine, struct err *e)
+int lockdown(enum sandbox_mode mode, const struct sandbox_list *const *engine, u32 count,
+	     struct err *e)
 {
-	const struct sandbox_list *const lists[] = {
-		&base_sandbox, &loop_sandbox,  &chardev_sandbox, &file_sandbox, &block_sandbox,
-		&net_sandbox,  &stdio_sandbox, engine,           NULL,
+	enum { OURS = 7, ENGINES_MAX = 8 };
+	const struct sandbox_list *lists[OURS + ENGINES_MAX + 1] = {
+		&base_sandbox,  &loop_sandbox, &chardev_sandbox, &file_sandbox,
+		&block_sandbox, &net_sandbox,  &stdio_sandbox,
 	};
+	u32 n = OURS;
 
+	assert(count <= ENGINES_MAX);
+	for (u32 i = 0; i < count; i++)
+		if (engine[i])
+			lists[n++] = engine[i];
 	return sandbox_install(mode, SANDBOX_PROCESS, lists, e);
 }

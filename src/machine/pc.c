@@ -53,6 +53,7 @@ enum {
 	ASK_POWER_OFF = 1 << 3,
 	ASK_TRIPLE_FAULT = 1 << 4,
 	ASK_RESET = 1 << 5,
+	ASK_ENGINE = 1 << 6, /* the next engine shall take over */
 };
 
 struct pc_disk {
@@ -100,11 +101,19 @@ struct pc {
 
 	struct acpi_tables acpi;
 	struct cpu_state entry; /* how the boot processor starts */
+	struct engine_host *host[PC_ENGINES_MAX];
+	u32 hosts;   /* of them are open */
+	u32 current; /* config.engine[] that runs the guest */
 	struct engine_vm *vm;
 	struct vcpu_set vcpus;
 	struct stats stats;
 	u32 built; /* steps of assembly done */
 };
+
+static const struct engine_ops *engine_of(const struct pc *pc)
+{
+	return pc->config.engine[pc->current];
+}
 
 /* ---- requests ---- */
 
@@ -164,7 +173,7 @@ static void on_engine_failure(void *opaque, u32 cpu, const char *why)
 {
 	struct pc *pc = opaque;
 
-	log_error("%s engine: cpu %u: %s", pc->config.engine->name, cpu, why);
+	log_error("%s engine: cpu %u: %s", engine_of(pc)->name, cpu, why);
 	request(pc, ASK_FAILED);
 }
 
@@ -173,6 +182,7 @@ static void on_escape(void *opaque, enum chardev_escape what)
 	switch (what) {
 	case CHARDEV_ESCAPE_QUIT: pc_quit(opaque); break;
 	case CHARDEV_ESCAPE_POWER: pc_power_button(opaque); break;
+	case CHARDEV_ESCAPE_ENGINE: pc_change_engine(opaque); break;
 	}
 }
 
@@ -281,12 +291,37 @@ static void unbuild_bus(struct pc *pc)
 	bus_destroy(&pc->bus);
 }
 
+static void unbuild_cpu_model(struct pc *pc)
+{
+	while (pc->hosts) {
+		pc->hosts--;
+		pc->config.engine[pc->hosts]->host_close(pc->host[pc->hosts]);
+	}
+}
+
+/* What all engines can do: any of them may have to go on with the guest. */
 static int build_cpu_model(struct pc *pc, struct err *e)
 {
-	const struct cpuid_request request = {.vcpus = pc->config.vcpus,
-					      .paravirt = pc->config.engine->paravirt};
+	struct cpuid_request request = {.vcpus = pc->config.vcpus, .paravirt = true};
+	int r;
 
-	return cpuid_model_init(&pc->cpuid, &request, e);
+	for (u32 i = 0; i < pc->config.engines; i++)
+		request.paravirt &= pc->config.engine[i]->paravirt;
+	r = cpuid_model_init(&pc->cpuid, &request, e);
+	for (u32 i = 0; i < pc->config.engines && !r; i++) {
+		const struct engine_ops *engine = pc->config.engine[i];
+
+		r = engine->host_open(&pc->host[i], e);
+		if (!r) {
+			pc->hosts++;
+			r = engine->cpuid_limit(pc->host[i], &pc->cpuid, e);
+		}
+		if (r)
+			err_prefix(e, "%s engine", engine->name);
+	}
+	if (r)
+		unbuild_cpu_model(pc);
+	return r;
 }
 
 static void unbuild_nothing(struct pc *pc)
@@ -623,26 +658,33 @@ static int build_confinement(struct pc *pc, struct err *e)
 	return lockdown_files(pc->config.sandbox, e);
 }
 
+static int create_vm(struct pc *pc, u32 n, struct engine_vm **vm, struct err *e)
+{
+	const struct engine_config config = {
+		.host = pc->host[n],
+		.physmap = &pc->pm,
+		.cpuid = &pc->cpuid,
+		.options = n ? NULL : pc->config.engine_options};
+	int r = pc->config.engine[n]->vm_create(&config, vm, e);
+
+	return r ? err_prefix(e, "%s engine", pc->config.engine[n]->name) : 0;
+}
+
 /* Before the devices, which ask what the processors are like, and while files can still be opened.
  */
 static int build_vm(struct pc *pc, struct err *e)
 {
-	const struct engine_ops *engine = pc->config.engine;
-	const struct engine_config config = {
-		.physmap = &pc->pm, .cpuid = &pc->cpuid, .options = pc->config.engine_options};
-	int r = engine->vm_create(&config, &pc->vm, e);
-
-	return r ? err_prefix(e, "%s engine", engine->name) : 0;
+	return create_vm(pc, pc->current, &pc->vm, e);
 }
 
 static void unbuild_vm(struct pc *pc)
 {
-	pc->config.engine->vm_destroy(pc->vm);
+	engine_of(pc)->vm_destroy(pc->vm);
 }
 
 static int build_cpus(struct pc *pc, struct err *e)
 {
-	const struct engine_ops *engine = pc->config.engine;
+	const struct engine_ops *engine = engine_of(pc);
 	const struct vcpu_env env = {
 		.engine = engine,
 		.vm = pc->vm,
@@ -681,7 +723,7 @@ static const struct {
 } steps[] = {
 	{.build = build_memory, .unbuild = unbuild_memory},
 	{.build = build_bus, .unbuild = unbuild_bus},
-	{.build = build_cpu_model, .unbuild = unbuild_nothing},
+	{.build = build_cpu_model, .unbuild = unbuild_cpu_model},
 	{.build = build_vm, .unbuild = unbuild_vm},
 	{.build = build_interrupts, .unbuild = unbuild_interrupts},
 	{.build = build_timers, .unbuild = unbuild_timers},
@@ -696,6 +738,19 @@ static const struct {
 	{.build = build_cpus, .unbuild = unbuild_cpus},
 	{.build = build_boot, .unbuild = unbuild_nothing},
 };
+
+/* A machine that may change its engine needs what all of them need, to create VMs as well. */
+static int lock_down(struct pc *pc, struct err *e)
+{
+	const struct sandbox_list *list[2 * PC_ENGINES_MAX];
+	u32 n = 0;
+
+	for (u32 i = 0; i < pc->config.engines; i++) {
+		list[n++] = pc->config.engine[i]->sandbox;
+		list[n++] = pc->config.engines > 1 ? pc->config.engine[i]->sandbox_create : NULL;
+	}
+	return lockdown(pc->config.sandbox, list, n, e);
+}
 
 int pc_create(const struct pc_config *config, struct pc **out, struct err *e)
 {
@@ -713,7 +768,7 @@ int pc_create(const struct pc_config *config, struct pc **out, struct err *e)
 			pc->built++;
 	}
 	if (!r)
-		r = lockdown(config->sandbox, config->engine->sandbox, e);
+		r = lock_down(pc, e);
 	if (r)
 		pc_destroy(pc);
 	else
@@ -798,18 +853,62 @@ static bool is_over(struct pc *pc, u32 asked, enum pc_end *end)
 	return false;
 }
 
+/* While nothing runs: the guest goes on with the next engine, or with its own if that fails. */
+static void take_next_engine(struct pc *pc)
+{
+	const struct engine_ops *from = engine_of(pc);
+	u32 n = (pc->current + 1) % pc->config.engines;
+	const struct engine_ops *to = pc->config.engine[n];
+	u64 start = host_clock_ns();
+	struct engine_vm *vm = NULL, *old = pc->vm;
+	struct err e = {0};
+	int r;
+
+	pthread_mutex_lock(&pc->lock);
+	r = create_vm(pc, n, &vm, &e);
+	if (!r) {
+		r = vcpus_move(&pc->vcpus, to, vm, &e);
+		if (r) {
+			to->vm_destroy(vm);
+		} else {
+			from->vm_destroy(old);
+			pc->vm = vm;
+			pc->current = n;
+		}
+	}
+	pthread_mutex_unlock(&pc->lock);
+	if (r)
+		log_error("%s; the guest goes on with the %s engine", e.text, from->name);
+	else
+		log_warn("the %s engine has taken over from %s, in %.1f ms", to->name, from->name,
+			 (double)(host_clock_ns() - start) / 1e6);
+}
+
+void pc_change_engine(struct pc *pc)
+{
+	if (pc->config.engines > 1)
+		request(pc, ASK_ENGINE);
+	else
+		log_warn("no other engine to go on with: name two, as in --engine %s,%s",
+			 engines[0]->name, engines[1]->name);
+}
+
 enum pc_end pc_run(struct pc *pc, u32 *value)
 {
 	enum pc_end end;
+	u32 asked = 0;
 
 	pc->stats.vcpus = &pc->vcpus;
 	if (pc->config.stats)
 		stats_start(&pc->stats, &pc->vcpus, pc->loop);
 	do {
+		if (asked & ASK_ENGINE)
+			take_next_engine(pc);
 		vcpus_resume(&pc->vcpus);
 		loop_run(pc->loop);
 		vcpus_stop(&pc->vcpus);
-	} while (!is_over(pc, atomic_exchange(&pc->asked, 0), &end));
+		asked = atomic_exchange(&pc->asked, 0);
+	} while (!is_over(pc, asked, &end));
 	stats_stop(&pc->stats);
 	pthread_mutex_lock(&pc->lock);
 	*value = pc->exit_value;

@@ -10,12 +10,14 @@
 #include "machine/stats.h"
 #include "net/net.h"
 
-enum { PC_DISKS_MAX = 16, PC_NETS_MAX = 4 };
+enum { PC_DISKS_MAX = 16, PC_NETS_MAX = 4, PC_ENGINES_MAX = 2 };
 
 /* Everything is borrowed and outlives the machine. */
 struct pc_config {
-	const struct engine_ops *engine;
-	const char *engine_options; /* NULL: none */
+	/* The first runs the guest, the others can take over from it; all different. */
+	const struct engine_ops *engine[PC_ENGINES_MAX];
+	u32 engines;
+	const char *engine_options; /* the first one's; NULL: none */
 	u64 ram_bytes;
 	u32 vcpus;
 	struct boot *boot; /* opened; what starts */
@@ -51,6 +53,10 @@ enum pc_end pc_run(struct pc *pc, u32 *value);
 
 /* End the machine; pc_run() returns PC_QUIT. Any thread. */
 void pc_quit(struct pc *pc);
+
+/* Go on with the next engine of the configuration, after the last one the first. The loop's thread.
+ */
+void pc_change_engine(struct pc *pc);
 
 /* Press the power button. The loop's thread. */
 void pc_power_button(struct pc *pc);

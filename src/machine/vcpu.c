@@ -156,7 +156,7 @@ static void take_init(struct vcpu *v)
 	engine_of(v)->state_set(
 		v->engine, CPU_PART_GPR | CPU_PART_SEG | CPU_PART_CR | CPU_PART_DR | CPU_PART_INTR,
 		s);
-	v->hlt = v->unhalted = false;
+	v->hlt = v->unhalted = v->owes = false;
 	v->cr8 = 0;
 	v->tpr_changed = false;
 	v->waits_for_sipi = v->id != 0;
@@ -213,10 +213,88 @@ static void take_reset(struct vcpu *v)
 	if (engine_of(v)->state_set(v->engine, CPU_PART_ALL, &v->state))
 		log_error("cpu %u: the engine refuses its start state", v->id);
 	refresh_tsc_offset(v);
-	v->hlt = v->unhalted = false;
+	v->hlt = v->unhalted = v->owes = false;
 	v->cr8 = 0;
 	v->tpr_changed = false;
 	v->waits_for_sipi = v->id != 0;
+}
+
+/* ---- moving to another engine ---- */
+
+static int prepare(struct vcpu *v, struct err *e)
+{
+	const struct vcpu_env *next = &v->set->next;
+	int r = engine_of(v)->state_get(v->engine, CPU_PART_ALL, &v->state);
+
+	if (r)
+		return err_set(e, r, "cpu %u: the %s engine does not give its state away: %s",
+			       v->id, engine_of(v)->name, strerror(-r));
+	r = next->engine->vcpu_create(next->vm, v->id, &v->next, e);
+	if (r)
+		return r;
+	r = next->engine->state_set(v->next, CPU_PART_ALL, &v->state);
+	return r ? err_set(e, r, "cpu %u: its state is refused: %s", v->id, strerror(-r)) : 0;
+}
+
+/* Under set->lock, on the vCPU's thread. */
+static void do_task(struct vcpu *v)
+{
+	struct vcpu_set *set = v->set;
+	struct err e = {0};
+
+	switch (v->task) {
+	case VCPU_PREPARE:
+		if (prepare(v, &e) && !set->failed++)
+			set->error = e;
+		break;
+	case VCPU_COMMIT:
+		engine_of(v)->vcpu_destroy(v->engine);
+		v->engine = v->next;
+		v->next = NULL;
+		break;
+	case VCPU_CANCEL:
+		if (v->next)
+			set->next.engine->vcpu_destroy(v->next);
+		v->next = NULL;
+		break;
+	case VCPU_STAY: break;
+	}
+	v->task = VCPU_STAY;
+	pthread_cond_broadcast(&set->changed);
+}
+
+/* All threads do @task. Under set->lock. */
+static void have_done(struct vcpu_set *set, enum vcpu_task task)
+{
+	for (u32 i = 0; i < set->count; i++)
+		set->cpu[i].task = task;
+	pthread_cond_broadcast(&set->changed);
+	for (u32 i = 0; i < set->count; i++)
+		while (set->cpu[i].task != VCPU_STAY)
+			pthread_cond_wait(&set->changed, &set->lock);
+}
+
+int vcpus_move(struct vcpu_set *set, const struct engine_ops *engine, struct engine_vm *vm,
+	       struct err *e)
+{
+	int r = 0;
+
+	pthread_mutex_lock(&set->lock);
+	set->next = set->env;
+	set->next.engine = engine;
+	set->next.vm = vm;
+	set->failed = 0;
+	have_done(set, VCPU_PREPARE);
+	if (set->failed) {
+		have_done(set, VCPU_CANCEL);
+		*e = set->error;
+		r = e->code ? e->code : -EIO;
+	} else {
+		have_done(set, VCPU_COMMIT);
+		set->env = set->next;
+	}
+	pthread_mutex_unlock(&set->lock);
+	return r;
 }
 
 /* ---- standing still ---- */
@@ -230,8 +308,12 @@ static bool park(struct vcpu *v)
 	pthread_mutex_lock(&set->lock);
 	set->parked++;
 	pthread_cond_broadcast(&set->changed);
-	while (atomic_load(&set->stop) && !set->quit)
-		pthread_cond_wait(&set->changed, &set->lock);
+	while (atomic_load(&set->stop) && !set->quit) {
+		if (v->task != VCPU_STAY)
+			do_task(v);
+		else
+			pthread_cond_wait(&set->changed, &set->lock);
+	}
 	set->parked--;
 	quit = set->quit;
 	if (!quit && v->reset_wanted)
@@ -480,11 +562,18 @@ static void complete_msr(struct vcpu *v, struct vm_exit *x)
 	x->msr.fault = !ok;
 }
 
+static bool wants_answer(enum exit_type type)
+{
+	return type == EXIT_PIO || type == EXIT_MMIO || type == EXIT_RDMSR || type == EXIT_WRMSR ||
+	       type == EXIT_HYPERCALL;
+}
+
 static void complete(struct vcpu *v, struct vm_exit *x)
 {
 	const struct vcpu_env *env = &v->set->env;
 
 	v->exits[x->type]++;
+	v->owes = wants_answer(x->type);
 	switch (x->type) {
 	case EXIT_PIO: complete_pio(v, x); break;
 	case EXIT_MMIO: complete_mmio(v, x); break;
@@ -517,8 +606,13 @@ static void run(struct vcpu *v)
 	struct vm_exit x = {0};
 
 	for (;;) {
-		if (atomic_load(&v->set->stop) && !park(v))
-			return;
+		if (atomic_load(&v->set->stop)) {
+			if (!v->owes && !park(v))
+				return;
+			/* The device has done its part: the instruction must not start over. */
+			if (v->owes)
+				engine_of(v)->kick(v->engine);
+		}
 		if (atomic_load(&v->events))
 			take_events(v);
 		if (v->waits_for_sipi || (v->hlt && !must_wake(v))) {
@@ -533,6 +627,7 @@ static void run(struct vcpu *v)
 		if (v->hlt)
 			continue;
 		if (env->engine->run(v->engine, &x)) {
+			v->owes = false;
 			env->failed(env->opaque, v->id, "the engine failed");
 			continue;
 		}

@@ -20,6 +20,9 @@ enum { VCPU_EXIT_TYPES = EXIT_ERROR + 1 };
 /* Things a vCPU's own thread has to do, set by others (struct vcpu.events). */
 enum { VCPU_NMI = 1 << 0, VCPU_INIT = 1 << 1, VCPU_SIPI = 1 << 2, VCPU_UNHALT = 1 << 3 };
 
+/* What the thread of a vCPU that stands still does for vcpus_move(). */
+enum vcpu_task { VCPU_STAY, VCPU_PREPARE, VCPU_COMMIT, VCPU_CANCEL };
+
 struct vcpu {
 	struct vcpu_set *set;
 	struct lapic *lapic;
@@ -38,7 +41,11 @@ struct vcpu {
 	bool reset_wanted; /* take set->entry (BSP) or wait for SIPI (others) before going on; under
 			      set->lock */
 
+	enum vcpu_task task; /* under set->lock */
+
 	/* The vCPU's thread only. */
+	struct engine_vcpu *next; /* on set->next, prepared */
+	bool owes; /* the exit just completed waits for the engine to take its answer */
 	bool waits_for_sipi;
 	bool hlt;       /* the guest executed HLT */
 	u64 cr8;        /* as last agreed between engine and local APIC */
@@ -68,6 +75,7 @@ struct vcpu_env {
 
 struct vcpu_set {
 	struct vcpu_env env;
+	struct vcpu_env next; /* vcpus_move(): where to */
 	struct vcpu *cpu;
 	u32 count;
 	const struct cpu_state
@@ -94,9 +102,17 @@ void vcpus_destroy(struct vcpu_set *set);
 /* Ask all vCPUs to stop; does not wait. Any thread, locks may be held. */
 void vcpus_request_stop(struct vcpu_set *set);
 
-/* Wait until all vCPUs stand still. Not on a vCPU's thread, no locks held. */
+/* Wait until all vCPUs stand still, each between two instructions. Not on a vCPU's thread, no locks
+ * held. */
 void vcpus_stop(struct vcpu_set *set);
 void vcpus_resume(struct vcpu_set *set);
+
+/*
+ * While stopped: go on with another engine, in its VM @vm on the same memory. All vCPUs' state
+ * moves there, or none's: then -errno with @e, and everything is as before. Under the machine lock.
+ */
+int vcpus_move(struct vcpu_set *set, const struct engine_ops *engine, struct engine_vm *vm,
+	       struct err *e);
 
 /* While stopped: every vCPU starts over when resumed, the first one in state @entry (borrowed). */
 void vcpus_reset(struct vcpu_set *set, const struct cpu_state *entry);

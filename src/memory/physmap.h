@@ -39,7 +39,8 @@ struct physmap {
 	struct physmap_region region[PHYSMAP_MAX_REGIONS];
 	u32 count;
 	u64 pages; /* total pages in all regions */
-	struct physmap_listener listener[PHYSMAP_MAX_LISTENERS]; /* those with a function are there */
+	struct physmap_listener
+		listener[PHYSMAP_MAX_LISTENERS]; /* those with a function are there */
 };
 
 enum mem_dir { MEM_READ, MEM_WRITE };

@@ -4,6 +4,7 @@
 import json
 import os
 import resource
+import signal
 import subprocess
 import threading
 
@@ -59,6 +60,9 @@ RUN = (
     ("console in no folder", FAILURE, "--kernel {kernel} --console file:{missing}/log", "missing"),
     ("socket in no folder", FAILURE, "--kernel {kernel} --console unix:{missing}/s", "missing"),
     ("unknown engine", USAGE, "--kernel {kernel} --engine steam", "steam"),
+    ("unknown second engine", USAGE, "--kernel {kernel} --engine soft,steam", "steam"),
+    ("the same engine twice", USAGE, "--kernel {kernel} --engine soft,soft", "twice"),
+    ("no engine", USAGE, "--kernel {kernel} --engine ,", "engine"),
 )
 
 VERBS = (
@@ -290,6 +294,21 @@ class Statistics(suite.Case):
         self.assertEqual(len(found), len(names))
         for line in lines:
             self.assertRegex(line, r"^\S+ +[0-9.]+( s| bytes)?( +[0-9.]+ %)?$")
+
+
+class Change(suite.Case):
+    """From one engine to another; what becomes of the guest: test/kvm and test/unit/test_vcpus.c."""
+
+    def test_nothing_to_change_to(self):
+        """SIGUSR1 and Ctrl-a e with one engine: a line, and the machine goes on"""
+        console = self.start(guest.doppel("--net", "none", append="console=ttyS0 quiet"))
+        console.expect(r"# $")
+        console.interrupt(signal.SIGUSR1)
+        console.send("\x01e")
+        self.assertIn("alive", console.command("echo alive"))
+        console.send("poweroff -f\n")
+        self.assertEqual(console.wait(), 0)
+        self.assertEqual(console.stderr().count("no other engine"), 2)
 
 
 class Streams(suite.Case):
