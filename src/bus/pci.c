@@ -147,6 +147,7 @@ static void bar_unmap(struct pci_function *f, u32 i)
 		return;
 	bus_remove(f->host->bus, bar_space(bar), bar->mapped_at, bar_device(f, i));
 	bar->mapped_at = NOT_MAPPED;
+	f->bar_moved(f, i);
 }
 
 static void bar_map(struct pci_function *f, u32 i)
@@ -162,8 +163,10 @@ static void bar_map(struct pci_function *f, u32 i)
 
 	if (region.base == NOT_MAPPED || bar->mapped_at != NOT_MAPPED)
 		return;
-	if (!bus_add(f->host->bus, bar_space(bar), &region))
-		bar->mapped_at = region.base;
+	if (bus_add(f->host->bus, bar_space(bar), &region))
+		return;
+	bar->mapped_at = region.base;
+	f->bar_moved(f, i);
 }
 
 static void bars_update(struct pci_function *f)
@@ -418,6 +421,12 @@ static void ignore_config_written(struct pci_function *f, u32 off, u32 len)
 	(void)len;
 }
 
+static void ignore_bar_moved(struct pci_function *f, u32 i)
+{
+	(void)f;
+	(void)i;
+}
+
 void pci_function_init(struct pci_function *f, const char *name, u16 vendor, u16 device,
 		       u32 class_rev, u16 subsys_vendor, u16 subsys)
 {
@@ -425,6 +434,7 @@ void pci_function_init(struct pci_function *f, const char *name, u16 vendor, u16
 	f->name = name;
 	f->cap_next = PCI_FIRST_CAPABILITY;
 	f->config_written = ignore_config_written;
+	f->bar_moved = ignore_bar_moved;
 	for (u32 i = 0; i < PCI_BARS; i++)
 		f->bar[i].mapped_at = NOT_MAPPED;
 	put16(f->config + PCI_VENDOR_ID, vendor);

@@ -64,6 +64,9 @@ struct pci_function {
 	/* Called after a configuration write of @len bytes at @off took effect. pci_function_init()
 	 * sets it to a function that does nothing; never NULL. */
 	void (*config_written)(struct pci_function *f, u32 off, u32 len);
+
+	/* Called after BAR @i was mapped elsewhere or unmapped; never NULL either. */
+	void (*bar_moved)(struct pci_function *f, u32 i);
 };
 
 struct pci_host {

@@ -37,6 +37,9 @@ const char run_options_help[] =
 	"                        auto, or an engine listed by 'doppel check' (default auto); with\n"
 	"                        two, Ctrl-a e or SIGUSR1 lets the other one go on with the guest;\n"
 	"                        options are the first one's\n"
+	"  --doorbells vcpu|loop who does the work when a driver rings a virtio device: its\n"
+	"                        processor, or the event loop while that goes on, if the engine\n"
+	"                        can (kvm; default vcpu)\n"
 	"  --sandbox on|off|log  system call filter (default on)\n"
 	"  --stats               tell at the end where time went and what was counted; with --json "
 	"for "
@@ -56,6 +59,7 @@ enum option_id {
 	OPT_VIRTIO_CONSOLE,
 	OPT_NO_REBOOT,
 	OPT_ENGINE,
+	OPT_DOORBELLS,
 	OPT_SANDBOX,
 	OPT_STATS,
 	OPT_JSON,
@@ -73,6 +77,7 @@ static const struct option options[] = {
 	{"virtio-console", required_argument, NULL, OPT_VIRTIO_CONSOLE},
 	{"no-reboot", no_argument, NULL, OPT_NO_REBOOT},
 	{"engine", required_argument, NULL, OPT_ENGINE},
+	{"doorbells", required_argument, NULL, OPT_DOORBELLS},
 	{"sandbox", required_argument, NULL, OPT_SANDBOX},
 	{"stats", no_argument, NULL, OPT_STATS},
 	{"json", no_argument, NULL, OPT_JSON},
@@ -155,6 +160,14 @@ static u64 names_length(const char *arg)
 	}
 }
 
+static int set_doorbells(struct run_options *o, const char *arg, struct err *e)
+{
+	o->loop_doorbells = !strcmp(arg, "loop");
+	if (o->loop_doorbells || !strcmp(arg, "vcpu"))
+		return 0;
+	return err_set(e, -EINVAL, "--doorbells '%s' is neither vcpu nor loop", arg);
+}
+
 static int set_engine(struct run_options *o, const char *arg, struct err *e)
 {
 	u64 n = names_length(arg);
@@ -191,6 +204,7 @@ static int apply(struct run_options *o, int id, const char *arg, struct err *e)
 	case OPT_VIRTIO_CONSOLE: o->virtio_console = arg; return 0;
 	case OPT_NO_REBOOT: o->no_reboot = true; return 0;
 	case OPT_ENGINE: return set_engine(o, arg, e);
+	case OPT_DOORBELLS: return set_doorbells(o, arg, e);
 	case OPT_SANDBOX: return set_sandbox(o, arg, e);
 	case OPT_STATS: o->stats = true; return 0;
 	case OPT_JSON: o->json = true; return 0;

@@ -16,6 +16,7 @@ struct run_options {
 	bool net_given;
 	const char *console, *virtio_console;
 	enum sandbox_mode sandbox;
+	bool loop_doorbells;
 	bool no_reboot, stats, json, help;
 	u32 verbose;
 };

@@ -96,6 +96,7 @@ static int run_machine(struct run *run, const struct run_options *o, struct boot
 		.nets = o->nets,
 		.console = o->console,
 		.virtio_console = o->virtio_console,
+		.loop_doorbells = o->loop_doorbells,
 		.no_reboot = o->no_reboot,
 		.sandbox = o->sandbox,
 		.stats = o->stats,

@@ -130,6 +130,13 @@ struct engine_ops {
 	int (*dirty_log)(struct engine_vm *vm, bool on);
 	int (*dirty_fetch)(struct engine_vm *vm, u32 region, u64 *bitmap);
 
+	/*
+	 * Acceleration: begin (@on) or end to signal event descriptor @fd for each store of the
+	 * guest at @gpa, of whatever width, instead of leaving run() with EXIT_MMIO. 0, or
+	 * -errno when the engine does not; then such stores remain exits. Any thread.
+	 */
+	int (*doorbell)(struct engine_vm *vm, gpa_t gpa, int fd, bool on);
+
 	/* The monitor stored to guest RAM (DMA): translated code there is stale. Any thread. */
 	void (*code_written)(struct engine_vm *vm, gpa_t gpa, u64 len);
 

@@ -76,6 +76,7 @@ struct pc {
 	struct physmap pm;
 	u64 ram_below, ram_above;
 	struct bus bus;
+	struct doorbells doorbells;
 	struct cpuid_model cpuid;
 	struct lapic_set lapics;
 	struct ioapic ioapic;
@@ -243,6 +244,13 @@ static struct msi_sink msi(struct pc *pc)
 	return (struct msi_sink){.send = lapic_deliver_msi, .opaque = &pc->lapics};
 }
 
+static int listen_to_doorbell(void *opaque, u64 gpa, int fd, bool on)
+{
+	struct pc *pc = opaque;
+
+	return engine_of(pc)->doorbell(pc->vm, gpa, fd, on);
+}
+
 /*
  * ---- assembly: each step has its counterpart ----
  *
@@ -281,8 +289,13 @@ static void unbuild_memory(struct pc *pc)
 
 static int build_bus(struct pc *pc, struct err *e)
 {
+	int r;
+
 	bus_init(&pc->bus);
-	return loop_create(&pc->loop, e);
+	r = loop_create(&pc->loop, e);
+	pc->doorbells = (struct doorbells){
+		.loop = pc->loop, .lock = &pc->lock, .listen = listen_to_doorbell, .opaque = pc};
+	return r;
 }
 
 static void unbuild_bus(struct pc *pc)
@@ -470,7 +483,12 @@ static void unbuild_pci(struct pc *pc)
 
 static struct virtio_env virtio_env(struct pc *pc)
 {
-	return (struct virtio_env){.pm = &pc->pm, .loop = pc->loop, .lock = &pc->lock};
+	return (struct virtio_env){
+		.pm = &pc->pm,
+		.loop = pc->loop,
+		.lock = &pc->lock,
+		.doorbells = pc->config.loop_doorbells ? &pc->doorbells : NULL,
+	};
 }
 
 static int add_disk(struct pc *pc, const struct block_spec *spec, struct err *e)
@@ -871,9 +889,11 @@ static void take_next_engine(struct pc *pc)
 		if (r) {
 			to->vm_destroy(vm);
 		} else {
+			doorbells_listen(&pc->doorbells, false);
 			from->vm_destroy(old);
 			pc->vm = vm;
 			pc->current = n;
+			doorbells_listen(&pc->doorbells, true);
 		}
 	}
 	pthread_mutex_unlock(&pc->lock);

@@ -27,7 +27,8 @@ struct pc_config {
 	u32 nets;
 	const char *console;        /* chardev_open() specification of the serial port */
 	const char *virtio_console; /* of a virtio console, or NULL for none */
-	bool no_reboot;             /* a guest that reboots ends the machine */
+	bool loop_doorbells; /* the event loop does what doorbells ask for, if the engine can */
+	bool no_reboot;      /* a guest that reboots ends the machine */
 	enum sandbox_mode sandbox;
 	bool stats; /* sample where time goes */
 };

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Work in a guest whose results are known: work SECONDS. Three kinds at the same time, each round checked:
-# a checksum, a tree of processes, timers against the clock. Ends with "work: good" when nothing was wrong,
+# Work in a guest whose results are known: work SECONDS. Four kinds at the same time, each round checked:
+# a checksum, a tree of processes, timers against the clock, a device. Ends with "work: good" when nothing was wrong,
 # and the kernel found nothing to complain of.
 seconds=$1
 
@@ -75,9 +75,22 @@ timers() {
 	echo "work: $rounds sleeps"
 }
 
+# Of a device whose doorbells are rung: it goes on delivering.
+randomness() {
+	rounds=0
+	while not_over && [ -e /dev/hwrng ]; do
+		count=$(dd if=/dev/hwrng bs=64 count=8 2>/dev/null | wc -c)
+		[ "$count" = 512 ] || bad "$count random bytes, not 512"
+		rounds=$((rounds + 1))
+		usleep 100000
+	done
+	echo "work: $rounds reads from the device"
+}
+
 started=$(uptime_cs)
 wall_started=$(date +%s)
 checksums &
+randomness &
 trees &
 timers &
 wait

@@ -52,6 +52,8 @@ trial debian $doppel -m 256M --kernel vmlinuz --initrd initramfs \\
 	--append 'console=ttyS0 doppel.cmd="cat /proc/cpuinfo; seq 1 20000 | sort -rn | md5sum; dmesg -r | grep ^.[0-4]"'
 trial processors $doppel -m 256M -c 2 --kernel vmlinuz --initrd initramfs \
 	--append 'console=ttyS0 doppel.cmd="grep -c ^processor /proc/cpuinfo; dmesg | grep -c clocksource:"'
+trial doorbells $doppel -m 256M --doorbells loop --stats --kernel vmlinuz --initrd initramfs \\
+	--append 'console=ttyS0 quiet doppel.cmd="dd if=/dev/hwrng bs=64 count=200 2>/dev/null | wc -c"'
 trial moving1 /test/moving kvm,soft 1
 trial moving2 /test/moving soft,kvm 2
 echo "@@ all done"
@@ -64,7 +66,7 @@ done
 MOVING = """#!/bin/sh
 # moving ENGINES CPUS: Debian at work, until it ends; the next engine takes over again and again.
 # (Without XSAVE: QEMU does not tell KVM of XSETBV, so the size that CPUID tells is not of XCR0.)
-/test/doppel run --engine $1 -c $2 --net none --no-reboot -m 256M --kernel /test/vmlinuz --initrd /test/working \\
+/test/doppel run --engine $1 -c $2 --doorbells loop --net none --no-reboot -m 256M --kernel /test/vmlinuz --initrd /test/working \\
 	--append 'console=ttyS0 quiet noxsave doppel.cmd="work $work"' </dev/null &
 pid=$!
 threads() {
@@ -215,6 +217,14 @@ def report_processors(report, trial):
     report.case(bool(trial) and trial.status == 0 and "2" in trial.lines, "Debian with two processors")
 
 
+def report_doorbells(report, trial):
+    """The driver's doorbells reached the event loop, without leaving the engine."""
+    text = "\n".join(trial.lines) if trial else ""
+    events = re.search(r"^doorbell_events (\d+)", text, re.M)
+    report.case("12800" in text, "virtio-rng delivers with the event loop's doorbells")
+    report.case(bool(events) and int(events[1]) > 50, f"{events[1] if events else 'no'} doorbells became events")
+
+
 def report_moving(report, trial, name):
     """Debian's work came out right, and the engine did change meanwhile, in both directions."""
     text = "\n".join(trial.lines) if trial else ""
@@ -248,6 +258,7 @@ def main():
         report_guest(report, found.get(os.path.basename(elf)), elf)
     report_debian(report, found.get("debian"))
     report_processors(report, found.get("processors"))
+    report_doorbells(report, found.get("doorbells"))
     report_moving(report, found.get("moving1"), "one processor that changes its engine")
     report_moving(report, found.get("moving2"), "two processors that change their engine")
     report.case(complete, "everything ran")

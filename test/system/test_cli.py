@@ -62,6 +62,7 @@ RUN = (
     ("unknown engine", USAGE, "--kernel {kernel} --engine steam", "steam"),
     ("unknown second engine", USAGE, "--kernel {kernel} --engine soft,steam", "steam"),
     ("the same engine twice", USAGE, "--kernel {kernel} --engine soft,soft", "twice"),
+    ("unknown ringers", USAGE, "--kernel {kernel} --doorbells church", "church"),
     ("no engine", USAGE, "--kernel {kernel} --engine ,", "engine"),
 )
 

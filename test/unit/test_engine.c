@@ -17,6 +17,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/eventfd.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -770,6 +771,34 @@ static void pending_exception_moves(void **state)
 	guest_free(g);
 }
 
+/* Stores of two widths at a doorbell, one beside it, and an OUT. */
+CODE(ring, "mov $0x20000000, %edi; movw $1, (%rdi); movl $2, (%rdi); movl $3, 4(%rdi);"
+	   "out %al, $0x80; movw $4, (%rdi); hlt");
+
+static void doorbell_becomes_an_event(void **state)
+{
+	struct guest *g = fresh(CODE_OF(ring));
+	struct vm_exit x = {0};
+	int fd = eventfd(0, EFD_NONBLOCK);
+	bool can = !engine->doorbell(g->vm, MMIO_AT, fd, true);
+	u64 count = 0;
+
+	(void)state;
+	for (u32 n = can ? 3 : 1; n <= 3; n++) {
+		expect_exit(g, &x, EXIT_MMIO);
+		assert_int_equal(x.mmio.data, n);
+	}
+	expect_exit(g, &x, EXIT_PIO);
+	assert_int_equal(read(fd, &count, sizeof(count)) > 0, can);
+	assert_int_equal(count, can ? 2 : 0);
+	assert_int_equal(engine->doorbell(g->vm, MMIO_AT, fd, false) == 0, can);
+	expect_exit(g, &x, EXIT_MMIO);
+	assert_int_equal(x.mmio.data, 4);
+	expect_exit(g, &x, EXIT_HLT);
+	close(fd);
+	guest_free(g);
+}
+
 CODE(two_outs, "out %al, $0x80; out %al, $0x80; hlt");
 
 /* SDM vol. 3, 6.5 and 17.3.1.1: a trap's return address is the next instruction, without RF. */
@@ -869,6 +898,7 @@ int main(int argc, char **argv)
 		cmocka_unit_test(state_round_trip_anywhere),
 		cmocka_unit_test(state_parts_come_back),
 		cmocka_unit_test(pending_exception_moves),
+		cmocka_unit_test(doorbell_becomes_an_event),
 		cmocka_unit_test(impossible_state_is_refused),
 	};
 	const struct CMUnitTest on_processors[] = {

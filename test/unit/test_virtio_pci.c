@@ -8,6 +8,7 @@
 #include <setjmp.h>
 #include <stdarg.h>
 #include <string.h>
+#include <unistd.h>
 
 #include <cmocka.h>
 
@@ -269,6 +270,83 @@ static void doorbells_out_of_place_are_ignored(void **state)
 	assert_true(test_used(&f->t.queue[0], NULL, NULL));
 }
 
+/* ---- doorbells through events ---- */
+
+struct listener {
+	u64 gpa; /* 0: nobody listens */
+	int fd;
+};
+
+static int listen_to(void *opaque, u64 gpa, int fd, bool on)
+{
+	struct listener *l = opaque;
+
+	if (on)
+		assert_int_equal(l->gpa, 0);
+	else
+		assert_int_equal(l->gpa, gpa);
+	l->gpa = on ? gpa : 0;
+	l->fd = fd;
+	return 0;
+}
+
+static void doorbell_follows_the_bar(void **state)
+{
+	struct listener l = {0};
+	struct fixture f = {0};
+	struct doorbells set;
+
+	(void)state;
+	test_machine_init(&f.m, true);
+	set = (struct doorbells){
+		.loop = f.m.loop, .lock = &f.m.lock, .listen = listen_to, .opaque = &l};
+	f.m.env.doorbells = &set;
+	assert_int_equal(virtio_rng_init(&f.rng, &f.m.env, &f.m.pci, NULL), 0);
+	assert_int_equal(l.gpa, 0);
+	test_driver_start(&f.t, &f.m, &f.rng.virtio, 0);
+	assert_int_equal(l.gpa, f.t.bar + REG_NOTIFY);
+	test_config_write(&f.t, 0x20, 4, (u32)f.t.bar + 0x8000);
+	assert_int_equal(l.gpa, f.t.bar + 0x8000 + REG_NOTIFY);
+	test_config_write(&f.t, 0x04, 2, 4); /* no memory space */
+	assert_int_equal(l.gpa, 0);
+	test_config_write(&f.t, 0x20, 4, (u32)f.t.bar);
+	test_config_write(&f.t, 0x04, 2, 6);
+	assert_int_equal(l.gpa, f.t.bar + REG_NOTIFY);
+	doorbells_listen(&set, false);
+	assert_int_equal(l.gpa, 0);
+	doorbells_listen(&set, true);
+	assert_int_equal(l.gpa, f.t.bar + REG_NOTIFY);
+	virtio_rng_destroy(&f.rng);
+	assert_int_equal(l.gpa, 0);
+	test_machine_destroy(&f.m);
+}
+
+/* An event does what a store does, and a store still does it. */
+static void event_rings(void **state)
+{
+	const struct test_seg seg = {DATA, 64, true};
+	const u64 one = 1;
+	struct listener l = {0};
+	struct fixture f = {0};
+	struct doorbells set;
+
+	(void)state;
+	test_machine_init(&f.m, true);
+	set = (struct doorbells){
+		.loop = f.m.loop, .lock = &f.m.lock, .listen = listen_to, .opaque = &l};
+	f.m.env.doorbells = &set;
+	assert_int_equal(virtio_rng_init(&f.rng, &f.m.env, &f.m.pci, NULL), 0);
+	test_driver_start(&f.t, &f.m, &f.rng.virtio, 0);
+	test_add(&f.t.queue[0], &seg, 1, false);
+	assert_int_equal(write(l.fd, &one, sizeof(one)), sizeof(one));
+	assert_true(test_used(&f.t.queue[0], NULL, NULL));
+	assert_int_equal(set.rung, 1);
+	ask(&f);
+	assert_int_equal(set.rung, 1);
+	virtio_rng_destroy(&f.rng);
+	test_machine_destroy(&f.m);
+}
+
 static void every_register_survives_every_access(void **state)
 {
 	struct fixture *f = *state;
@@ -338,6 +416,8 @@ int main(void)
 		cmocka_unit_test(virtio_2_1_2_needs_reset),
 		cmocka_unit_test(rings_outside_of_memory_need_a_reset),
 		cmocka_unit_test(doorbells_out_of_place_are_ignored),
+		cmocka_unit_test(doorbell_follows_the_bar),
+		cmocka_unit_test(event_rings),
 		cmocka_unit_test(every_register_survives_every_access),
 		cmocka_unit_test(state_survives_save_and_load),
 		cmocka_unit_test(loaded_state_is_checked),

@@ -72,6 +72,7 @@ int virtio_init(struct virtio_device *d, const struct virtio_env *env, struct pc
 
 void virtio_destroy(struct virtio_device *d)
 {
+	virtio_pci_detach(d);
 	loop_timer_cancel(d->env.loop, &d->deferred);
 }
 

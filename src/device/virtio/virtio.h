@@ -7,11 +7,12 @@
  * gets a configuration interrupt, and all queues stand still until it resets the device.
  *
  * Threads: everything under the machine lock. A doorbell is handled on the vCPU's thread that rang
- * it; work beyond a fixed budget continues from a timer on the loop's thread, so that a guest which
- * keeps refilling its rings cannot hold the lock for ever.
+ * it, or on the loop's (bus/doorbell.h); work beyond a fixed budget continues from a timer on the
+ * loop's thread, so that a guest which keeps refilling its rings cannot hold the lock for ever.
  */
 #pragma once
 
+#include "bus/doorbell.h"
 #include "bus/pci.h"
 #include "device/device.h"
 #include "device/virtio/virtqueue.h"
@@ -52,7 +53,8 @@ enum {
 struct virtio_env {
 	const struct physmap *pm;
 	struct loop *loop;
-	pthread_mutex_t *lock; /* the machine lock; loop callbacks of the device take it */
+	pthread_mutex_t *lock;       /* the machine lock; loop callbacks of the device take it */
+	struct doorbells *doorbells; /* NULL: vCPUs do the work of those they ring */
 };
 
 struct virtio_device;
@@ -95,6 +97,8 @@ struct virtio_device {
 	u8 config_generation;
 	u8 isr;
 	struct virtqueue queue[VIRTIO_QUEUES];
+
+	struct doorbell doorbell[VIRTIO_QUEUES]; /* with env.doorbells */
 
 	struct pci_function pci;
 	u8 access_cap;              /* offset of the PCI access capability in configuration space */
@@ -188,3 +192,4 @@ int virtio_pci_attach(struct virtio_device *d, struct pci_host *pci, struct err 
 void virtio_pci_interrupt_queue(struct virtio_device *d, u32 q);
 void virtio_pci_interrupt_config(struct virtio_device *d);
 void virtio_pci_reset(struct virtio_device *d);
+void virtio_pci_detach(struct virtio_device *d);

@@ -302,6 +302,46 @@ static void add_capabilities(struct virtio_device *d)
 	       3 * sizeof(u32));
 }
 
+/* ---- doorbells through events ---- */
+
+static void doorbell_rung(void *opaque, u32 index)
+{
+	virtio_notify(opaque, index);
+}
+
+static void bar_moved(struct pci_function *f, u32 i)
+{
+	struct virtio_device *d = f->dev;
+	const u64 at = f->bar[i].mapped_at, first = (u64)BLOCK_NOTIFY * BLOCK_SIZE;
+
+	if (i != BAR_REGISTERS)
+		return;
+	for (u32 q = 0; q < d->queue_count; q++)
+		if (at == ~0ul)
+			doorbell_remove(&d->doorbell[q]);
+		else
+			doorbell_place(&d->doorbell[q], at + first + (u64)q * NOTIFY_MULTIPLIER);
+}
+
+void virtio_pci_detach(struct virtio_device *d)
+{
+	for (u32 q = 0; q < d->queue_count; q++)
+		doorbell_close(&d->doorbell[q]);
+}
+
+static int open_doorbells(struct virtio_device *d, struct err *e)
+{
+	int r = 0;
+
+	for (u32 q = 0; q < d->queue_count && d->env.doorbells && !r; q++) {
+		d->doorbell[q] = (struct doorbell){.rung = doorbell_rung, .opaque = d, .index = q};
+		r = doorbell_open(d->env.doorbells, &d->doorbell[q], e);
+	}
+	if (r)
+		virtio_pci_detach(d);
+	return r;
+}
+
 int virtio_pci_attach(struct virtio_device *d, struct pci_host *pci, struct err *e)
 {
 	static const struct pci_bar registers = {
@@ -320,9 +360,15 @@ int virtio_pci_attach(struct virtio_device *d, struct pci_host *pci, struct err 
 	add_capabilities(d);
 	d->pci.config_reading = config_reading;
 	d->pci.config_written = config_written;
+	d->pci.bar_moved = bar_moved;
+	ret = open_doorbells(d, e);
+	if (ret)
+		return ret;
 	ret = pci_attach(pci, &d->pci, -1);
-	if (ret < 0)
+	if (ret < 0) {
+		virtio_pci_detach(d);
 		return err_set(e, ret, "%s: no free PCI slot", d->ops->name);
+	}
 	return 0;
 }
 

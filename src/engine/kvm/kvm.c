@@ -307,6 +307,7 @@ const struct engine_ops kvm_engine = {
 	.memory_update = kvm_memory_update,
 	.dirty_log = kvm_dirty_log,
 	.dirty_fetch = kvm_dirty_fetch,
+	.doorbell = kvm_doorbell,
 	.code_written = kvm_code_written,
 	.vcpu_create = kvm_vcpu_create,
 	.vcpu_destroy = kvm_vcpu_destroy,

@@ -95,6 +95,7 @@ static inline void kvm_count(struct kvm_vm *vm, enum kvm_count what)
 int kvm_memory_update(struct engine_vm *vm, struct err *e);
 int kvm_dirty_log(struct engine_vm *vm, bool on);
 int kvm_dirty_fetch(struct engine_vm *vm, u32 region, u64 *bitmap);
+int kvm_doorbell(struct engine_vm *vm, gpa_t gpa, int fd, bool on);
 void kvm_memory_written(void *vm, gpa_t gpa, u64 len);
 
 /* cpuid.c: take from @m what the kernel cannot do, and add what mitigates for real. */

@@ -1,5 +1,5 @@
 /*
- * Memory slots, one per region of the physmap, and the dirty log.
+ * Memory slots, one per region of the physmap, the dirty log, and addresses that are doorbells.
  *
  * The kernel logs what the guest stores, the physmap's listener what the monitor does; a fetch
  * joins the two. A fetch makes the kernel watch the pages again before it returns the bits, so a
@@ -160,4 +160,18 @@ void kvm_memory_written(void *opaque, gpa_t gpa, u64 len)
 	last = r->page0 + (gpa - r->gpa + len - 1) / PAGE_SIZE;
 	for (u64 p = first; p <= last; p++)
 		atomic_fetch_or(&vm->dirty[p / 64], BIT(p % 64));
+}
+
+/* ---- doorbells ---- */
+
+int kvm_doorbell(struct engine_vm *engine_vm, gpa_t gpa, int fd, bool on)
+{
+	const struct kvm_ioeventfd bell = {
+		.addr = gpa,
+		.len = 0, /* of any width: KVM_CAP_IOEVENTFD_ANY_LENGTH */
+		.fd = fd,
+		.flags = on ? 0 : KVM_IOEVENTFD_FLAG_DEASSIGN,
+	};
+
+	return kvm_ioctl(vm_of(engine_vm)->fd, KVM_IOEVENTFD, &bell);
 }

@@ -226,6 +226,12 @@ static void written(void *opaque, gpa_t gpa, u64 len)
 	}
 }
 
+static int soft_doorbell(struct engine_vm *vm, gpa_t gpa, int fd, bool on)
+{
+	(void)vm, (void)gpa, (void)fd, (void)on;
+	return -ENOTSUP;
+}
+
 static void soft_code_written(struct engine_vm *vm, gpa_t gpa, u64 len)
 {
 	written(vm_of(vm), gpa, len);
@@ -907,6 +913,7 @@ const struct engine_ops soft_engine = {
 	.memory_update = soft_memory_update,
 	.dirty_log = soft_dirty_log,
 	.dirty_fetch = soft_dirty_fetch,
+	.doorbell = soft_doorbell,
 	.code_written = soft_code_written,
 	.vcpu_create = soft_vcpu_create,
 	.vcpu_destroy = soft_vcpu_destroy,
