@@ -6,7 +6,8 @@ slows down or speeds up during the run does so for all three. A row's figure is 
 Written out: a table, BUILD/bench.json with every single measurement, BUILD/bench.svg.
 
 Rows: bench/micro.c (its own clock); boot, the wall time from starting the command to the first line of
-the guest's init; with --parallel, how much faster two processes on two processors do the work of rows of
+the guest's init; start and monitor, what doppel's engines take up to a guest's first instruction
+(startup.py); with --parallel, how much faster two processes on two processors do the work of rows of
 micro than one on one, in guests with as many; with --disk, real programs on the Debian disk (programs.py).
 
 Every wait has an end: a contender that misses it loses the row, which is said, and shows as "-".
@@ -25,8 +26,11 @@ sys.path.insert(0, os.path.join(os.path.dirname(__file__), "../test/system"))
 import guest     # noqa: E402
 import plot      # noqa: E402
 import programs  # noqa: E402
+import startup   # noqa: E402
 
 CONTENDERS = ("native", "qemu", "doppel")
+# A figure of the kvm engine's, where this host has it: in a column of its own, without ratios.
+KVM = "kvm"
 MARKER = "doppel-init: started"
 MICRO_SECONDS = 900
 # Compute that shares nothing, then work for the kernel's locks as well.
@@ -156,15 +160,17 @@ def number(value):
 
 def table(results):
     """The table of medians and ratios, as lines."""
-    head = ("row", "native", "QEMU", "doppel", "unit", "QEMU/native", "doppel/native", "doppel/QEMU")
+    columns = CONTENDERS + ((KVM,) if any(KVM in row["values"] for row in results.rows.values()) else ())
+    head = ("row", "native", "QEMU", "doppel", *columns[len(CONTENDERS):], "unit", "QEMU/native",
+            "doppel/native", "doppel/QEMU")
     lines = [head]
     for name, row in results.rows.items():
         ratios = [results.speed(name, *pair) for pair in
                   (("qemu", "native"), ("doppel", "native"), ("doppel", "qemu"))]
-        lines.append((name, *(number(results.median(name, c)) for c in CONTENDERS), row["unit"],
+        lines.append((name, *(number(results.median(name, c)) for c in columns), row["unit"],
                       *(number(r) for r in ratios)))
     widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
-    return ["  ".join(cell.ljust(w) if i in (0, 4) else cell.rjust(w)
+    return ["  ".join(cell.ljust(w) if i in (0, len(columns) + 1) else cell.rjust(w)
                       for i, (cell, w) in enumerate(zip(line, widths))).rstrip() for line in lines]
 
 
@@ -174,7 +180,7 @@ def save(results, options):
         "contenders": list(options.contenders),
         "rows": {name: {"unit": row["unit"], "larger_is_better": row["larger_is_better"],
                         "values": row["values"],
-                        "median": {c: results.median(name, c) for c in options.contenders}}
+                        "median": {c: results.median(name, c) for c in row["values"]}}
                  for name, row in results.rows.items()},
         "lost": results.lost,
     }
@@ -245,6 +251,8 @@ def main():
     initrd = prepare(options)
     results = Results()
     if not options.no_micro:
+        if "doppel" in options.contenders:
+            startup.run(results, options.boots, say)
         run_boot(results, options)
         run_micro(results, options, initrd)
     if options.parallel:

@@ -41,8 +41,8 @@ struct cpuid_leaf {
 struct cpuid_model {
 	u32 count;
 	struct cpuid_leaf leaf[CPUID_MAX_LEAVES];
-	u64 xcr0;      /* XCR0 bits the guest may set */
-	u32 xsave_max; /* bytes of the standard-format XSAVE area for xcr0 */
+	u64 xcr0;              /* XCR0 bits the guest may set */
+	u32 xsave_max;         /* bytes of the standard-format XSAVE area for xcr0 */
 	u64 arch_capabilities; /* what IA32_ARCH_CAPABILITIES reads as; Intel only */
 	u64 tsc_hz;
 	u32 vcpus;
@@ -54,7 +54,8 @@ struct cpuid_model {
 /* What to build the model from. */
 struct cpuid_request {
 	u32 vcpus;
-	bool paravirt; /* the machine takes calls to wake, interrupt and account for processors */
+	bool paravirt;   /* the machine takes calls to wake, interrupt and account for processors */
+	bool any_tsc_hz; /* nobody asks how fast the TSC runs: do not spend time on it */
 	bool hide_hypervisor; /* leave out the hypervisor bit and the 0x40000000 leaves */
 };
 
@@ -70,8 +71,8 @@ struct cpuid_source {
 int cpuid_model_build(struct cpuid_model *m, const struct cpuid_request *req,
 		      const struct cpuid_source *src, struct err *e);
 
-/* Fill @m from the host's CPUID and @req; measures the TSC, which takes some milliseconds. 0, or
- * -errno with @e when the host lacks what guests need. */
+/* Fill @m from the host's CPUID and @req; measures the TSC, which takes some milliseconds of
+ * waiting. 0, or -errno with @e when the host lacks what guests need. */
 int cpuid_model_init(struct cpuid_model *m, const struct cpuid_request *req, struct err *e);
 
 /* Answer CPUID for vCPU @apic_id, whose relevant state is @cr4 and @xcr0 (SDM vol. 2, CPUID). */

@@ -501,8 +501,7 @@ static u64 measure_tsc_hz(void)
 	u64 tsc0 = 0, ns0 = 0, tsc1 = 0, ns1 = 0;
 
 	read_clocks(&tsc0, &ns0);
-	while (host_clock_ns() - ns0 < CALIBRATE_NS)
-		;
+	host_sleep_ns(CALIBRATE_NS);
 	read_clocks(&tsc1, &ns1);
 	return (u64)((unsigned __int128)(tsc1 - tsc0) * 1000000000 / (ns1 - ns0));
 }
@@ -527,7 +526,10 @@ static u64 refine_tsc_hz(u64 measured)
 int cpuid_model_init(struct cpuid_model *m, const struct cpuid_request *req, struct err *e)
 {
 	const struct cpuid_source src = {
-		.query = query_cpu, .xcr0 = read_xcr0(), .tsc_hz = refine_tsc_hz(measure_tsc_hz())};
+		.query = query_cpu,
+		.xcr0 = read_xcr0(),
+		.tsc_hz = req->any_tsc_hz ? 1000000000 : refine_tsc_hz(measure_tsc_hz()),
+	};
 
 	return cpuid_model_build(m, req, &src, e);
 }

@@ -81,7 +81,8 @@ static int run_loops(struct probe *p, u32 cpl, double *ns, struct err *e)
 
 static int build(struct probe *p, struct err *e)
 {
-	const struct cpuid_request request = {.vcpus = 1, .hide_hypervisor = true};
+	const struct cpuid_request request = {
+		.vcpus = 1, .any_tsc_hz = true, .hide_hypervisor = true};
 	const struct engine_config config = {.physmap = &p->physmap, .cpuid = &p->cpuid};
 	int r = cpuid_model_init(&p->cpuid, &request, e);
 

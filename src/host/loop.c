@@ -60,6 +60,15 @@ u64 host_clock_ns(void)
 	return (u64)ts.tv_sec * 1000000000ul + (u64)ts.tv_nsec;
 }
 
+void host_sleep_ns(u64 ns)
+{
+	struct timespec left = {.tv_sec = (time_t)(ns / 1000000000ul),
+				.tv_nsec = (long)(ns % 1000000000ul)};
+
+	while (nanosleep(&left, &left) && errno == EINTR)
+		;
+}
+
 /* ---- timers ---- */
 
 static void heap_place(struct loop *l, struct loop_timer *t, u32 i)

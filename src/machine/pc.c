@@ -950,5 +950,9 @@ struct loop *pc_loop(struct pc *pc)
 
 u32 pc_stats(struct pc *pc, struct stat *row, u32 max)
 {
-	return stats_rows(&pc->stats, row, max);
+	u32 n = stats_rows(&pc->stats, row, max);
+
+	if (n < max)
+		row[n++] = (struct stat){.name = "doorbells.events", .value = pc->doorbells.rung};
+	return n;
 }

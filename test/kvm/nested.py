@@ -220,7 +220,7 @@ def report_processors(report, trial):
 def report_doorbells(report, trial):
     """The driver's doorbells reached the event loop, without leaving the engine."""
     text = "\n".join(trial.lines) if trial else ""
-    events = re.search(r"^doorbell_events (\d+)", text, re.M)
+    events = re.search(r"^doorbells\.events +(\d+)", text, re.M)
     report.case("12800" in text, "virtio-rng delivers with the event loop's doorbells")
     report.case(bool(events) and int(events[1]) > 50, f"{events[1] if events else 'no'} doorbells became events")
 
