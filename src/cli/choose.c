@@ -129,5 +129,7 @@ int engine_check_names(const char *names, u32 max, struct err *e)
 			return err_set(e, -EINVAL, "--engine %s: more than %u engines", names, max);
 		seen[n++] = engine;
 	}
-	return n ? 0 : err_set(e, -EINVAL, "--engine needs a name, see 'doppel check'");
+	if (!n || rest[-1] == ',')
+		return err_set(e, -EINVAL, "--engine '%s' lacks a name, see 'doppel check'", names);
+	return 0;
 }
