@@ -678,11 +678,10 @@ static int build_confinement(struct pc *pc, struct err *e)
 
 static int create_vm(struct pc *pc, u32 n, struct engine_vm **vm, struct err *e)
 {
-	const struct engine_config config = {
-		.host = pc->host[n],
-		.physmap = &pc->pm,
-		.cpuid = &pc->cpuid,
-		.options = n ? NULL : pc->config.engine_options};
+	const struct engine_config config = {.host = pc->host[n],
+					     .physmap = &pc->pm,
+					     .cpuid = &pc->cpuid,
+					     .options = n ? NULL : pc->config.engine_options};
 	int r = pc->config.engine[n]->vm_create(&config, vm, e);
 
 	return r ? err_prefix(e, "%s engine", pc->config.engine[n]->name) : 0;
