@@ -158,13 +158,16 @@ class Guest(suite.Case):
         self.assertEqual(console.stderr(), "")
         return console.text
 
-    def assert_no_warnings(self, text):
-        """@text has the output of WARNINGS."""
+    def assert_no_warnings(self, text, crowded=False):
+        """@text has the output of WARNINGS. @crowded: the host has far fewer processors than the guest."""
         warnings = [line[3:] for line in text.split("\n") if line.startswith("W: ")]
         harmless = re.compile("|".join((
             r"module verification failed",           # the modules come from another build
             r"Warning: unable to open an initial console",
             r"usb: port power management may be unreliable",
+        ) + (
+            # Its processor had to wait in the middle of the handler, as on any crowded host.
+            (r"hrtimer: interrupt took",) if crowded else ()
         )))
         self.assertEqual([w for w in warnings if not harmless.search(w)], [])
 
@@ -182,7 +185,7 @@ class Guest(suite.Case):
                 self.assertEqual(text.count(expected), cpus)
                 for hint in ("PV spinlocks enabled", "setup PV IPIs", "setup pv remote TLB flush"):
                     self.assertIn(hint, text)
-                self.assert_no_warnings(text)
+                self.assert_no_warnings(text, crowded=cpus > 2)
 
     def test_most_processors(self):
         """sixty-four processors come up and work, however few the host has, again and again"""
@@ -191,7 +194,7 @@ class Guest(suite.Case):
                 text = self.output("cat /sys/devices/system/cpu/online; " + WARNINGS, "-c", "64",
                                    append="quiet", memory="1G", timeout=60)
                 self.assertRegex(text, re.compile(r"^0-63$", re.M))
-                self.assert_no_warnings(text)
+                self.assert_no_warnings(text, crowded=True)
 
     def test_log_is_clean(self):
         """no warnings or errors in the kernel's log"""
