@@ -96,6 +96,9 @@ struct engine_ops {
 	 */
 	bool paravirt;
 
+	/* Guest RAM should be in a file, so that it can be mapped again: see physmap_share(). */
+	bool maps_ram;
+
 	/*
 	 * Are these options, "key=value,...", such that vm_create() takes them? -EINVAL and what is
 	 * wrong in @e; each engine has its own, documented in docs/engines.md.

@@ -269,6 +269,8 @@ static int build_memory(struct pc *pc, struct err *e)
 			       available / MIB, ram / MIB);
 	pc->ram_below = MIN(ram, LAYOUT_HOLE);
 	pc->ram_above = ram - pc->ram_below;
+	if (pc->config.engine[0]->maps_ram)
+		physmap_share(&pc->pm);
 	/* The largest regions first: they are looked up most. */
 	r = physmap_add(&pc->pm, LAYOUT_HIGH, pc->ram_below - LAYOUT_HIGH, 0, e);
 	if (!r && pc->ram_above)

@@ -1,14 +1,25 @@
 #include "memory/physmap.h"
 
 #include "host/memory.h"
+#include "host/memory_file.h"
 
 #include <assert.h>
 #include <errno.h>
 #include <string.h>
+#include <unistd.h>
 
 void physmap_init(struct physmap *pm)
 {
 	memset(pm, 0, sizeof(*pm));
+	pm->fd = -1;
+}
+
+void physmap_share(struct physmap *pm)
+{
+	int fd = host_memory_file();
+
+	assert(!pm->count && pm->fd < 0);
+	pm->fd = fd < 0 ? -1 : fd;
 }
 
 void physmap_destroy(struct physmap *pm)
@@ -19,6 +30,9 @@ void physmap_destroy(struct physmap *pm)
 		host_memory_free(r->hva, r->size);
 	}
 	pm->pages = 0;
+	if (pm->fd >= 0)
+		close(pm->fd);
+	pm->fd = -1;
 }
 
 static bool overlaps_region(const struct physmap *pm, gpa_t gpa, u64 size)
@@ -42,7 +56,7 @@ int physmap_add(struct physmap *pm, gpa_t gpa, u64 size, u32 flags, struct err *
 			       size);
 	if (pm->count == PHYSMAP_MAX_REGIONS || overlaps_region(pm, gpa, size))
 		return err_set(e, -EINVAL, "memory region %#lx+%#lx does not fit", gpa, size);
-	hva = host_memory_alloc(size);
+	hva = pm->fd < 0 ? host_memory_alloc(size) : host_memory_map(pm->fd, gpa, size);
 	if (!hva)
 		return err_set(e, -ENOMEM,
 			       "the host cannot give %lu MiB of guest memory; use a smaller -m",

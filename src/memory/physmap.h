@@ -39,6 +39,7 @@ struct physmap {
 	struct physmap_region region[PHYSMAP_MAX_REGIONS];
 	u32 count;
 	u64 pages; /* total pages in all regions */
+	int fd;    /* the file in memory that regions lie in, each at offset gpa; -1: none */
 	struct physmap_listener
 		listener[PHYSMAP_MAX_LISTENERS]; /* those with a function are there */
 };
@@ -47,11 +48,18 @@ enum mem_dir { MEM_READ, MEM_WRITE };
 
 void physmap_init(struct physmap *pm);
 
+/*
+ * Let the regions to come lie in a file in memory, so that an engine can map their pages at further
+ * addresses. Where the host has no such files they are private memory as before. Before the first
+ * physmap_add().
+ */
+void physmap_share(struct physmap *pm);
+
 /* Unmaps and forgets all regions. */
 void physmap_destroy(struct physmap *pm);
 
 /*
- * Add @size bytes of zeroed anonymous memory at @gpa, huge pages advised.
+ * Add @size bytes of zeroed memory at @gpa, huge pages advised.
  * Returns 0, or -ENOMEM/-EINVAL with @e filled in.
  */
 int physmap_add(struct physmap *pm, gpa_t gpa, u64 size, u32 flags, struct err *e);

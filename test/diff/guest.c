@@ -176,6 +176,7 @@ static int start_engine(struct guest *g, const char *options, struct err *e)
 	int r;
 
 	physmap_init(&g->physmap);
+	physmap_share(&g->physmap);
 	r = physmap_add(&g->physmap, 0, RAM_SIZE, 0, e);
 	if (r == 0)
 		r = cpuid_model_init(&g->cpuid, &request, e);

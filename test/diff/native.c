@@ -146,11 +146,14 @@ static void pass_on(int sig, siginfo_t *info, void *context)
 {
 	ucontext_t *uc = context;
 	greg_t rip = uc->uc_mcontext.gregs[REG_RIP];
+	struct sigaction now;
 
 	for (u32 n = 0; n < ARRAY_SIZE(signals); n++)
 		if (signals[n] == sig && native.previous[n].sa_flags & SA_SIGINFO)
 			native.previous[n].sa_sigaction(sig, info, context);
-	if (uc->uc_mcontext.gregs[REG_RIP] != rip)
+	/* What it does not know it passes on, to the disposition there was before. */
+	if (uc->uc_mcontext.gregs[REG_RIP] != rip ||
+	    (!sigaction(sig, NULL, &now) && now.sa_flags & SA_SIGINFO))
 		return;
 	if (native.crash)
 		native.crash();

@@ -92,6 +92,7 @@ struct guest *guest_new_with(const struct engine_ops *engine, const struct cpuid
 	g->engine = engine;
 	g->cpuid = *cpuid;
 	physmap_init(&g->physmap);
+	physmap_share(&g->physmap);
 	if (physmap_add(&g->physmap, 0, RAM_SIZE, 0, &e))
 		die("memory", &e);
 	g->ram = g->physmap.region[0].hva;

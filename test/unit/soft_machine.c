@@ -66,6 +66,7 @@ struct soft_machine *machine_new(void)
 		abort();
 	leftover = m;
 	physmap_init(&m->physmap);
+	physmap_share(&m->physmap);
 	if (physmap_add(&m->physmap, 0, RAM_SIZE, 0, &e) < 0)
 		die("memory", &e);
 	m->cpuid = *cpuid_model();

@@ -3,6 +3,7 @@
  * contents, flushes, contexts, devices.
  */
 #include "engine/soft/tlb.h"
+#include "engine/soft/window.h"
 #include "memory/physmap.h"
 
 #include <setjmp.h>
@@ -50,6 +51,38 @@ bool soft_code_stored(struct soft_vm *vm, u64 page, u32 offset, u32 len)
 }
 
 void soft_fpu_park(struct soft_cpu *c)
+{
+	(void)c;
+}
+
+/* There are no windows here. */
+struct soft_window *window_find(struct soft_cpu *c, u64 root)
+{
+	(void)c, (void)root;
+	return NULL;
+}
+
+void window_flush(struct soft_ctx *ctx)
+{
+	(void)ctx;
+}
+
+void window_flush_page(struct soft_cpu *c, struct soft_ctx *ctx, gva_t gva)
+{
+	(void)c, (void)ctx, (void)gva;
+}
+
+void windows_protect(struct soft_vm *vm, u64 page, u64 host)
+{
+	(void)vm, (void)page, (void)host;
+}
+
+void windows_root_stored(struct soft_vm *vm, u64 page)
+{
+	(void)vm, (void)page;
+}
+
+void windows_destroy(struct soft_cpu *c)
 {
 	(void)c;
 }

@@ -267,15 +267,17 @@ struct block *cache_block_alloc(struct cache *c, u32 insns, u32 exits)
 	struct block *b = arena_alloc(c, sizeof(*b));
 	u32 *host_off = arena_alloc(c, insns * sizeof(u32));
 	u16 *guest_off = arena_alloc(c, insns * sizeof(u16));
+	s16 *sp_lag = arena_alloc(c, insns * sizeof(s16));
 	struct block_exit *exit = arena_alloc(c, exits * sizeof(struct block_exit));
 
-	if (!b || !host_off || !guest_off || !exit) {
+	if (!b || !host_off || !guest_off || !sp_lag || !exit) {
 		c->arena_used = used;
 		return NULL;
 	}
 	memset(b, 0, sizeof(*b));
 	b->host_off = host_off;
 	b->guest_off = guest_off;
+	b->sp_lag = sp_lag;
 	b->exit = exit;
 	return b;
 }

@@ -58,6 +58,7 @@ struct block {
 	u64 enter;        /* and the one from C, an address */
 	u32 *host_off;    /* [insns]: where each instruction's hot code starts, relative to code */
 	u16 *guest_off;   /* [insns]: each instruction's offset from pa */
+	s16 *sp_lag;      /* [insns]: what HOST_SP lacks of guest rsp when it faults */
 };
 
 /* Trampolines at fixed places in code memory: rel32-reachable from everywhere in it. */

@@ -275,18 +275,27 @@ struct host_mem emit_check_bits(struct translation *t, u32 k, const struct ea *e
 	return (struct host_mem){.base = HOST_S2, .index = NO_REG};
 }
 
-struct host_mem emit_check(struct translation *t, u32 k, const struct ea *ea, u32 size, bool write)
+/* @dst: where a folded address is to be made. */
+static struct host_mem check(struct translation *t, u32 k, const struct ea *ea, u32 size, bool write,
+			     u8 dst)
 {
 	u32 n = t->access++;
 	u8 g = n < 2 ? t->group_of[k][n] : NO_GROUP;
 
 	if (g == NO_GROUP || !t->group[g].used)
-		return emit_single_check(t, k, ea, size, write);
+		return is_folded(t, k) ? emit_folded(t, k, ea, dst)
+				       : emit_single_check(t, k, ea, size, write);
 	if (t->loaded != g) {
 		emit_load_cpu(&t->hot, HOST_S2, CPU_DISP(&t->hot, group[0]) + 8 * (s32)g);
 		t->group[g].reloaded = true;
 	}
 	t->loaded = g;
+	if (t->mode & MODE_WINDOW)
+		return (struct host_mem){
+			.base = HOST_S2,
+			.index = NO_REG,
+			.disp = (s32)(t->group_off[k][n] - t->group[g].folded_at),
+			.is_folded = true};
 	if (t->group[g].by_delta)
 		return (struct host_mem){.base = host_reg(ea->base),
 					 .index = HOST_S2,
@@ -296,10 +305,15 @@ struct host_mem emit_check(struct translation *t, u32 k, const struct ea *ea, u3
 				 .disp = (s32)(t->group_off[k][n] - t->group[g].lo)};
 }
 
+struct host_mem emit_check(struct translation *t, u32 k, const struct ea *ea, u32 size, bool write)
+{
+	return check(t, k, ea, size, write, insn_names_slot(&t->in[k]) ? HOST_S2 : HOST_S1);
+}
+
 struct host_mem emit_check_one(struct translation *t, u32 k, const struct ea *ea, u32 size,
 			       bool write)
 {
-	struct host_mem m = emit_check(t, k, ea, size, write);
+	struct host_mem m = check(t, k, ea, size, write, HOST_S2);
 
 	if (m.index != HOST_S1)
 		return m;
@@ -376,7 +390,8 @@ bool is_stack_member(const struct translation *t, u32 k, u32 n)
 {
 	u8 g = t->group_of[k][n];
 
-	return g != NO_GROUP && t->group[g].used && t->group[g].by_delta && t->group[g].base == RSP;
+	return g != NO_GROUP && t->group[g].used && t->group[g].base == RSP &&
+	       (t->group[g].by_delta || t->mode & MODE_WINDOW);
 }
 
 bool has_group_check(const struct translation *t, u32 k)
@@ -388,7 +403,7 @@ void emit_group_checks(struct translation *t, u32 k)
 {
 	for (u32 n = 0; n < t->groups && has_group_check(t, k); n++)
 		if (t->group[n].used && t->group[n].check_at == k)
-			emit_group_check(t, k, n);
+			(t->mode & MODE_WINDOW ? emit_fold_group : emit_group_check)(t, k, n);
 }
 
 void drop_unused_stores(struct translation *t)
@@ -502,7 +517,7 @@ static void join_group(struct translation *t, u32 k, u32 n, const struct access 
 	s64 lo = a->disp + t->base_off[k][a->base], hi = lo + a->size;
 	struct group *g = open[a->base] == NO_GROUP ? NULL : &t->group[open[a->base]];
 
-	if (g && MAX(g->hi, hi) - MIN(g->lo, lo) > GROUP_SPAN)
+	if (g && MAX(g->hi, hi) - MIN(g->lo, lo) > (t->mode & MODE_WINDOW ? FOLD_SPAN : GROUP_SPAN))
 		g = NULL;
 	/* A write that a side exit may prevent must not make a page dirty. */
 	if (g && a->write && !g->write && g->first < t->certain)
@@ -567,6 +582,8 @@ static void place_checks(struct translation *t)
 		/* The check's address must be expressible. */
 		if (g->lo - t->base_off[at][g->base] != (s32)(g->lo - t->base_off[at][g->base]))
 			g->used = false;
+		if (t->mode & MODE_WINDOW && !is_near_group(t, g, at))
+			g->used = false;
 		if (g->used)
 			t->checks_at |= BIT(at);
 	}
@@ -590,7 +607,7 @@ void find_groups(struct translation *t)
 
 		t->group_of[k][0] = t->group_of[k][1] = NO_GROUP;
 		for (u32 n = 0; n < count && groups; n++)
-			if (list[n].groupable)
+			if (list[n].groupable && (!(t->mode & MODE_WINDOW) || is_folded(t, k)))
 				join_group(t, k, n, &list[n], open, since);
 		track_bases(t, k, open, since);
 		if (t->in[k].cls == INSN_JCC)

@@ -7,6 +7,7 @@
  */
 #include "engine/soft/system.h"
 #include "engine/soft/util.h"
+#include "engine/soft/window.h"
 
 #define CR0_VALID                                                                                  \
 	(CR0_PE | CR0_MP | CR0_EM | CR0_TS | CR0_ET | CR0_NE | CR0_WP | CR0_AM | CR0_NW | CR0_CD | \
@@ -81,6 +82,7 @@ void soft_update_mode(struct soft_cpu *c)
 	if (is_observed(c) || is_unusual_privilege(c))
 		mode |= MODE_INTERPRET;
 	c->mode = mode;
+	c->mode |= window_mode(c);
 	c->fsgsbase = (c->cr4 & CR4_FSGSBASE) != 0;
 }
 

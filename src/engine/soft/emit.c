@@ -264,6 +264,19 @@ void emit_cmp_cpu(struct emit *e, u8 reg, s32 disp)
 	put_cpu(e, true, 0x3b, reg, disp);
 }
 
+void emit_and_cpu(struct emit *e, u8 reg, s32 disp)
+{
+	put_cpu(e, true, 0x23, reg, disp);
+}
+
+void emit_and(struct emit *e, u8 dst, u8 src)
+{
+	emit_few(e,
+		 rex_of(true, src, NO_REG, dst) | 0x21u << 8 |
+			 (0xc0u | (src & 7u) << 3 | (dst & 7u)) << 16,
+		 3);
+}
+
 void emit_cmp_cpu32_imm8(struct emit *e, s32 disp, u8 value)
 {
 	put_cpu(e, false, 0x83, 7, disp);
@@ -286,14 +299,25 @@ void emit_call_cpu(struct emit *e, s32 disp)
 	put_cpu(e, false, 0xff, 2, disp);
 }
 
-void emit_pext_cpu(struct emit *e, u8 dst, u8 src, s32 disp)
+/* PEXT (@pp 2: F3) or PDEP (3: F2). */
+static void put_bits_cpu(struct emit *e, u8 pp, u8 dst, u8 src, s32 disp)
 {
 	emit_u8(e, PREFIX_FS);
 	emit_u8(e, 0xc4);
 	emit_u8(e, (u8)((dst & 8 ? 0 : 0x80) | 0x60 | 2)); /* R, X = B = 1 (inverted), map 0F38 */
-	emit_u8(e, (u8)(0x80 | (~src & 15) << 3 | 2));     /* W1, vvvv, pp = F3 */
+	emit_u8(e, (u8)(0x80 | (~src & 15) << 3 | pp));    /* W1, vvvv */
 	emit_u8(e, 0xf5);
 	put_mem(e, dst, NO_REG, NO_REG, 1, disp, false);
+}
+
+void emit_pext_cpu(struct emit *e, u8 dst, u8 src, s32 disp)
+{
+	put_bits_cpu(e, 2, dst, src, disp);
+}
+
+void emit_pdep_cpu(struct emit *e, u8 dst, u8 src, s32 disp)
+{
+	put_bits_cpu(e, 3, dst, src, disp);
 }
 
 void emit_mov(struct emit *e, u8 dst, u8 src)
@@ -338,8 +362,15 @@ void emit_lea(struct emit *e, u32 bits, u8 dst, u8 base, u8 index, u8 scale, s32
 	put_mem(e, dst, base, index, scale, disp, false);
 }
 
+static void put_segment(struct emit *e, struct host_mem m)
+{
+	if (m.is_folded)
+		emit_u8(e, PREFIX_GS);
+}
+
 void emit_load(struct emit *e, u8 dst, struct host_mem m, u32 size)
 {
+	put_segment(e, m);
 	put_rex(e, size == 8, dst, m.index, m.base);
 	if (size < 4) {
 		emit_u8(e, 0x0f);
@@ -352,6 +383,7 @@ void emit_load(struct emit *e, u8 dst, struct host_mem m, u32 size)
 
 void emit_store(struct emit *e, struct host_mem m, u8 src, u32 size)
 {
+	put_segment(e, m);
 	if (size == 2)
 		emit_u8(e, 0x66);
 	if (size == 1)
@@ -365,6 +397,7 @@ void emit_store(struct emit *e, struct host_mem m, u8 src, u32 size)
 
 void emit_store_imm(struct emit *e, struct host_mem m, s32 imm, u32 size)
 {
+	put_segment(e, m);
 	if (size == 2)
 		emit_u8(e, 0x66);
 	put_rex(e, size == 8, NO_REG, m.index, m.base);
@@ -377,7 +410,7 @@ void emit_store_imm(struct emit *e, struct host_mem m, s32 imm, u32 size)
 static s32 put_half(struct emit *e, u32 half, u32 off)
 {
 	emit_u8(e, half == HALF_USER ? PREFIX_GS : PREFIX_FS);
-	return half == HALF_USER ? (s32)(offsetof(struct soft_ctx, user) + off)
+	return half == HALF_USER ? (s32)((s64)offsetof(struct soft_ctx, user) + off - (s64)GS_BIAS)
 				 : CPU_DISP(e, super) + (s32)off;
 }
 
@@ -649,6 +682,7 @@ bool emit_insn(struct emit *e, const struct insn *i, const u8 map[GPR_COUNT], st
 		put_short_vzero(e, i);
 		return true;
 	}
+	put_segment(e, m);
 	if (is_moffs(i)) {
 		put_moffs(e, i, m);
 		return true;
@@ -692,6 +726,20 @@ static u32 slot_registers(const struct insn *i, u8 slot[4], u8 written[4])
 		written[j] |= field[k]->write;
 	}
 	return n;
+}
+
+bool insn_names_slot(const struct insn *i)
+{
+	u8 slot[4], written[4];
+
+	return slot_registers(i, slot, written);
+}
+
+bool emit_keeps_registers(const struct insn *i)
+{
+	u8 slot[4], written[4];
+
+	return !has_high_byte(i) && slot_registers(i, slot, written) < 2;
 }
 
 /* Registers the instruction does not touch, to borrow: low ones when @low. */

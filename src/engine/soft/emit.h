@@ -28,6 +28,7 @@ enum {
 struct host_mem {
 	u8 base, index; /* NO_REG when absent; no scale */
 	s32 disp;
+	bool is_folded; /* an address in the current window: by gs */
 };
 
 /* Displacement from fs of a member of struct soft_cpu. */
@@ -112,6 +113,8 @@ void emit_store_cpu(struct emit *e, s32 disp, u8 reg);
 void emit_store_cpu_imm8(struct emit *e, s32 disp, u8 value);
 void emit_store_cpu_imm32(struct emit *e, s32 disp, u32 value); /* 32 bits */
 void emit_cmp_cpu(struct emit *e, u8 reg, s32 disp);            /* 64 bits */
+void emit_and_cpu(struct emit *e, u8 reg, s32 disp); /* 64 bits, as the next; sets flags */
+void emit_and(struct emit *e, u8 dst, u8 src);
 void emit_cmp_cpu32_imm8(struct emit *e, s32 disp, u8 value);
 void emit_sub_cpu32_imm8(struct emit *e, s32 disp, u8 value);
 void emit_load_cpu32(struct emit *e, u8 reg, s32 disp);
@@ -124,6 +127,7 @@ void emit_movsxd(struct emit *e, u8 dst, u8 src);
 void emit_jmp_cpu(struct emit *e, s32 disp);                  /* jmp fs:[disp] */
 void emit_call_cpu(struct emit *e, s32 disp);                 /* call fs:[disp] */
 void emit_pext_cpu(struct emit *e, u8 dst, u8 src, s32 disp); /* dst = pext(src, fs:[disp]) */
+void emit_pdep_cpu(struct emit *e, u8 dst, u8 src, s32 disp);
 
 void emit_mov(struct emit *e, u8 dst, u8 src);
 void emit_mov32(struct emit *e, u8 dst, u8 src);
@@ -167,10 +171,20 @@ bool emit_insn_identity(struct emit *e, const struct insn *i, struct host_mem m)
 
 /*
  * The same with the register convention of translated code: rsp in r9, r9-r11 through cpu->r[].
- * @m's base is NO_REG, HOST_S2, or HOST_S2 plus HOST_S1 as index, or a guest register plus HOST_S2.
+ * @m's base is NO_REG, HOST_S2, or HOST_S2 plus HOST_S1 as index, or a guest register plus HOST_S2,
+ * or, folded, HOST_S1 where insn_names_slot() says no, else HOST_S2.
  * HOST_S1 and HOST_S2 are clobbered. False when it cannot be done; then nothing was emitted.
  */
 bool emit_data(struct emit *e, const struct insn *i, struct host_mem m);
+
+/* Does a register field of @i name one of r9-r11? */
+bool insn_names_slot(const struct insn *i);
+
+/*
+ * Will emit_data() have the guest's registers in their places, cpu->r[] for r9-r11, when the memory
+ * access faults?
+ */
+bool emit_keeps_registers(const struct insn *i);
 
 /*
  * To the guest address in HOST_S1 through the indirect-branch table of privilege half @half, by

@@ -5,13 +5,15 @@
  * SIGFPE, #UD as SIGILL, #GP for misaligned SSE operands or bad MXCSR values as SIGSEGV. The
  * handler notes trap and host pc and resumes in dispatch.S, which leaves translated code with the
  * registers as they were at the instruction; soft_host_fault() then finds the guest instruction in
- * the block's table. A page fault in translated code, or any fault elsewhere, is a bug of this
- * program and takes the previous disposition.
+ * the block's table. A page fault at an address of a window is first of all an occasion to map a page
+ * there (window.c). Any other page fault in translated code, or any fault elsewhere, is a bug of
+ * this program and takes the previous disposition.
  *
  * Signal dispositions belong to the process: the saved previous ones are this file's only static
  * state, written once under a once-guard.
  */
 #include "engine/soft/cache.h"
+#include "engine/soft/window.h"
 
 #include <errno.h>
 #include <signal.h>
@@ -19,7 +21,7 @@
 #include <sys/mman.h>
 #include <ucontext.h>
 
-enum { ALT_STACK = 64 * 1024, TRAP_PAGE_FAULT = 14 };
+enum { ALT_STACK = 64 * 1024, TRAP_PAGE_FAULT = 14, PF_WRITE = 2 };
 
 static const int fault_signals[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL};
 static struct sigaction previous[ARRAY_SIZE(fault_signals)];
@@ -53,6 +55,63 @@ static bool is_stack_overflow(const struct soft_cpu *c, const ucontext_t *uc, co
 	       (u64)info->si_addr - (u64)c->ras_map < PAGE_SIZE;
 }
 
+/* The guest instruction at host pc @pc of block @b. */
+static u32 insn_at(const struct block *b, u64 pc)
+{
+	u32 k = 0;
+
+	while (k + 1 < b->insns && b->code + b->host_off[k + 1] <= pc)
+		k++;
+	return k;
+}
+
+/* Guest registers in the order of enum gpr; r9-r11 are in c->r[]. */
+static void guest_registers(const struct soft_cpu *c, const greg_t *reg, u64 r[GPR_COUNT])
+{
+	static const int order[GPR_COUNT] = {REG_RAX, REG_RCX, REG_RDX, REG_RBX, REG_R9,  REG_RBP,
+					     REG_RSI, REG_RDI, REG_R8,  -1,      -1,      -1,
+					     REG_R12, REG_R13, REG_R14, REG_R15};
+
+	for (u32 n = 0; n < GPR_COUNT; n++)
+		r[n] = order[n] < 0 ? c->r[n] : (u64)reg[order[n]];
+}
+
+/* In the window, or thrown out of the lower half by address bits that folding leaves alone. */
+static bool is_folded_access(const struct soft_cpu *c, u64 address)
+{
+	return c->mode & MODE_WINDOW && (window_has(c, address) || address >> 63);
+}
+
+/* An access to the window met no page. True: it may be tried again. */
+static bool fill_window(struct soft_cpu *c, const greg_t *reg, u64 address)
+{
+	u64 pc = (u64)reg[REG_RIP], rip = c->rip, r[GPR_COUNT];
+	__typeof__(c->exc) exc = c->exc;
+	struct insn i;
+	struct block *b;
+	u8 bytes[15];
+	bool filled = false;
+	u32 len;
+
+	guest_registers(c, reg, r);
+	pthread_mutex_lock(&c->vm->lock);
+	b = cache_by_pc(c->vm->cache, pc);
+	if (b) {
+		u32 k = insn_at(b, pc);
+
+		c->rip = c->code_va + (b->pa & ~PAGE_MASK) + b->guest_off[k];
+		r[RSP] += (u64)(s64)b->sp_lag[k];
+	}
+	pthread_mutex_unlock(&c->vm->lock);
+	if (b && soft_fetch(c, c->rip, bytes, &len) == SOFT_OK) {
+		insn_decode(&i, bytes, len, 64);
+		filled = i.len && window_fault(c, &i, r, address, reg[REG_ERR] & PF_WRITE);
+	}
+	c->rip = rip;
+	c->exc = exc;
+	return filled;
+}
+
 static void on_fault(int sig, siginfo_t *info, void *context)
 {
 	ucontext_t *uc = context;
@@ -68,10 +127,13 @@ static void on_fault(int sig, siginfo_t *info, void *context)
 		reg[REG_RSP] = (greg_t)c->ras_base;
 		return;
 	}
-	if (!in_translated_code(c, (u64)reg[REG_RIP]) || reg[REG_TRAPNO] == TRAP_PAGE_FAULT) {
+	if (!in_translated_code(c, (u64)reg[REG_RIP]) ||
+	    (reg[REG_TRAPNO] == TRAP_PAGE_FAULT && !is_folded_access(c, (u64)info->si_addr))) {
 		pass_on(sig, info);
 		return;
 	}
+	if (reg[REG_TRAPNO] == TRAP_PAGE_FAULT && fill_window(c, reg, (u64)info->si_addr))
+		return;
 	c->fault_pc = (u64)reg[REG_RIP];
 	c->fault_trap = (u64)reg[REG_TRAPNO];
 	c->fault_error = (u64)reg[REG_ERR];
@@ -133,7 +195,7 @@ int soft_fault_from_trap(struct soft_cpu *c)
 int soft_host_fault(struct soft_cpu *c)
 {
 	struct block *b;
-	u32 k = 0;
+	u32 k;
 
 	soft_fpu_park(c);
 	pthread_mutex_lock(&c->vm->lock);
@@ -142,11 +204,14 @@ int soft_host_fault(struct soft_cpu *c)
 		pthread_mutex_unlock(&c->vm->lock);
 		__builtin_trap(); /* cold code holds no guest instruction: our bug */
 	}
-	while (k + 1 < b->insns && b->code + b->host_off[k + 1] <= c->fault_pc)
-		k++;
+	k = insn_at(b, c->fault_pc);
+	c->r[RSP] += (u64)(s64)b->sp_lag[k];
 	c->rip = c->code_va + (b->pa & ~PAGE_MASK) + b->guest_off[k];
 	if ((b->mode & MODE_BITS) == MODE_BITS_32)
 		c->rip = (u32)c->rip;
 	pthread_mutex_unlock(&c->vm->lock);
+	/* What a folded access would have raised the interpreter finds out. */
+	if (c->fault_trap == TRAP_PAGE_FAULT || (c->fault_trap == VEC_GP && b->mode & MODE_WINDOW))
+		return SOFT_OK;
 	return soft_fault_from_trap(c);
 }

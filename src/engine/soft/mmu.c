@@ -27,6 +27,7 @@
 #include "cpu/paging.h"
 #include "engine/soft/tlb.h"
 #include "engine/soft/util.h"
+#include "engine/soft/window.h"
 
 /* ---- physical memory ---- */
 
@@ -133,7 +134,7 @@ static int translate(struct soft_cpu *c, gva_t gva, u32 access, struct soft_xlat
 	if (!walk(c, gva, access, &r))
 		return page_fault(c, gva, r.error);
 	region = find_region(c, r.gpa);
-	*shift = r.shift;
+	*shift = x->shift = r.shift;
 	x->gpa = r.gpa;
 	x->global = r.global;
 	x->host = NULL;
@@ -239,8 +240,7 @@ int soft_fetch(struct soft_cpu *c, gva_t gva, u8 buf[15], u32 *len)
 
 static bool page_is_watched(const struct soft_cpu *c, u64 page)
 {
-	return atomic_load_explicit(&c->vm->page_flags[page], memory_order_relaxed) &
-	       (PAGE_HAS_CODE | PAGE_LOG_DIRTY);
+	return atomic_load_explicit(&c->vm->page_flags[page], memory_order_relaxed) & PAGE_WATCHED;
 }
 
 static void note_entry(struct soft_half *h, u32 i, gva_t gva, bool global, u8 shift)
@@ -495,6 +495,10 @@ static void stored_to_watched(struct soft_cpu *c, u64 page, u32 offset, u32 len)
 	flags = atomic_load_explicit(&c->vm->page_flags[page], memory_order_relaxed);
 	if (flags & PAGE_LOG_DIRTY)
 		atomic_fetch_and(&c->vm->page_flags[page], (u8)~PAGE_LOG_DIRTY);
+	if (flags & PAGE_IS_ROOT) {
+		soft_fpu_park(c);
+		windows_root_stored(c->vm, page);
+	}
 	if (!(flags & PAGE_HAS_CODE))
 		return;
 	soft_fpu_park(c);

@@ -4,6 +4,7 @@
 
 #include <errno.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 static const char *const mechanisms[SOFT_MECHANISMS] = {
@@ -20,6 +21,7 @@ static const char *const mechanisms[SOFT_MECHANISMS] = {
 	[SOFT_IN_PLACE] = "in-place",
 	[SOFT_GO_ON] = "go-on",
 	[SOFT_FORMS] = "forms",
+	[SOFT_WINDOWS] = "windows",
 };
 
 static int set_code_cache(const char *value, struct soft_options *o, struct err *e)
@@ -28,6 +30,18 @@ static int set_code_cache(const char *value, struct soft_options *o, struct err 
 	    o->code_cache > SOFT_CODE_CACHE_MAX)
 		return err_set(e, -EINVAL, "code-cache=%s is not a size from %luM to %luM", value,
 			       SOFT_CODE_CACHE_MIN / MIB, SOFT_CODE_CACHE_MAX / MIB);
+	return 0;
+}
+
+static int set_window_heat(const char *value, struct soft_options *o, struct err *e)
+{
+	char *end;
+	u64 n = strtoul(value, &end, 10);
+
+	if (!*value || *end || *value == '-' || n > SOFT_WINDOW_HEAT_MAX)
+		return err_set(e, -EINVAL, "window-heat=%s is not a number from 0 to %u", value,
+			       SOFT_WINDOW_HEAT_MAX);
+	o->window_heat = (u32)n;
 	return 0;
 }
 
@@ -44,7 +58,7 @@ static int set_mechanism(u32 m, const char *value, struct soft_options *o, struc
 
 static int unknown_option(const char *key, struct err *e)
 {
-	char known[300] = "code-cache";
+	char known[300] = "code-cache window-heat";
 	u64 n = strlen(known);
 
 	for (u32 m = 0; m < SOFT_MECHANISMS && n < sizeof(known); m++)
@@ -57,6 +71,8 @@ static int set_option(const char *key, const char *value, struct soft_options *o
 {
 	if (!strcmp(key, "code-cache"))
 		return set_code_cache(value, o, e);
+	if (!strcmp(key, "window-heat"))
+		return set_window_heat(value, o, e);
 	for (u32 m = 0; m < SOFT_MECHANISMS; m++)
 		if (!strcmp(key, mechanisms[m]))
 			return set_mechanism(m, value, o, e);
@@ -68,7 +84,7 @@ int soft_options_parse(const char *text, struct soft_options *o, struct err *e)
 	char part[64];
 	int r = 0;
 
-	*o = (struct soft_options){.code_cache = SOFT_CODE_CACHE};
+	*o = (struct soft_options){.code_cache = SOFT_CODE_CACHE, .window_heat = SOFT_WINDOW_HEAT};
 	while (text && !r) {
 		u64 n = strcspn(text, ",");
 		char *value;

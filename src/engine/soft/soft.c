@@ -11,6 +11,7 @@
 #include "engine/soft/tlb.h"
 #include "engine/soft/translate.h"
 #include "engine/soft/util.h"
+#include "engine/soft/window.h"
 #include "host/sandbox.h"
 
 #include <cpuid.h>
@@ -261,6 +262,7 @@ static void cpu_constants(struct soft_cpu *c)
 	c->stub[STUB_THUNK_DONE] = (u64)soft_stub_thunk_done;
 	c->tlb_index_mask = (u64)(TLB_SIZE - 1) << PAGE_SHIFT;
 	c->page_mask = PAGE_MASK;
+	c->window_mask = WINDOW_FOLD;
 	c->ibt_mask = IBT_MASK;
 	c->bit_mask64 = 63;
 	c->bit_mask32 = 31;
@@ -558,6 +560,7 @@ static bool run_loop_is_due(const struct soft_cpu *c)
 {
 	return c->mode & MODE_INTERPRET || c->sysflags & RFLAGS_RF || c->shadow ||
 	       c->shadow_mov_ss || c->irq_window || c->nmi_pending || c->wants_alone ||
+	       window_is_due(c) ||
 	       atomic_load_explicit(&c->exit_req, memory_order_relaxed);
 }
 
@@ -725,6 +728,16 @@ static int enter_by_table(struct soft_cpu *c, const struct ibt_entry *e)
 	return enter(c, e->code, (u64)(e - h->ibt) * 2);
 }
 
+/* The instruction at rip accessed what cannot be mapped in the window, or not yet. */
+static int interpret_faulted(struct soft_cpu *c)
+{
+	int status = interpret(c);
+
+	if (status == SOFT_FAULT && c->exc.vector == VEC_PF)
+		window_expect(c, c->exc.cr2);
+	return status;
+}
+
 /* Run translated code from rip on; SOFT_OK when it came back for the next block. */
 static int run_translated(struct soft_cpu *c)
 {
@@ -754,7 +767,9 @@ static int run_translated(struct soft_cpu *c)
 	case LEAVE_INTERPRET: return interpret(c);
 	case LEAVE_FAULT: return SOFT_FAULT;
 	case LEAVE_EXIT: return SOFT_EXIT;
-	case LEAVE_HOST_FAULT: return soft_host_fault(c);
+	case LEAVE_HOST_FAULT:
+		status = soft_host_fault(c);
+		return status == SOFT_OK ? interpret_faulted(c) : status;
 	default: return SOFT_OK;
 	}
 }
@@ -780,6 +795,7 @@ static int take_requests(struct soft_cpu *c)
 	if (c->irq_latched) {
 		c->irq_latched = false;
 		c->counters[COUNT_INTERRUPTS]++;
+		window_tick(c);
 		return soft_deliver_interrupt(c, c->irq_vector);
 	}
 	if (req & REQ_KICK)
@@ -812,6 +828,8 @@ static int run_once(struct soft_cpu *c)
 		c->completing = false;
 		return interpret(c);
 	}
+	if (window_is_due(c))
+		window_give(c);
 	return run_translated(c);
 }
 
@@ -903,6 +921,7 @@ const struct engine_ops soft_engine = {
 	.name = "soft",
 	.sandbox_create = &create_sandbox,
 	.paravirt = true,
+	.maps_ram = true,
 	.check_options = soft_check_options,
 	.probe = soft_probe,
 	.host_open = soft_host_open,

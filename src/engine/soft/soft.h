@@ -47,7 +47,9 @@ enum {
 	IBT_LOG = 4096,
 	CTX_LOG = 1024,
 	FETCH_SIZE = 64,
-	SOFT_CONTEXTS = 16,
+	SOFT_CONTEXTS = 16, /* without windows */
+	SOFT_WINDOWS_MAX = 4, /* of one vCPU */
+	SOFT_CONTEXTS_ALL = SOFT_CONTEXTS + SOFT_WINDOWS_MAX,
 };
 
 /*
@@ -144,8 +146,23 @@ struct soft_ctx {
 	struct soft_half user;
 	u64 cr3; /* bits 63:12 and PCID of the owner; ~0 when free */
 	u64 last_used;
-	bool ready; /* the tables have been initialised */
+	bool ready;                 /* the tables have been initialised */
+	u16 heat;                   /* ticks that came while its user code ran */
+	u16 cooling;                /* ticks during which it gets no window */
+	struct soft_window *window; /* behind it, or NULL */
 };
+
+#define CTX_FREE (~0ul)
+
+/*
+ * gs leads to GS_BIAS bytes behind the start of a context. There its window begins, if it has one,
+ * with a guard in between that displacements up to WINDOW_DISP cannot cross.
+ */
+#define GS_BIAS     (1ul << 29)
+#define WINDOW_BITS 42
+#define WINDOW_SIZE (1ul << WINDOW_BITS)
+#define WINDOW_DISP (1l << 28)
+#define WINDOW_FOLD (~(0x1ful << WINDOW_BITS)) /* address bits that stay: see window.h */
 
 /* ---- guest CPU ---- */
 
@@ -163,7 +180,8 @@ enum soft_mode {
 	MODE_SINGLE = 1 << 7, /* block variant with one check per access */
 	MODE_INTERPRET =
 		1 << 8, /* this state is not translated at all (16-bit, not flat, TF, DR7, ...) */
-	MODE_COUNT = 1 << 9,
+	MODE_WINDOW = 1 << 9,  /* memory is accessed through a window: see window.h */
+	MODE_COUNT = 1 << 10,
 };
 
 enum { SOFT_FRAGMENTS = 24 };
@@ -221,6 +239,11 @@ enum soft_counter {
 	COUNT_FPU_PARKS,
 	COUNT_CODE_STORES,
 	COUNT_GROUP_FALLBACKS,
+	COUNT_WINDOWS,
+	COUNT_WINDOW_FAULTS,
+	COUNT_WINDOW_MAPS,
+	COUNT_WINDOW_UNMAPS,
+	COUNT_WINDOW_DROPS,
 	COUNT_LEAVES, /* translated code left for the run loop, by enum soft_leave */
 	SOFT_COUNTERS = COUNT_LEAVES + LEAVE_THUNK,
 };
@@ -266,9 +289,10 @@ struct soft_cpu {
 	u32 branch_site;                 /* see translate.h */
 	u32 pauses_left; /* PAUSE instructions until the next look for others who could run */
 	u64 ras_rsp;     /* host rsp of translated code while a helper runs */
+	u64 window_mask; /* WINDOW_FOLD */
 	struct soft_ctx *ctx;
 	u64 fault_pc; /* LEAVE_HOST_FAULT: host instruction, trap number, error code */
-	u64 fault_trap, fault_error;
+	u64 fault_trap, fault_error, fault_address;
 	_Atomic u8 activity; /* enum soft_activity; read by other threads */
 
 	/* Architectural state without arithmetic flags. */
@@ -322,6 +346,8 @@ struct soft_cpu {
 	u32 id;
 	void *interp;              /* interp.c: decoded-instruction and thunk caches */
 	struct soft_ctx *contexts; /* SOFT_CONTEXTS of them */
+	struct soft_window *window[SOFT_WINDOWS_MAX]; /* made as needed */
+	u64 tick_tsc;              /* of the latest window_tick() that counted */
 	void *ras_map;             /* mapping that holds the private stack */
 	bool has_wrgsbase;         /* the host lets user code set gs.base without a system call */
 	void *alt_stack;           /* for signal handlers */
@@ -345,6 +371,9 @@ enum {
 	PAGE_HAS_CODE = 1 << 0, /* translated code covers part of it: stores go the slow way */
 	PAGE_LOG_DIRTY =
 		1 << 1, /* dirty log on and page not yet dirty: first store goes the slow way */
+	PAGE_IS_ROOT = 1 << 2,   /* root of an address space with a window: likewise */
+	PAGE_IN_WINDOW = 1 << 3, /* writable in a window, or was */
+	PAGE_WATCHED = PAGE_HAS_CODE | PAGE_LOG_DIRTY | PAGE_IS_ROOT,
 };
 
 struct soft_vm {
@@ -360,9 +389,13 @@ struct soft_vm {
 	_Atomic u64 epoch; /* counts pages that lost their write tags; changed under lock */
 	struct soft_cpu *cpu[64];
 	u32 cpus;
+	u32 windows;             /* of all vCPUs; under lock */
 	u64 xsave_mask;          /* XCR0 bits the host saves and restores */
 	u64 start_tsc, start_ns; /* when it was made: what a cycle is in time */
 };
+
+/* The @i-th context of SOFT_CONTEXTS_ALL; NULL for one of a window that has not been made. */
+struct soft_ctx *soft_ctx_at(struct soft_cpu *c, u32 i);
 
 /* The tables that privilege half @half uses now. */
 static inline struct soft_half *soft_half(struct soft_cpu *c, u32 half)
@@ -431,6 +464,7 @@ struct soft_xlat {
 	gpa_t gpa;
 	u8 *host;      /* RAM: hva of @gpa; NULL: device memory */
 	u64 page;      /* RAM: page index in page_flags */
+	u8 shift;      /* log2 of the size of the guest's page */
 	bool writable; /* a write tag may be filled: permitted, dirty bit set, not ROM */
 	bool global;
 	bool rom;
@@ -488,6 +522,11 @@ void soft_load_cr3(struct soft_cpu *c, u64 cr3, bool flush); /* sets c->cr3 and 
 int soft_contexts_init(struct soft_cpu *c);
 void soft_contexts_destroy(struct soft_cpu *c);
 void soft_ctx_use(struct soft_cpu *c, struct soft_ctx *ctx); /* set gs and c->ctx */
+/* Give the current address space the empty context @to, with what it needs of its own. */
+void soft_ctx_move(struct soft_cpu *c, struct soft_ctx *to);
+/* An ordinary context for the current address space, whose own has gone. */
+void soft_ctx_retake(struct soft_cpu *c);
+void soft_ctx_prepare(struct soft_cpu *c, struct soft_ctx *ctx);
 
 /*
  * Other vCPUs or the monitor changed a page's status: drop write tags for it in all contexts of all
@@ -627,7 +666,7 @@ bool soft_flush_code(struct soft_cpu *c);
 int soft_faults_init(struct err *e);
 int soft_fault_stack_init(struct soft_cpu *c, struct err *e);
 void soft_fault_stack_destroy(struct soft_cpu *c);
-/* LEAVE_HOST_FAULT: find the guest instruction and the exception. */
+/* LEAVE_HOST_FAULT: find the guest instruction and the exception. SOFT_OK: the interpreter knows. */
 int soft_host_fault(struct soft_cpu *c);
 /* The exception of host trap c->fault_trap, recorded as the guest's; aborts when it is our own bug.
  */

@@ -30,14 +30,15 @@
  */
 #include "engine/soft/tlb.h"
 #include "engine/soft/util.h"
+#include "engine/soft/window.h"
 
 #include <errno.h>
 #include <stdlib.h>
 #include <sys/auxv.h>
 #include <sys/mman.h>
 
-#define CTX_FREE  (~0ul)
-#define CTX_BYTES align_up(SOFT_CONTEXTS * sizeof(struct soft_ctx), PAGE_SIZE)
+/* With what gs may lie ahead. */
+#define CTX_BYTES (align_up(SOFT_CONTEXTS * sizeof(struct soft_ctx), PAGE_SIZE) + GS_BIAS)
 
 enum {
 	IBT_STRADDLE = 15
@@ -94,8 +95,15 @@ static void ibt_reset(struct soft_cpu *c, struct soft_half *h)
 	soft_fill64(h->exec_pages, 0, ARRAY_SIZE(h->exec_pages));
 }
 
+static struct soft_ctx *ctx_of(struct soft_half *user)
+{
+	return (struct soft_ctx *)(void *)((u8 *)user - offsetof(struct soft_ctx, user));
+}
+
 static void half_reset(struct soft_cpu *c, struct soft_half *h)
 {
+	if (h != &c->super)
+		window_flush(ctx_of(h));
 	tlb_reset(h);
 	fetch_reset(h);
 	ibt_reset(c, h);
@@ -117,7 +125,7 @@ static void half_prepare(struct soft_cpu *c, struct soft_half *h)
 	half_reset(c, h);
 }
 
-static void ctx_prepare(struct soft_cpu *c, struct soft_ctx *ctx)
+void soft_ctx_prepare(struct soft_cpu *c, struct soft_ctx *ctx)
 {
 	if (ctx->ready)
 		return;
@@ -163,18 +171,28 @@ static bool ctx_is_free(const struct soft_ctx *ctx)
 	return ctx->cr3 == CTX_FREE;
 }
 
+struct soft_ctx *soft_ctx_at(struct soft_cpu *c, u32 i)
+{
+	struct soft_window *w;
+
+	if (i < SOFT_CONTEXTS)
+		return &c->contexts[i];
+	w = c->window[i - SOFT_CONTEXTS];
+	return w ? w->ctx : NULL;
+}
+
 static struct soft_ctx *ctx_find(struct soft_cpu *c, u64 pcid)
 {
-	for (u32 i = 0; i < SOFT_CONTEXTS; i++) {
-		struct soft_ctx *ctx = &c->contexts[i];
+	for (u32 i = 0; i < SOFT_CONTEXTS_ALL; i++) {
+		struct soft_ctx *ctx = soft_ctx_at(c, i);
 
-		if (!ctx_is_free(ctx) && (ctx->cr3 & CR3_PCID) == pcid)
+		if (ctx && !ctx_is_free(ctx) && (ctx->cr3 & CR3_PCID) == pcid)
 			return ctx;
 	}
 	return NULL;
 }
 
-/* A free context, or the least recently used one, empty. */
+/* A free context without a window, or the least recently used one, empty. */
 static struct soft_ctx *ctx_take(struct soft_cpu *c)
 {
 	struct soft_ctx *best = &c->contexts[0];
@@ -184,8 +202,40 @@ static struct soft_ctx *ctx_take(struct soft_cpu *c)
 			best = &c->contexts[i];
 	if (best->ready && !ctx_is_free(best))
 		half_reset(c, &best->user);
-	ctx_prepare(c, best);
+	soft_ctx_prepare(c, best);
 	return best;
+}
+
+static u64 root_of(const struct soft_cpu *c, u64 cr3)
+{
+	return cr3 & (BIT(c->vm->cpuid->phys_bits) - 1) & PAGE_MASK;
+}
+
+/*
+ * The context for cr3, which has been set: the window's, if the address space has one, whatever
+ * PCID it had before, else that of the PCID. *ctx: the one that the PCID has had so far.
+ */
+static struct soft_ctx *ctx_choose(struct soft_cpu *c, struct soft_ctx *old, bool flush)
+{
+	struct soft_window *w = window_find(c, root_of(c, c->cr3));
+
+	if (old && old->window && old->window != w) { /* the PCID goes to another address space */
+		old->cr3 = CTX_FREE;
+		old = NULL;
+	}
+	if (w && old != w->ctx) { /* what happened to it meanwhile is not known */
+		half_reset(c, &w->ctx->user);
+		if (old) {
+			half_reset(c, &old->user);
+			old->cr3 = CTX_FREE;
+		}
+		return w->ctx;
+	}
+	if (!old)
+		return ctx_take(c);
+	if (flush || !(c->cr4 & CR4_PCIDE))
+		half_reset(c, &old->user);
+	return old;
 }
 
 void soft_load_cr3(struct soft_cpu *c, u64 cr3, bool flush)
@@ -195,40 +245,70 @@ void soft_load_cr3(struct soft_cpu *c, u64 cr3, bool flush)
 
 	c->cr3 = cr3 & ~CR3_NOFLUSH;
 	pcid = current_pcid(c);
-	ctx = ctx_find(c, pcid);
-	if (!ctx)
-		ctx = ctx_take(c);
-	else if (flush || !(c->cr4 & CR4_PCIDE))
-		half_reset(c, &ctx->user);
+	ctx = ctx_choose(c, ctx_find(c, pcid), flush);
+	if (root_of(c, ctx->cr3) != root_of(c, c->cr3))
+		ctx->heat = ctx->cooling = 0;
 	drop_local(c);
 	/* MOV CR3 serialises (SDM vol. 3, 8.3), and kernels rely on it as a barrier. */
 	atomic_thread_fence(memory_order_seq_cst);
 	ctx->cr3 = (c->cr3 & ~CR3_PCID) | pcid;
 	ctx->last_used = ++c->counters[COUNT_CONTEXT_SWITCHES];
+	if (ctx->window)
+		ctx->window->last_used = ctx->last_used;
+	soft_ctx_use(c, ctx);
+}
+
+void soft_ctx_move(struct soft_cpu *c, struct soft_ctx *to)
+{
+	struct soft_ctx *from = c->ctx;
+
+	half_reset(c, &to->user);
+	to->window->stale = false; /* it was filled from what is valid */
+	to->cr3 = from->cr3;
+	to->last_used = to->window->last_used = from->last_used;
+	half_reset(c, &from->user);
+	from->cr3 = CTX_FREE;
+	soft_ctx_use(c, to);
+}
+
+void soft_ctx_retake(struct soft_cpu *c)
+{
+	struct soft_ctx *ctx = ctx_take(c);
+
+	ctx->cr3 = (c->cr3 & ~CR3_PCID) | current_pcid(c);
+	ctx->last_used = c->counters[COUNT_CONTEXT_SWITCHES];
+	ctx->heat = 0;
 	soft_ctx_use(c, ctx);
 }
 
 void soft_ctx_use(struct soft_cpu *c, struct soft_ctx *ctx)
 {
+	u64 base = (u64)ctx + GS_BIAS;
+
 	c->ctx = ctx;
 	if (c->has_wrgsbase) {
-		__asm__ volatile("wrgsbase %0" : : "r"(ctx) : "memory");
+		__asm__ volatile("wrgsbase %0" : : "r"(base) : "memory");
 	} else {
 		long nr = SYS_ARCH_PRCTL;
 
 		__asm__ volatile("syscall"
 				 : "+a"(nr)
-				 : "D"(ARCH_SET_GS), "S"(ctx)
+				 : "D"(ARCH_SET_GS), "S"(base)
 				 : "rcx", "r11", "memory");
 	}
 }
 
 int soft_contexts_init(struct soft_cpu *c)
 {
-	void *p = mmap(NULL, CTX_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	void *p = mmap(NULL, CTX_BYTES, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1,
+		       0);
 
 	if (p == MAP_FAILED)
 		return -ENOMEM;
+	if (mprotect(p, CTX_BYTES - GS_BIAS, PROT_READ | PROT_WRITE) < 0) {
+		munmap(p, CTX_BYTES);
+		return -ENOMEM;
+	}
 	c->contexts = p;
 	c->has_wrgsbase = getauxval(AT_HWCAP2) & HWCAP2_FSGSBASE;
 	for (u32 i = 0; i < SOFT_CONTEXTS; i++)
@@ -240,6 +320,7 @@ int soft_contexts_init(struct soft_cpu *c)
 
 void soft_contexts_destroy(struct soft_cpu *c)
 {
+	windows_destroy(c);
 	if (c->contexts)
 		munmap(c->contexts, CTX_BYTES);
 	c->contexts = c->ctx = NULL;
@@ -249,10 +330,10 @@ void soft_contexts_destroy(struct soft_cpu *c)
 
 void soft_tlb_flush_all(struct soft_cpu *c)
 {
-	for (u32 i = 0; i < SOFT_CONTEXTS; i++) {
-		struct soft_ctx *ctx = &c->contexts[i];
+	for (u32 i = 0; i < SOFT_CONTEXTS_ALL; i++) {
+		struct soft_ctx *ctx = soft_ctx_at(c, i);
 
-		if (ctx_is_free(ctx))
+		if (!ctx || ctx_is_free(ctx))
 			continue;
 		half_reset(c, &ctx->user);
 		if (ctx != c->ctx)
@@ -323,6 +404,8 @@ static void half_flush_page(struct soft_cpu *c, struct soft_half *h, gva_t gva)
 	struct soft_fetch_entry *f = &h->fetch[fetch_index(gva)];
 	u32 i = tlb_index(gva);
 
+	if (h != &c->super)
+		window_flush_page(c, ctx_of(h), gva);
 	stack_page_clear(h);
 	if (h->tlb[i].tag_read == (gva & PAGE_MASK))
 		tlb_entry_clear(h, i);
@@ -343,10 +426,10 @@ static void half_flush_page(struct soft_cpu *c, struct soft_half *h, gva_t gva)
 /* Global translations are used under every PCID, so they are dropped from every context. */
 static void flush_page_globally(struct soft_cpu *c, gva_t gva)
 {
-	for (u32 i = 0; i < SOFT_CONTEXTS; i++) {
-		struct soft_ctx *ctx = &c->contexts[i];
+	for (u32 i = 0; i < SOFT_CONTEXTS_ALL; i++) {
+		struct soft_ctx *ctx = soft_ctx_at(c, i);
 
-		if (ctx != c->ctx && !ctx_is_free(ctx) && ctx->user.has_global[address_half(gva)])
+		if (ctx && ctx != c->ctx && !ctx_is_free(ctx) && ctx->user.has_global[address_half(gva)])
 			half_flush_page(c, &ctx->user, gva);
 	}
 }
@@ -424,13 +507,16 @@ void soft_drop_write_tags(struct soft_vm *vm, u64 page, u8 *host)
 		if (!c)
 			continue;
 		found = half_drop_write_tags(&c->super, page, (u64)host);
-		for (u32 i = 0; i < SOFT_CONTEXTS; i++)
-			if (!ctx_is_free(&c->contexts[i]))
-				found |=
-					half_drop_write_tags(&c->contexts[i].user, page, (u64)host);
+		for (u32 i = 0; i < SOFT_CONTEXTS_ALL; i++) {
+			struct soft_ctx *ctx = soft_ctx_at(c, i);
+
+			if (ctx && !ctx_is_free(ctx))
+				found |= half_drop_write_tags(&ctx->user, page, (u64)host);
+		}
 		if (found) /* after the tag is gone: see world.c */
 			atomic_fetch_or(&c->stale, soft_stale_bit((u64)host));
 	}
+	windows_protect(vm, page, (u64)host);
 	atomic_fetch_add(&vm->epoch, 1);
 }
 
@@ -472,8 +558,11 @@ void soft_ibt_flush_all(struct soft_vm *vm)
 		if (!c)
 			continue;
 		ibt_reset(c, &c->super);
-		for (u32 i = 0; i < SOFT_CONTEXTS; i++)
-			if (c->contexts[i].ready)
-				ibt_reset(c, &c->contexts[i].user);
+		for (u32 i = 0; i < SOFT_CONTEXTS_ALL; i++) {
+			struct soft_ctx *ctx = soft_ctx_at(c, i);
+
+			if (ctx && ctx->ready)
+				ibt_reset(c, &ctx->user);
+		}
 	}
 }

@@ -530,6 +530,7 @@ static void emit_block(struct translation *t)
 		if (t->sp && !keeps_sp(t, k))
 			flush_sp(t);
 		sp = t->sp;
+		t->b->sp_lag[k] = (s16)sp;
 		emit_group_checks(t, k);
 		t->defers_sp = may_defer_sp(t, k);
 		hot = t->hot.p;

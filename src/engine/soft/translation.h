@@ -13,6 +13,7 @@ enum {
 	CODE_COPY = 512,
 	MAX_GROUPS = 8,
 	GROUP_SPAN = 512,
+	FOLD_SPAN = 1 << 20, /* of groups in a window */
 	NO_GROUP = 0xff,
 	GROUP_RIP = GPR_COUNT,
 	GROUP_BASES
@@ -36,6 +37,7 @@ struct group {
 	bool by_delta; /* HOST_S2 is what to add to an address, not the address of the range */
 	bool reloaded; /* from cpu->group[] */
 	u8 *kept, *kept_end;     /* the store to it */
+	s64 folded_at;           /* constant added to the base where it was folded: see fold.c */
 	s64 lo, hi;              /* byte range, relative to the base before instruction @since */
 	struct block_exit *exit; /* to the block variant without groups, for when the check fails */
 };
@@ -126,6 +128,19 @@ struct host_mem emit_check_one(struct translation *t, u32 k, const struct ea *ea
 /* As emit_check_one() for the word of @size bytes that bit offset @reg selects (BT and its kin). */
 struct host_mem emit_check_bits(struct translation *t, u32 k, const struct ea *ea, u8 reg, u32 size,
 				bool write);
+
+/* ---- fold.c ---- */
+
+/* Does instruction @k access memory through a window? */
+bool is_folded(const struct translation *t, u32 k);
+/* The host address for that, in register @dst, HOST_S1 or HOST_S2, and a displacement. */
+struct host_mem emit_folded(struct translation *t, u32 k, const struct ea *ea, u8 dst);
+/* Can all of group @g be reached when its base is folded before instruction @at? */
+bool is_near_group(const struct translation *t, const struct group *g, u32 at);
+/* Fold the base of group @n before instruction @k, to HOST_S2. */
+void emit_fold_group(struct translation *t, u32 k, u32 n);
+
+/* ---- check.c again ---- */
 
 void find_groups(struct translation *t);
 /* Does instruction @k add a constant to @reg and nothing else (flags aside)? */

@@ -1,0 +1,771 @@
+/*
+ * Windows: which address spaces get one, what is mapped there, and when it must go.
+ *
+ * Theory of operation. A window is a TLB with the host's MMU for hardware: it obeys the same
+ * invalidations as the context it belongs to, and the same things keep a page from being written in
+ * it (mmu.c). Invalidating one page takes it out at once; invalidating the whole context only marks
+ * the window stale, and before user code runs in it again each page is compared with the guest's
+ * tables, because mapping pages anew costs some thousand times more than comparing.
+ *
+ * To map a page costs a few microseconds, hence only address spaces get a window whose user code
+ * was found running by HEAT ticks (interrupts at least a millisecond apart), and one that keeps
+ * faulting or losing pages loses it again.
+ *
+ * A context whose PCID the guest gives to another address space leaves its window detached: it
+ * keeps its pages for when the same root table is loaded again.
+ *
+ * Threads. A window belongs to its vCPU's thread; its pages are changed under vm->lock, because
+ * another thread may have to take away write permission (windows_protect()) or the whole window
+ * (windows_root_stored()). The host sees to it that no store is under way afterwards.
+ */
+#include "engine/soft/window.h"
+
+#include "engine/soft/decode.h"
+#include "engine/soft/tlb.h"
+#include "engine/soft/util.h"
+
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+
+enum {
+	LARGE_SHIFT = 21,
+	COOLING = 500,       /* ticks */
+	STRIKES = 4,         /* ticks in a row with more than a quarter of the time lost */
+	EVENT_NS = 4000,     /* what an event costs about */
+	ROOT_STORES = 64,    /* a root table that is written more often is none any more */
+	ROOT_ENTRIES = 256,  /* of the lower half */
+	ROOT_GROUPS = WINDOW_SIZE >> 39,
+	MAX_WINDOWS = 12,    /* of a VM: address space is limited */
+};
+#define WINDOW_TAIL (WINDOW_DISP + (1l << 20))
+#define PTE_PRESENT 1ul
+
+/* ---- host mappings; vector state may be live ---- */
+
+static long call6(long nr, u64 a, u64 b, u64 c, u64 d, u64 e, u64 f)
+{
+	register u64 r10 __asm__("r10") = d;
+	register u64 r8 __asm__("r8") = e;
+	register u64 r9 __asm__("r9") = f;
+
+	__asm__ volatile("syscall"
+			 : "+a"(nr)
+			 : "D"(a), "S"(b), "d"(c), "r"(r10), "r"(r8), "r"(r9)
+			 : "rcx", "r11", "memory");
+	return nr;
+}
+
+static bool host_protect(u8 *at, u64 size, u8 prot)
+{
+	return call6(SYS_mprotect, (u64)at, size, prot, 0, 0, 0) == 0;
+}
+
+static bool host_map(u8 *at, u64 size, u8 prot, int fd, u64 offset)
+{
+	u32 flags = MAP_SHARED | MAP_FIXED | MAP_POPULATE;
+
+	return call6(SYS_mmap, (u64)at, size, prot, flags, (u64)fd, offset) == (long)at;
+}
+
+static bool host_unmap(u8 *at, u64 size)
+{
+	u32 flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED;
+
+	return call6(SYS_mmap, (u64)at, size, PROT_NONE, flags, ~0ul, 0) == (long)at;
+}
+
+/* ---- pages of a window ---- */
+
+static u64 fold(gva_t gva)
+{
+	return gva & (WINDOW_SIZE - 1);
+}
+
+static u32 hash_of(gva_t gva, u8 shift)
+{
+	return (u32)(((fold(gva) >> shift) * 0x9e3779b97f4a7c15ul + shift) >> 40) % WINDOW_HASH;
+}
+
+/* Where the mapping of 1 << @shift bytes around @gva is entered, or where it would be. */
+static u16 *place_of(struct soft_window *w, gva_t gva, u8 shift)
+{
+	u32 n = hash_of(gva, shift);
+
+	for (; w->hash[n]; n = (n + 1) % WINDOW_HASH) {
+		const struct window_page *p = &w->page[w->hash[n] - 1];
+
+		if (p->shift == shift && !((fold(p->gva) ^ fold(gva)) >> shift))
+			break;
+	}
+	return &w->hash[n];
+}
+
+static bool may_be_large(const struct soft_window *w, gva_t gva)
+{
+	return bitmap_test(w->large, (gva >> LARGE_SHIFT) % (64 * ARRAY_SIZE(w->large)));
+}
+
+/* The mapping that holds @gva's place; NULL: none. */
+static struct window_page *page_at(struct soft_window *w, gva_t gva)
+{
+	u16 at = *place_of(w, gva, PAGE_SHIFT);
+
+	if (!at && may_be_large(w, gva))
+		at = *place_of(w, gva, LARGE_SHIFT);
+	return at ? &w->page[at - 1] : NULL;
+}
+
+static u8 *address_in(const struct soft_window *w, gva_t gva)
+{
+	return w->base + fold(gva);
+}
+
+static u64 page_size(const struct window_page *p)
+{
+	return 1ul << p->shift;
+}
+
+static void page_protect(struct soft_cpu *c, struct soft_window *w, struct window_page *p, u8 prot)
+{
+	host_protect(address_in(w, p->gva), page_size(p), prot);
+	p->prot = prot;
+	w->events++;
+	c->counters[COUNT_WINDOW_UNMAPS]++;
+}
+
+static const struct physmap_region *region_of(const struct soft_vm *vm, u64 host)
+{
+	for (u32 i = 0; i < vm->physmap->count; i++) {
+		const struct physmap_region *r = &vm->physmap->region[i];
+
+		if (host - (u64)r->hva < r->size)
+			return r;
+	}
+	return NULL;
+}
+
+static u64 page_index(const struct physmap_region *r, u64 host)
+{
+	return r->page0 + ((host - (u64)r->hva) >> PAGE_SHIFT);
+}
+
+static bool any_is_watched(struct soft_vm *vm, u64 page, u64 count)
+{
+	u8 all = 0;
+
+	for (u64 n = 0; n < count; n++)
+		all |= atomic_load_explicit(&vm->page_flags[page + n], memory_order_relaxed);
+	return all & PAGE_WATCHED;
+}
+
+/* What is to be mapped. */
+struct mapping {
+	gva_t gva;
+	u64 host;
+	u8 shift;      /* 12 or 21 */
+	u8 page_shift; /* of the guest's page */
+	bool writable;
+};
+
+/* Does the guest's large page around lie in one piece here too, with nothing in it watched? */
+static bool widen(struct soft_vm *vm, const struct physmap_region *r, struct mapping *m)
+{
+	const u64 size = 1ul << LARGE_SHIFT, rest = m->gva & (size - 1);
+	u64 host = m->host - rest, gpa = host - (u64)r->hva + r->gpa;
+
+	if (m->page_shift < LARGE_SHIFT || gpa & (size - 1) || host < (u64)r->hva ||
+	    host + size > (u64)r->hva + r->size ||
+	    any_is_watched(vm, page_index(r, host), size >> PAGE_SHIFT))
+		return false;
+	m->gva -= rest;
+	m->host = host;
+	m->shift = LARGE_SHIFT;
+	return true;
+}
+
+static void note_writable(struct soft_vm *vm, u64 page, u64 count)
+{
+	for (u64 n = 0; n < count; n++)
+		atomic_fetch_or(&vm->page_flags[page + n], PAGE_IN_WINDOW);
+}
+
+/* Enter and map. vm->lock held. False: no room, or the place is taken. */
+static bool map(struct soft_cpu *c, struct soft_window *w, struct mapping m)
+{
+	const struct physmap_region *r = region_of(c->vm, m.host);
+	struct window_page *p;
+	u16 *place;
+	u8 prot;
+
+	if (!r)
+		return false;
+	if (!widen(c->vm, r, &m) && any_is_watched(c->vm, page_index(r, m.host), 1))
+		m.writable = false;
+	place = place_of(w, m.gva, m.shift);
+	if (!*place && w->pages == WINDOW_PAGES) {
+		w->strikes = STRIKES;
+		return false;
+	}
+	if (!*place) {
+		w->page[w->pages] = (struct window_page){.gva = m.gva, .shift = m.shift};
+		*place = (u16)++w->pages;
+	}
+	p = &w->page[*place - 1];
+	if (p->gva != m.gva && p->prot)
+		return false;
+	prot = PROT_READ | (m.writable ? PROT_WRITE : 0);
+	if (m.writable)
+		note_writable(c->vm, page_index(r, m.host), 1ul << (m.shift - PAGE_SHIFT));
+	if (m.page_shift > PAGE_SHIFT)
+		bitmap_set(w->large, (m.gva >> LARGE_SHIFT) % (64 * ARRAY_SIZE(w->large)));
+	if (p->prot && p->host == m.host && p->gva == m.gva ?
+		    !host_protect(address_in(w, m.gva), 1ul << m.shift, prot) :
+		    !host_map(address_in(w, m.gva), 1ul << m.shift, prot, c->vm->physmap->fd,
+			      r->gpa + (m.host - (u64)r->hva))) {
+		p->prot = 0;
+		w->strikes = STRIKES;
+		return false;
+	}
+	p->gva = m.gva;
+	p->host = m.host;
+	p->prot = prot;
+	c->counters[COUNT_WINDOW_MAPS]++;
+	return true;
+}
+
+static void empty(struct soft_cpu *c, struct soft_window *w)
+{
+	if (!w->pages)
+		return;
+	host_unmap(w->base, WINDOW_SIZE);
+	c->counters[COUNT_WINDOW_UNMAPS] += w->pages;
+	w->pages = 0;
+	soft_fill64((u64 *)(void *)w->hash, 0, sizeof(w->hash) / sizeof(u64));
+	soft_fill64(w->large, 0, ARRAY_SIZE(w->large));
+}
+
+/* ---- the root table ---- */
+
+static const struct physmap_region *root_region(const struct soft_vm *vm, u64 root)
+{
+	return physmap_find(vm->physmap, root);
+}
+
+/* Do two entries in use share a place? */
+static bool root_collides(const struct soft_vm *vm, u64 root)
+{
+	const struct physmap_region *r = root_region(vm, root);
+	u32 used[ROOT_GROUPS] = {0};
+	const u64 *entry;
+
+	if (!r)
+		return true;
+	entry = (const u64 *)(void *)(r->hva + (root - r->gpa));
+	for (u32 n = 0; n < ROOT_ENTRIES; n++)
+		if (__atomic_load_n(&entry[n], __ATOMIC_RELAXED) & PTE_PRESENT &&
+		    ++used[n % ROOT_GROUPS] > 1)
+			return true;
+	return false;
+}
+
+static bool root_is_used(const struct soft_vm *vm, u64 root)
+{
+	for (u32 n = 0; n < vm->cpus; n++)
+		for (u32 i = 0; vm->cpu[n] && i < SOFT_WINDOWS_MAX; i++)
+			if (vm->cpu[n]->window[i] && vm->cpu[n]->window[i]->root == root)
+				return true;
+	return false;
+}
+
+/* Have stores to the root table seen. False: try again later. Gives up to other vCPUs meanwhile. */
+static bool root_watch(struct soft_cpu *c, u64 root)
+{
+	const struct physmap_region *r = root_region(c->vm, root);
+	u64 page, host, epoch;
+
+	if (!r)
+		return false;
+	page = r->page0 + ((root - r->gpa) >> PAGE_SHIFT);
+	host = (u64)r->hva + (root - r->gpa);
+	pthread_mutex_lock(&c->vm->lock);
+	atomic_fetch_or(&c->vm->page_flags[page], PAGE_IS_ROOT);
+	soft_drop_write_tags(c->vm, page, (u8 *)host);
+	epoch = atomic_load(&c->vm->epoch);
+	pthread_mutex_unlock(&c->vm->lock);
+	return soft_settle(c->vm, c, soft_stale_bit(host), epoch);
+}
+
+/* vm->lock held. */
+static void root_unwatch(struct soft_vm *vm, u64 root)
+{
+	const struct physmap_region *r = root_region(vm, root);
+
+	if (r && !root_is_used(vm, root))
+		atomic_fetch_and(&vm->page_flags[r->page0 + ((root - r->gpa) >> PAGE_SHIFT)],
+				 (u8)~PAGE_IS_ROOT);
+}
+
+/* The address of RAM page @page. */
+static u64 page_gpa(const struct soft_vm *vm, u64 page)
+{
+	for (u32 i = 0; i < vm->physmap->count; i++) {
+		const struct physmap_region *r = &vm->physmap->region[i];
+
+		if (page - r->page0 < r->size >> PAGE_SHIFT)
+			return r->gpa + ((page - r->page0) << PAGE_SHIFT);
+	}
+	return WINDOW_FREE;
+}
+
+void windows_root_stored(struct soft_vm *vm, u64 page)
+{
+	u64 root = page_gpa(vm, page);
+	bool collides;
+
+	pthread_mutex_lock(&vm->lock);
+	collides = root_collides(vm, root);
+	for (u32 n = 0; n < vm->cpus; n++)
+		for (u32 i = 0; vm->cpu[n] && i < SOFT_WINDOWS_MAX; i++) {
+			struct soft_window *w = vm->cpu[n]->window[i];
+
+			if (!w || w->root != root)
+				continue;
+			if (collides || ++w->root_stores > ROOT_STORES) {
+				host_protect(w->base, WINDOW_SIZE, PROT_NONE);
+				w->is_void = true;
+			}
+		}
+	pthread_mutex_unlock(&vm->lock);
+}
+
+/* ---- to have and to lose ---- */
+
+static struct soft_window *make(struct soft_cpu *c)
+{
+	u64 size = GS_BIAS + WINDOW_SIZE + WINDOW_TAIL;
+	struct soft_window *w = calloc(1, sizeof(*w));
+	u8 *at = mmap(NULL, size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+
+	if (!w || at == MAP_FAILED ||
+	    mprotect(at, align_up(sizeof(struct soft_ctx), PAGE_SIZE), PROT_READ | PROT_WRITE) < 0) {
+		if (at != MAP_FAILED)
+			munmap(at, size);
+		free(w);
+		return NULL;
+	}
+	w->ctx = (struct soft_ctx *)(void *)at;
+	w->ctx->cr3 = CTX_FREE;
+	w->ctx->window = w;
+	w->base = at + GS_BIAS;
+	w->root = WINDOW_FREE;
+	soft_ctx_prepare(c, w->ctx);
+	return w;
+}
+
+void windows_destroy(struct soft_cpu *c)
+{
+	for (u32 i = 0; i < SOFT_WINDOWS_MAX; i++) {
+		struct soft_window *w = c->window[i];
+
+		if (!w)
+			continue;
+		c->window[i] = NULL;
+		munmap(w->ctx, GS_BIAS + WINDOW_SIZE + WINDOW_TAIL);
+		free(w);
+	}
+}
+
+/* Take it from whoever has it. vm->lock held; never the current context's. */
+static void give_up(struct soft_cpu *c, struct soft_window *w)
+{
+	u64 root = w->root;
+
+	w->root = WINDOW_FREE;
+	w->is_void = w->stale = false;
+	w->fault = NO_PAGE;
+	w->events = w->strikes = w->root_stores = 0;
+	empty(c, w);
+	if (root != WINDOW_FREE)
+		root_unwatch(c->vm, root);
+}
+
+/* A free window, a new one, or the least recently used one. */
+static struct soft_window *take(struct soft_cpu *c)
+{
+	struct soft_window *best = NULL;
+
+	for (u32 i = 0; i < SOFT_WINDOWS_MAX; i++) {
+		struct soft_window *w = c->window[i];
+
+		if (!w && c->vm->windows < MAX_WINDOWS && (w = make(c))) {
+			c->window[i] = w;
+			c->vm->windows++;
+		}
+		if (w && w->root == WINDOW_FREE)
+			return w;
+		if (w && w->ctx != c->ctx && (!best || w->last_used < best->last_used))
+			best = w;
+	}
+	return best;
+}
+
+struct soft_window *window_find(struct soft_cpu *c, u64 root)
+{
+	for (u32 i = 0; i < SOFT_WINDOWS_MAX; i++)
+		if (c->window[i] && c->window[i]->root == root && !c->window[i]->is_void)
+			return c->window[i];
+	return NULL;
+}
+
+static u64 current_root(const struct soft_cpu *c)
+{
+	return c->cr3 & (BIT(c->vm->cpuid->phys_bits) - 1) & PAGE_MASK;
+}
+
+/* What the TLB knows is what is in use. */
+static void fill_from(struct soft_cpu *c, struct soft_window *w, const struct soft_half *h)
+{
+	for (u32 i = 0; i < TLB_SIZE; i++) {
+		const struct tlb_entry *e = &h->tlb[i];
+		struct mapping m = {.gva = e->tag_read,
+				    .host = e->host,
+				    .shift = PAGE_SHIFT,
+				    .page_shift = h->tlb_page[i].shift,
+				    .writable = e->tag_write == e->tag_read};
+
+		if (e->tag_read == TLB_EMPTY(i) || e->tag_read >> 47 || page_at(w, m.gva))
+			continue;
+		pthread_mutex_lock(&c->vm->lock);
+		map(c, w, m);
+		pthread_mutex_unlock(&c->vm->lock);
+	}
+}
+
+static void promote(struct soft_cpu *c)
+{
+	struct soft_ctx *old = c->ctx;
+	u64 root = current_root(c);
+	struct soft_window *w;
+
+	soft_fpu_park(c);
+	old->heat = 0;
+	old->cooling = COOLING;
+	pthread_mutex_lock(&c->vm->lock);
+	w = take(c);
+	if (w) {
+		give_up(c, w);
+		w->root = root;
+	}
+	pthread_mutex_unlock(&c->vm->lock);
+	if (!w)
+		return;
+	w->ctx->cr3 = CTX_FREE;
+	if (!root_watch(c, root) || root_collides(c->vm, root)) {
+		pthread_mutex_lock(&c->vm->lock);
+		give_up(c, w);
+		pthread_mutex_unlock(&c->vm->lock);
+		return;
+	}
+	fill_from(c, w, &old->user);
+	w->events = 0;
+	old->cooling = 0;
+	soft_ctx_move(c, w->ctx);
+	c->counters[COUNT_WINDOWS]++;
+}
+
+static void demote(struct soft_cpu *c, struct soft_window *w)
+{
+	soft_fpu_park(c);
+	pthread_mutex_lock(&c->vm->lock);
+	give_up(c, w);
+	pthread_mutex_unlock(&c->vm->lock);
+	w->ctx->cr3 = CTX_FREE;
+	c->counters[COUNT_WINDOW_DROPS]++;
+	soft_ctx_retake(c);
+	c->ctx->cooling = COOLING;
+}
+
+static u64 tick_ns(const struct soft_cpu *c, u64 cycles)
+{
+	return (u64)((unsigned __int128)cycles * 1000000000 / MAX(c->vm->cpuid->tsc_hz, 1ul));
+}
+
+static void judge(struct soft_cpu *c, struct soft_window *w, u64 ns)
+{
+	w->strikes = w->events * (u64)EVENT_NS * 4 > ns ? w->strikes + 1 : 0;
+	w->events = 0;
+	if (w->strikes >= STRIKES)
+		demote(c, w);
+}
+
+static bool may_have_window(const struct soft_cpu *c)
+{
+	return (c->mode & (MODE_BITS | MODE_USER | MODE_INTERPRET)) == (MODE_BITS_64 | MODE_USER) &&
+	       c->vm->physmap->fd >= 0 && soft_uses(&c->vm->options, SOFT_WINDOWS);
+}
+
+void window_tick(struct soft_cpu *c)
+{
+	u64 now = __builtin_ia32_rdtsc(), ns = tick_ns(c, now - c->tick_tsc);
+
+	if (!may_have_window(c) || ns < 1000000)
+		return;
+	c->tick_tsc = now;
+	if (c->ctx->window)
+		judge(c, c->ctx->window, ns);
+	else if (c->ctx->cooling)
+		c->ctx->cooling--;
+	else if (++c->ctx->heat >= c->vm->options.window_heat)
+		promote(c);
+}
+
+bool window_is_due(const struct soft_cpu *c)
+{
+	return !c->vm->options.window_heat && may_have_window(c) && !c->ctx->window &&
+	       !c->ctx->cooling;
+}
+
+void window_give(struct soft_cpu *c)
+{
+	promote(c);
+	soft_update_mode(c);
+}
+
+/* ---- invalidation ---- */
+
+void window_flush(struct soft_ctx *ctx)
+{
+	if (ctx->window)
+		ctx->window->stale = true;
+}
+
+void window_flush_page(struct soft_cpu *c, struct soft_ctx *ctx, gva_t gva)
+{
+	struct soft_window *w = ctx->window;
+	struct window_page *p;
+
+	if (!w || !w->pages)
+		return;
+	/* Pages of a larger one may be entered one by one. */
+	if (may_be_large(w, gva))
+		w->stale = true;
+	p = page_at(w, gva);
+	if (!p || !p->prot || (p->gva ^ gva) >> p->shift)
+		return;
+	soft_fpu_park(c);
+	pthread_mutex_lock(&c->vm->lock);
+	page_protect(c, w, p, PROT_NONE);
+	pthread_mutex_unlock(&c->vm->lock);
+}
+
+/* Is the page as the guest's tables have it? Else how it may stay. */
+static u8 prot_now(struct soft_cpu *c, const struct window_page *p)
+{
+	struct soft_xlat x;
+
+	if (soft_translate(c, p->gva, ACC_READ | ACC_USER, &x) != SOFT_OK ||
+	    (u64)x.host != p->host || x.shift < p->shift)
+		return 0;
+	return x.writable ? p->prot : p->prot & (u8)~PROT_WRITE;
+}
+
+static void revalidate(struct soft_cpu *c, struct soft_window *w)
+{
+	soft_fpu_park(c);
+	w->stale = false;
+	pthread_mutex_lock(&c->vm->lock);
+	for (u32 n = 0; n < w->pages; n++) {
+		struct window_page *p = &w->page[n];
+		u8 prot = p->prot ? prot_now(c, p) : 0;
+
+		if (prot != p->prot)
+			page_protect(c, w, p, prot);
+	}
+	pthread_mutex_unlock(&c->vm->lock);
+}
+
+/* The page that the guest was told of may be there now. */
+static void map_expected(struct soft_cpu *c, struct soft_window *w)
+{
+	gva_t gva = w->fault & PAGE_MASK;
+	struct soft_xlat x;
+
+	w->fault = NO_PAGE;
+	if (soft_translate(c, gva, ACC_READ | ACC_USER, &x) != SOFT_OK || !x.host)
+		return;
+	soft_fpu_park(c);
+	pthread_mutex_lock(&c->vm->lock);
+	map(c, w,
+	    (struct mapping){.gva = gva,
+			     .host = (u64)x.host & PAGE_MASK,
+			     .shift = PAGE_SHIFT,
+			     .page_shift = x.shift,
+			     .writable = x.writable});
+	pthread_mutex_unlock(&c->vm->lock);
+}
+
+u32 window_mode(struct soft_cpu *c)
+{
+	struct soft_window *w;
+
+	if (!may_have_window(c) || !c->ctx)
+		return 0;
+	w = c->ctx->window;
+	if (!w || w->root != current_root(c))
+		return 0;
+	if (w->is_void) {
+		demote(c, w);
+		return 0;
+	}
+	if (w->stale || w->fault != NO_PAGE) {
+		__typeof__(c->exc) exc = c->exc;
+
+		if (w->stale)
+			revalidate(c, w);
+		if (w->fault != NO_PAGE)
+			map_expected(c, w);
+		c->exc = exc;
+	}
+	return MODE_WINDOW;
+}
+
+/* A page has lost its right to be stored to. */
+static void protect_part(struct soft_window *w, struct window_page *p, u64 host)
+{
+	u8 *at = address_in(w, p->gva) + (host - p->host);
+
+	if (!(p->prot & PROT_WRITE) || host - p->host >= page_size(p))
+		return;
+	host_protect(at, PAGE_SIZE, PROT_READ);
+	if (p->shift == PAGE_SHIFT)
+		p->prot = PROT_READ;
+}
+
+void windows_protect(struct soft_vm *vm, u64 page, u64 host)
+{
+	if (!(atomic_load(&vm->page_flags[page]) & PAGE_IN_WINDOW))
+		return;
+	for (u32 n = 0; n < vm->cpus; n++)
+		for (u32 i = 0; vm->cpu[n] && i < SOFT_WINDOWS_MAX; i++) {
+			struct soft_window *w = vm->cpu[n]->window[i];
+
+			for (u32 k = 0; w && k < w->pages; k++)
+				protect_part(w, &w->page[k], host);
+		}
+	atomic_fetch_and(&vm->page_flags[page], (u8)~PAGE_IN_WINDOW);
+}
+
+/* ---- faults ---- */
+
+bool window_has(const struct soft_cpu *c, u64 host)
+{
+	const struct soft_window *w = c->ctx ? c->ctx->window : NULL;
+
+	return w && host - ((u64)w->base - WINDOW_DISP) < WINDOW_DISP + WINDOW_SIZE + WINDOW_TAIL;
+}
+
+static u64 operand_address(const struct soft_cpu *c, const struct insn *i, const u64 r[GPR_COUNT])
+{
+	u64 at = (u64)i->disp;
+
+	if (i->base != NO_REG)
+		at += r[i->base];
+	if (i->index != NO_REG)
+		at += r[i->index] * i->scale;
+	if (i->is_rip_relative)
+		at += c->rip + i->len;
+	if (i->addrsize == 4)
+		at = (u32)at;
+	return i->seg == SEG_FS || i->seg == SEG_GS ? at + c->seg[i->seg].base : at;
+}
+
+/* Is @place within @size bytes from @at on? Then *gva is its address. */
+static bool is_within(u64 place, gva_t at, u64 size, gva_t *gva)
+{
+	u64 from = fold(place - at);
+
+	*gva = at + from;
+	return from < size;
+}
+
+/* The address that instruction @i accessed at @place of the window. */
+static bool find_address(const struct soft_cpu *c, const struct insn *i, const u64 r[GPR_COUNT],
+			 u64 place, gva_t *gva)
+{
+	if (i->has_mem && is_within(place, operand_address(c, i, r), i->mem_size, gva))
+		return true;
+	switch (i->cls) {
+	case INSN_PUSH:
+	case INSN_CALL:
+	case INSN_CALL_INDIRECT: return is_within(place, r[RSP] - 8, 8, gva);
+	case INSN_POP:
+	case INSN_RET: return is_within(place, r[RSP], 8, gva);
+	case INSN_SYSTEM: /* LEAVE and PUSHF */
+		return is_within(place, r[RBP], 8, gva) || is_within(place, r[RSP] - 8, 8, gva);
+	default: return false;
+	}
+}
+
+/* May the page of @p, which is mapped, be written now? Part of a large mapping may not have been. */
+static bool allow_writing(struct soft_cpu *c, struct soft_window *w, struct window_page *p,
+			  gva_t gva)
+{
+	u64 host = p->host + (gva - p->gva);
+	const struct physmap_region *r = region_of(c->vm, host);
+
+	if (!r || any_is_watched(c->vm, page_index(r, host), 1))
+		return false;
+	note_writable(c->vm, page_index(r, host), 1);
+	return host_protect(address_in(w, gva), PAGE_SIZE, PROT_READ | PROT_WRITE);
+}
+
+static bool map_for(struct soft_cpu *c, struct soft_window *w, gva_t gva, bool write)
+{
+	struct window_page *p = page_at(w, gva);
+	struct soft_xlat x;
+
+	if (soft_translate(c, gva, ACC_USER | (write ? ACC_WRITE : ACC_READ), &x) != SOFT_OK ||
+	    !x.host || (write && !x.writable))
+		return false;
+	if (p && p->shift > PAGE_SHIFT && p->prot & PROT_WRITE && write)
+		return allow_writing(c, w, p, gva);
+	if (!map(c, w,
+		 (struct mapping){.gva = gva,
+				  .host = (u64)x.host & PAGE_MASK,
+				  .shift = PAGE_SHIFT,
+				  .page_shift = x.shift,
+				  .writable = x.writable}))
+		return false;
+	p = page_at(w, gva);
+	return p && (!write || p->prot & PROT_WRITE);
+}
+
+bool window_fault(struct soft_cpu *c, const struct insn *i, const u64 r[GPR_COUNT], u64 host,
+		  bool write)
+{
+	struct soft_window *w = c->ctx->window;
+	__typeof__(c->exc) exc = c->exc;
+	u64 place = host - (u64)w->base;
+	bool mapped = false;
+	gva_t gva;
+
+	c->counters[COUNT_WINDOW_FAULTS]++;
+	w->events++;
+	if (place >= WINDOW_SIZE || w->is_void || !find_address(c, i, r, place, &gva) || gva >> 47)
+		return false;
+	gva &= PAGE_MASK;
+	pthread_mutex_lock(&c->vm->lock);
+	mapped = map_for(c, w, gva, write);
+	pthread_mutex_unlock(&c->vm->lock);
+	c->exc = exc;
+	return mapped;
+}
+
+void window_expect(struct soft_cpu *c, gva_t gva)
+{
+	struct soft_window *w = c->ctx->window;
+
+	if (w && !(gva >> 47))
+		w->fault = gva & PAGE_MASK;
+}

@@ -1,0 +1,95 @@
+/*
+ * Windows: guest user memory mapped for the host's own MMU.
+ *
+ * An address space that computes for long gets a window, a reserved range of WINDOW_SIZE host
+ * addresses in which its pages are mapped at their folded guest addresses. Blocks of MODE_WINDOW
+ * access memory there, by gs, instead of looking up the TLB. What is not mapped there faults, and
+ * is mapped or left to the interpreter.
+ *
+ * Folding clears bits 42 to 46, because a window of the whole lower half would not fit into the
+ * host's own. Bits 47 to 63 stay: added to the window's base they give an address that is not
+ * canonical, or the host kernel's, so that such an access faults as well and never reaches memory
+ * of the monitor.
+ *
+ * Exactness. Pages whose addresses differ in the cleared bits only would share a place. No two root
+ * table entries in use may do so: the root table is watched while there is a window, and when such
+ * an entry appears the window goes. What remains is this: an access that no root table entry
+ * covers, but which folds to a place where a page of the same address space is mapped, reaches that
+ * page instead of faulting.
+ */
+#pragma once
+
+#include "engine/soft/soft.h"
+
+struct insn;
+
+enum {
+	WINDOW_PAGES = 1 << 14, /* at most, of one window: host mappings are limited */
+	WINDOW_HASH = 1 << 15,
+};
+
+/* A page that is or was mapped. */
+struct window_page {
+	gva_t gva;
+	u64 host;
+	u8 prot;  /* PROT_READ, PROT_WRITE; 0: not at present */
+	u8 shift; /* log2 of its size, 12 or 21 */
+};
+
+struct soft_window {
+	struct soft_ctx *ctx; /* lies in front of it */
+	u8 *base;
+	u64 root; /* address of the root table of the address space; WINDOW_FREE: none */
+	u64 last_used;
+	bool stale;      /* pages must be compared with the guest's tables before the next use */
+	bool is_void;    /* nothing may be accessed in it any more */
+	gva_t fault;     /* page that the guest was told to provide, or NO_PAGE */
+	u32 root_stores; /* to the root table */
+	u32 pages;
+	u32 events;    /* costly things since the last tick */
+	u32 strikes;   /* ticks in a row with too many */
+	u64 large[64]; /* hashed set of 2 MiB regions with pages from larger ones */
+	struct window_page page[WINDOW_PAGES];
+	u16 hash[WINDOW_HASH]; /* index of a page, plus 1 */
+};
+
+#define WINDOW_FREE (~0ul)
+#define NO_PAGE     1ul
+
+/* An interrupt came in user mode: is it time for a window, or for its end? */
+void window_tick(struct soft_cpu *c);
+
+/* Is one to be had without waiting for ticks? Then it can be given, from the run loop. */
+bool window_is_due(const struct soft_cpu *c);
+void window_give(struct soft_cpu *c);
+
+/* MODE_WINDOW if user code of the current address space can run in its window now, else 0. */
+u32 window_mode(struct soft_cpu *c);
+
+/* Is the host address one of the current window? */
+bool window_has(const struct soft_cpu *c, u64 host);
+
+/*
+ * Instruction @i at c->rip faulted at host address @host in the window, registers being as in @r:
+ * map the page. False: the instruction wants the interpreter. On the signal stack.
+ */
+bool window_fault(struct soft_cpu *c, const struct insn *i, const u64 r[GPR_COUNT], u64 host,
+		  bool write);
+
+/* The guest has been told of a page fault at @gva: the page will be wanted. */
+void window_expect(struct soft_cpu *c, gva_t gva);
+
+/* The window of the address space @root, or NULL. */
+struct soft_window *window_find(struct soft_cpu *c, u64 root);
+
+/* Invalidations of @ctx: of all of it, of the page at @gva. */
+void window_flush(struct soft_ctx *ctx);
+void window_flush_page(struct soft_cpu *c, struct soft_ctx *ctx, gva_t gva);
+
+/* RAM page @page at @host must not be stored to unseen: by no vCPU after this. vm->lock held. */
+void windows_protect(struct soft_vm *vm, u64 page, u64 host);
+
+/* RAM page @page, the root table of some window, has been stored to. */
+void windows_root_stored(struct soft_vm *vm, u64 page);
+
+void windows_destroy(struct soft_cpu *c);
