@@ -244,6 +244,7 @@ enum soft_counter {
 	COUNT_WINDOW_MAPS,
 	COUNT_WINDOW_UNMAPS,
 	COUNT_WINDOW_DROPS,
+	COUNT_WINDOW_CYCLES, /* TSC */
 	COUNT_LEAVES, /* translated code left for the run loop, by enum soft_leave */
 	SOFT_COUNTERS = COUNT_LEAVES + LEAVE_THUNK,
 };

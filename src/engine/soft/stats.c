@@ -38,6 +38,7 @@ static const char *const names[SOFT_COUNTERS] = {
 	[COUNT_WINDOW_MAPS] = "window_pages_mapped",
 	[COUNT_WINDOW_UNMAPS] = "window_pages_invalidated",
 	[COUNT_WINDOW_DROPS] = "windows_dropped",
+	[COUNT_WINDOW_CYCLES] = "window_time",
 	[COUNT_LEAVES + LEAVE_LOOKUP] = "leaves_lookup",
 	[COUNT_LEAVES + LEAVE_LINK] = "leaves_link",
 	[COUNT_LEAVES + LEAVE_POLL] = "leaves_poll",
@@ -53,7 +54,8 @@ static enum engine_unit unit_of(u32 n)
 	case COUNT_GUEST_BYTES:
 	case COUNT_HOT_BYTES:
 	case COUNT_COLD_BYTES: return UNIT_BYTES;
-	case COUNT_TRANSLATION_CYCLES: return UNIT_NS;
+	case COUNT_TRANSLATION_CYCLES:
+	case COUNT_WINDOW_CYCLES: return UNIT_NS;
 	default: return UNIT_COUNT;
 	}
 }

@@ -31,8 +31,10 @@
 enum {
 	LARGE_SHIFT = 21,
 	COOLING = 500,       /* ticks */
-	STRIKES = 4,         /* ticks in a row with more than a quarter of the time lost */
-	EVENT_NS = 4000,     /* what an event costs about */
+	TICK_NS = 1000000,
+	JUDGED_TICKS = 24,   /* until a window is judged */
+	FAULT_NS = 3000,     /* what a signal costs, about */
+	GAIN = 30,           /* per cent of the time in user code that a window may cost */
 	ROOT_STORES = 64,    /* a root table that is written more often is none any more */
 	ROOT_ENTRIES = 256,  /* of the lower half */
 	ROOT_GROUPS = WINDOW_SIZE >> 39,
@@ -130,7 +132,6 @@ static void page_protect(struct soft_cpu *c, struct soft_window *w, struct windo
 {
 	host_protect(address_in(w, p->gva), page_size(p), prot);
 	p->prot = prot;
-	w->events++;
 	c->counters[COUNT_WINDOW_UNMAPS]++;
 }
 
@@ -204,7 +205,7 @@ static bool map(struct soft_cpu *c, struct soft_window *w, struct mapping m)
 		m.writable = false;
 	place = place_of(w, m.gva, m.shift);
 	if (!*place && w->pages == WINDOW_PAGES) {
-		w->strikes = STRIKES;
+		w->is_full = true;
 		return false;
 	}
 	if (!*place) {
@@ -224,7 +225,7 @@ static bool map(struct soft_cpu *c, struct soft_window *w, struct mapping m)
 		    !host_map(address_in(w, m.gva), 1ul << m.shift, prot, c->vm->physmap->fd,
 			      r->gpa + (m.host - (u64)r->hva))) {
 		p->prot = 0;
-		w->strikes = STRIKES;
+		w->is_full = true;
 		return false;
 	}
 	p->gva = m.gva;
@@ -243,6 +244,15 @@ static void empty(struct soft_cpu *c, struct soft_window *w)
 	w->pages = 0;
 	soft_fill64((u64 *)(void *)w->hash, 0, sizeof(w->hash) / sizeof(u64));
 	soft_fill64(w->large, 0, ARRAY_SIZE(w->large));
+}
+
+/* The time since @start went to keeping the window. */
+static void spend(struct soft_cpu *c, struct soft_window *w, u64 start)
+{
+	u64 cycles = __builtin_ia32_rdtsc() - start;
+
+	w->spent += cycles;
+	c->counters[COUNT_WINDOW_CYCLES] += cycles;
 }
 
 /* ---- the root table ---- */
@@ -384,7 +394,9 @@ static void give_up(struct soft_cpu *c, struct soft_window *w)
 	w->root = WINDOW_FREE;
 	w->is_void = w->stale = false;
 	w->fault = NO_PAGE;
-	w->events = w->strikes = w->root_stores = 0;
+	w->spent = 0;
+	w->is_full = false;
+	w->root_stores = w->ticks = w->user_ticks = 0;
 	empty(c, w);
 	if (root != WINDOW_FREE)
 		root_unwatch(c->vm, root);
@@ -468,7 +480,8 @@ static void promote(struct soft_cpu *c)
 		return;
 	}
 	fill_from(c, w, &old->user);
-	w->events = 0;
+	w->spent = 0;
+	w->judged_tsc = __builtin_ia32_rdtsc();
 	old->cooling = 0;
 	soft_ctx_move(c, w->ctx);
 	c->counters[COUNT_WINDOWS]++;
@@ -491,12 +504,18 @@ static u64 tick_ns(const struct soft_cpu *c, u64 cycles)
 	return (u64)((unsigned __int128)cycles * 1000000000 / MAX(c->vm->cpuid->tsc_hz, 1ul));
 }
 
-static void judge(struct soft_cpu *c, struct soft_window *w, u64 ns)
+/* Has it cost more than it can have gained? Then it goes. */
+static void judge(struct soft_cpu *c, struct soft_window *w, u64 now)
 {
-	w->strikes = w->events * (u64)EVENT_NS * 4 > ns ? w->strikes + 1 : 0;
-	w->events = 0;
-	if (w->strikes >= STRIKES)
+	u64 time = now - w->judged_tsc, in_user = time / w->ticks * w->user_ticks;
+
+	if (w->is_full || w->spent > in_user / 100 * GAIN) {
 		demote(c, w);
+		return;
+	}
+	w->spent = 0;
+	w->ticks = w->user_ticks = 0;
+	w->judged_tsc = now;
 }
 
 static bool may_have_window(const struct soft_cpu *c)
@@ -505,15 +524,26 @@ static bool may_have_window(const struct soft_cpu *c)
 	       c->vm->physmap->fd >= 0 && soft_uses(&c->vm->options, SOFT_WINDOWS);
 }
 
+/* Ticks in the kernel count for windows that are there. */
+static void tick_window(struct soft_cpu *c, struct soft_window *w, u64 now)
+{
+	w->ticks++;
+	w->user_ticks += c->cpl == 3;
+	if (c->cpl == 3 && (w->ticks >= JUDGED_TICKS || w->is_full))
+		judge(c, w, now);
+}
+
 void window_tick(struct soft_cpu *c)
 {
-	u64 now = __builtin_ia32_rdtsc(), ns = tick_ns(c, now - c->tick_tsc);
+	u64 now = __builtin_ia32_rdtsc();
 
-	if (!may_have_window(c) || ns < 1000000)
+	if (tick_ns(c, now - c->tick_tsc) < TICK_NS)
 		return;
 	c->tick_tsc = now;
 	if (c->ctx->window)
-		judge(c, c->ctx->window, ns);
+		tick_window(c, c->ctx->window, now);
+	else if (!may_have_window(c))
+		return;
 	else if (c->ctx->cooling)
 		c->ctx->cooling--;
 	else if (++c->ctx->heat >= c->vm->options.window_heat)
@@ -544,6 +574,7 @@ void window_flush_page(struct soft_cpu *c, struct soft_ctx *ctx, gva_t gva)
 {
 	struct soft_window *w = ctx->window;
 	struct window_page *p;
+	u64 start;
 
 	if (!w || !w->pages)
 		return;
@@ -553,10 +584,12 @@ void window_flush_page(struct soft_cpu *c, struct soft_ctx *ctx, gva_t gva)
 	p = page_at(w, gva);
 	if (!p || !p->prot || (p->gva ^ gva) >> p->shift)
 		return;
+	start = __builtin_ia32_rdtsc();
 	soft_fpu_park(c);
 	pthread_mutex_lock(&c->vm->lock);
 	page_protect(c, w, p, PROT_NONE);
 	pthread_mutex_unlock(&c->vm->lock);
+	spend(c, w, start);
 }
 
 /* Is the page as the guest's tables have it? Else how it may stay. */
@@ -620,12 +653,14 @@ u32 window_mode(struct soft_cpu *c)
 	}
 	if (w->stale || w->fault != NO_PAGE) {
 		__typeof__(c->exc) exc = c->exc;
+		u64 start = __builtin_ia32_rdtsc();
 
 		if (w->stale)
 			revalidate(c, w);
 		if (w->fault != NO_PAGE)
 			map_expected(c, w);
 		c->exc = exc;
+		spend(c, w, start);
 	}
 	return MODE_WINDOW;
 }
@@ -746,12 +781,12 @@ bool window_fault(struct soft_cpu *c, const struct insn *i, const u64 r[GPR_COUN
 {
 	struct soft_window *w = c->ctx->window;
 	__typeof__(c->exc) exc = c->exc;
-	u64 place = host - (u64)w->base;
+	u64 place = host - (u64)w->base, start = __builtin_ia32_rdtsc();
 	bool mapped = false;
 	gva_t gva;
 
 	c->counters[COUNT_WINDOW_FAULTS]++;
-	w->events++;
+	w->spent += c->vm->cpuid->tsc_hz * FAULT_NS / 1000000000;
 	if (place >= WINDOW_SIZE || w->is_void || !find_address(c, i, r, place, &gva) || gva >> 47)
 		return false;
 	gva &= PAGE_MASK;
@@ -759,6 +794,7 @@ bool window_fault(struct soft_cpu *c, const struct insn *i, const u64 r[GPR_COUN
 	mapped = map_for(c, w, gva, write);
 	pthread_mutex_unlock(&c->vm->lock);
 	c->exc = exc;
+	spend(c, w, start);
 	return mapped;
 }
 

@@ -46,8 +46,11 @@ struct soft_window {
 	gva_t fault;     /* page that the guest was told to provide, or NO_PAGE */
 	u32 root_stores; /* to the root table */
 	u32 pages;
-	u32 events;    /* costly things since the last tick */
-	u32 strikes;   /* ticks in a row with too many */
+	u64 judged_tsc; /* when it was last judged, */
+	u64 spent;      /* cycles that keeping it has cost since then, */
+	u32 ticks;      /* and how many came while it was in use, */
+	u32 user_ticks; /* in user mode */
+	bool is_full;   /* the host or the table of pages has no room */
 	u64 large[64]; /* hashed set of 2 MiB regions with pages from larger ones */
 	struct window_page page[WINDOW_PAGES];
 	u16 hash[WINDOW_HASH]; /* index of a page, plus 1 */
@@ -56,7 +59,7 @@ struct soft_window {
 #define WINDOW_FREE (~0ul)
 #define NO_PAGE     1ul
 
-/* An interrupt came in user mode: is it time for a window, or for its end? */
+/* An interrupt came: is it time for a window, or for its end? From the run loop. */
 void window_tick(struct soft_cpu *c);
 
 /* Is one to be had without waiting for ticks? Then it can be given, from the run loop. */
