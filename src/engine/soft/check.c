@@ -283,7 +283,7 @@ static struct host_mem check(struct translation *t, u32 k, const struct ea *ea, 
 	u8 g = n < 2 ? t->group_of[k][n] : NO_GROUP;
 
 	if (g == NO_GROUP || !t->group[g].used)
-		return is_folded(t, k) ? emit_folded(t, k, ea, dst)
+		return t->mode & MODE_WINDOW ? emit_folded(t, k, ea, dst)
 				       : emit_single_check(t, k, ea, size, write);
 	if (t->loaded != g) {
 		emit_load_cpu(&t->hot, HOST_S2, CPU_DISP(&t->hot, group[0]) + 8 * (s32)g);
@@ -607,7 +607,7 @@ void find_groups(struct translation *t)
 
 		t->group_of[k][0] = t->group_of[k][1] = NO_GROUP;
 		for (u32 n = 0; n < count && groups; n++)
-			if (list[n].groupable && (!(t->mode & MODE_WINDOW) || is_folded(t, k)))
+			if (list[n].groupable)
 				join_group(t, k, n, &list[n], open, since);
 		track_bases(t, k, open, since);
 		if (t->in[k].cls == INSN_JCC)

@@ -735,13 +735,6 @@ bool insn_names_slot(const struct insn *i)
 	return slot_registers(i, slot, written);
 }
 
-bool emit_keeps_registers(const struct insn *i)
-{
-	u8 slot[4], written[4];
-
-	return !has_high_byte(i) && slot_registers(i, slot, written) < 2;
-}
-
 /* Registers the instruction does not touch, to borrow: low ones when @low. */
 static u8 borrow_register(const struct insn *i, u32 taken)
 {
@@ -764,7 +757,8 @@ static bool emit_high_byte(struct emit *e, const struct insn *i, const u8 map[GP
 		return false;
 	emit_store_cpu(e, CPU_DISP(e, spill[2]), reg);
 	emit_lea(e, 64, reg, m.base, m.index, 1, m.disp);
-	emit_insn(e, i, map, (struct host_mem){.base = reg, .index = NO_REG});
+	emit_insn(e, i, map,
+		  (struct host_mem){.base = reg, .index = NO_REG, .is_folded = m.is_folded});
 	emit_load_cpu(e, reg, CPU_DISP(e, spill[2]));
 	return true;
 }
@@ -788,6 +782,29 @@ static bool emit_high_byte_sp(struct emit *e, const struct insn *i, u8 map[GPR_C
 static bool uses_sp(const struct insn *i)
 {
 	return i->reg.reg == RSP || i->rm.reg == RSP;
+}
+
+u32 emit_borrowed(const struct insn *i, u8 reg[2], u32 *spill)
+{
+	u8 slot[4], written[4];
+	u32 n = slot_registers(i, slot, written), taken = 0;
+
+	if (has_high_byte(i)) {
+		*spill = 2;
+		reg[0] = borrow_register(i, 0);
+		return reg[0] != NO_REG;
+	}
+	*spill = 3;
+	if (i->encoding == ENC_LEGACY || n < 2)
+		return 0;
+	n = MIN(n - 1, 2u);
+	for (u32 k = 0; k < n; k++) {
+		reg[k] = borrow_register(i, taken);
+		if (reg[k] == NO_REG)
+			return 0;
+		taken |= 1u << reg[k];
+	}
+	return n;
 }
 
 bool emit_data(struct emit *e, const struct insn *i, struct host_mem m)

@@ -181,10 +181,10 @@ bool emit_data(struct emit *e, const struct insn *i, struct host_mem m);
 bool insn_names_slot(const struct insn *i);
 
 /*
- * Will emit_data() have the guest's registers in their places, cpu->r[] for r9-r11, when the memory
- * access faults?
+ * Which registers has emit_data() borrowed while @i accesses memory? They are in cpu->spill[] from
+ * *@spill on. Returns how many.
  */
-bool emit_keeps_registers(const struct insn *i);
+u32 emit_borrowed(const struct insn *i, u8 reg[2], u32 *spill);
 
 /*
  * To the guest address in HOST_S1 through the indirect-branch table of privilege half @half, by

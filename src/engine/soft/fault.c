@@ -192,8 +192,24 @@ int soft_fault_from_trap(struct soft_cpu *c)
 	}
 }
 
+/* An access through the window left its instruction half-way: give back what it borrowed. */
+static void give_back(struct soft_cpu *c)
+{
+	struct insn i;
+	u32 len, n, spill;
+	u8 bytes[15], reg[2];
+
+	if (soft_fetch(c, c->rip, bytes, &len) != SOFT_OK)
+		return;
+	insn_decode(&i, bytes, len, 64);
+	n = i.len && i.has_mem ? emit_borrowed(&i, reg, &spill) : 0;
+	for (u32 k = 0; k < n; k++)
+		c->r[reg[k]] = c->spill[spill + k];
+}
+
 int soft_host_fault(struct soft_cpu *c)
 {
+	bool folded;
 	struct block *b;
 	u32 k;
 
@@ -209,9 +225,12 @@ int soft_host_fault(struct soft_cpu *c)
 	c->rip = c->code_va + (b->pa & ~PAGE_MASK) + b->guest_off[k];
 	if ((b->mode & MODE_BITS) == MODE_BITS_32)
 		c->rip = (u32)c->rip;
+	folded = b->mode & MODE_WINDOW;
 	pthread_mutex_unlock(&c->vm->lock);
+	if (folded)
+		give_back(c);
 	/* What a folded access would have raised the interpreter finds out. */
-	if (c->fault_trap == TRAP_PAGE_FAULT || (c->fault_trap == VEC_GP && b->mode & MODE_WINDOW))
+	if (c->fault_trap == TRAP_PAGE_FAULT || (c->fault_trap == VEC_GP && folded))
 		return SOFT_OK;
 	return soft_fault_from_trap(c);
 }

@@ -1,8 +1,8 @@
 /*
  * Memory accesses of MODE_WINDOW blocks: the folded guest address, reached by gs (see window.h).
  * Nothing is looked up and nothing can fail; what is not mapped there faults in the access itself,
- * which therefore must find guest state as it was before its instruction, but for HOST_SP, which
- * block.sp_lag corrects.
+ * which therefore must find guest state as it was before its instruction, but for what fault.c can
+ * put right: HOST_SP by block.sp_lag, and borrowed registers.
  *
  * Folding is an AND where flags are dead, else a PEXT and a PDEP. A displacement of less than
  * WINDOW_DISP may be added behind it: what then leaves the window meets its guard. So accesses with
@@ -12,11 +12,6 @@
 #include "engine/soft/translation.h"
 
 #include <Zydis/Zydis.h>
-
-bool is_folded(const struct translation *t, u32 k)
-{
-	return t->mode & MODE_WINDOW && emit_keeps_registers(&t->in[k]);
-}
 
 /* @dst = @src without the bits that tell windows apart. */
 static void emit_fold(struct emit *e, u8 dst, u8 src, bool live)
