@@ -98,8 +98,8 @@ static int child(void *opaque)
 static int huge_file(void)
 {
 	struct order o = {.uid = geteuid(), .gid = getegid(), .fd = -1};
-	void *stack = mmap(NULL, CHILD_STACK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
-			   -1, 0);
+	void *stack =
+		mmap(NULL, CHILD_STACK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	int pid;
 
 	if (stack == MAP_FAILED)

@@ -24,7 +24,7 @@ static void die(const char *what, const struct err *e)
 }
 
 /* cmocka takes the fault signals before each test; the engine installs its handlers once. */
-static void own_fault_signals(void)
+void machine_own_signals(void)
 {
 	static const int signals[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL};
 	static struct sigaction engine[ARRAY_SIZE(signals)];
@@ -74,7 +74,7 @@ struct soft_machine *machine_new(void)
 	config.cpuid = &m->cpuid;
 	if (soft_engine.vm_create(&config, &m->vm, &e) < 0)
 		die("VM", &e);
-	own_fault_signals();
+	machine_own_signals();
 	if (soft_engine.vcpu_create(m->vm, 0, &m->vcpu, &e) < 0)
 		die("vCPU", &e);
 	m->c = (struct soft_cpu *)m->vcpu;

@@ -62,6 +62,9 @@ enum selector {
 struct soft_machine *machine_new(void);
 void machine_free(struct soft_machine *m);
 
+/* cmocka takes the fault signals before each test function: give them back to the engine. */
+void machine_own_signals(void);
+
 /* Put the CPU into a mode, at CPL 0 with flat segments (real mode: bases 0 but for CS). */
 void machine_long_mode(struct soft_machine *m);
 void machine_protected_mode(struct soft_machine *m);

@@ -276,26 +276,25 @@ struct host_mem emit_check_bits(struct translation *t, u32 k, const struct ea *e
 }
 
 /* @dst: where a folded address is to be made. */
-static struct host_mem check(struct translation *t, u32 k, const struct ea *ea, u32 size, bool write,
-			     u8 dst)
+static struct host_mem check(struct translation *t, u32 k, const struct ea *ea, u32 size,
+			     bool write, u8 dst)
 {
 	u32 n = t->access++;
 	u8 g = n < 2 ? t->group_of[k][n] : NO_GROUP;
 
 	if (g == NO_GROUP || !t->group[g].used)
 		return t->mode & MODE_WINDOW ? emit_folded(t, k, ea, dst)
-				       : emit_single_check(t, k, ea, size, write);
+					     : emit_single_check(t, k, ea, size, write);
 	if (t->loaded != g) {
 		emit_load_cpu(&t->hot, HOST_S2, CPU_DISP(&t->hot, group[0]) + 8 * (s32)g);
 		t->group[g].reloaded = true;
 	}
 	t->loaded = g;
 	if (t->mode & MODE_WINDOW)
-		return (struct host_mem){
-			.base = HOST_S2,
-			.index = NO_REG,
-			.disp = (s32)(t->group_off[k][n] - t->group[g].folded_at),
-			.is_folded = true};
+		return (struct host_mem){.base = HOST_S2,
+					 .index = NO_REG,
+					 .disp = (s32)(t->group_off[k][n] - t->group[g].folded_at),
+					 .is_folded = true};
 	if (t->group[g].by_delta)
 		return (struct host_mem){.base = host_reg(ea->base),
 					 .index = HOST_S2,

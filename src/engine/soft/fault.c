@@ -5,9 +5,9 @@
  * SIGFPE, #UD as SIGILL, #GP for misaligned SSE operands or bad MXCSR values as SIGSEGV. The
  * handler notes trap and host pc and resumes in dispatch.S, which leaves translated code with the
  * registers as they were at the instruction; soft_host_fault() then finds the guest instruction in
- * the block's table. A page fault at an address of a window is first of all an occasion to map a page
- * there (window.c). Any other page fault in translated code, or any fault elsewhere, is a bug of
- * this program and takes the previous disposition.
+ * the block's table. A page fault at an address of a window is first of all an occasion to map a
+ * page there (window.c). Any other page fault in translated code, or any fault elsewhere, is a bug
+ * of this program and takes the previous disposition.
  *
  * Signal dispositions belong to the process: the saved previous ones are this file's only static
  * state, written once under a once-guard.
@@ -68,8 +68,8 @@ static u32 insn_at(const struct block *b, u64 pc)
 /* Guest registers in the order of enum gpr; r9-r11 are in c->r[]. */
 static void guest_registers(const struct soft_cpu *c, const greg_t *reg, u64 r[GPR_COUNT])
 {
-	static const int order[GPR_COUNT] = {REG_RAX, REG_RCX, REG_RDX, REG_RBX, REG_R9,  REG_RBP,
-					     REG_RSI, REG_RDI, REG_R8,  -1,      -1,      -1,
+	static const int order[GPR_COUNT] = {REG_RAX, REG_RCX, REG_RDX, REG_RBX, REG_R9, REG_RBP,
+					     REG_RSI, REG_RDI, REG_R8,  -1,      -1,     -1,
 					     REG_R12, REG_R13, REG_R14, REG_R15};
 
 	for (u32 n = 0; n < GPR_COUNT; n++)

@@ -66,8 +66,7 @@ static u8 emit_base(struct translation *t, const struct ea *ea, u8 dst)
 	}
 	if (has_segment_base(ea) && ea->base == NO_REG && !ea->rip_relative) {
 		emit_load_cpu(e, dst,
-			      CPU_DISP(e, seg[0].base) +
-				      (s32)sizeof(struct cpu_segment) * ea->seg);
+			      CPU_DISP(e, seg[0].base) + (s32)sizeof(struct cpu_segment) * ea->seg);
 		return dst;
 	}
 	if (has_segment_base(ea) || ea->base == NO_REG)

@@ -28,13 +28,19 @@ enum soft_mechanism {
 };
 
 struct soft_options {
-	u64 code_cache; /* bytes */
-	u32 window_heat; /* ticks in user code before an address space gets a window; 0: none are waited for */
-	u32 off;        /* BIT(enum soft_mechanism) of those switched off */
+	u64 code_cache;  /* bytes */
+	u32 window_heat; /* ticks in user code before an address space gets a window; 0: none are
+			    waited for */
+	u32 off;         /* BIT(enum soft_mechanism) of those switched off */
 };
 
-enum { SOFT_CODE_CACHE_MIN = 8 << 20, SOFT_CODE_CACHE_MAX = 1 << 30, SOFT_CODE_CACHE = 256 << 20,
-       SOFT_WINDOW_HEAT = 8, SOFT_WINDOW_HEAT_MAX = 10000 };
+enum {
+	SOFT_CODE_CACHE_MIN = 8 << 20,
+	SOFT_CODE_CACHE_MAX = 1 << 30,
+	SOFT_CODE_CACHE = 256 << 20,
+	SOFT_WINDOW_HEAT = 8,
+	SOFT_WINDOW_HEAT_MAX = 10000
+};
 
 /* @text may be NULL. 0, or -EINVAL with what is wrong in @e. */
 int soft_options_parse(const char *text, struct soft_options *o, struct err *e);

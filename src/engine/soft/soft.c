@@ -222,6 +222,8 @@ static void written(void *opaque, gpa_t gpa, u64 len)
 		n = MIN(len, PAGE_SIZE - off % PAGE_SIZE);
 		if (flags & PAGE_LOG_DIRTY)
 			atomic_fetch_and(&vm->page_flags[page], (u8)~PAGE_LOG_DIRTY);
+		if (flags & PAGE_IS_ROOT)
+			windows_root_stored(vm, page);
 		if (flags & PAGE_HAS_CODE)
 			soft_code_stored(vm, page, (u32)(off % PAGE_SIZE), (u32)n);
 	}
@@ -560,8 +562,7 @@ static bool run_loop_is_due(const struct soft_cpu *c)
 {
 	return c->mode & MODE_INTERPRET || c->sysflags & RFLAGS_RF || c->shadow ||
 	       c->shadow_mov_ss || c->irq_window || c->nmi_pending || c->wants_alone ||
-	       window_is_due(c) ||
-	       atomic_load_explicit(&c->exit_req, memory_order_relaxed);
+	       window_is_due(c) || atomic_load_explicit(&c->exit_req, memory_order_relaxed);
 }
 
 /* On at c->rip, which is not in the running block: without a detour through the run loop if

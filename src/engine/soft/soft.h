@@ -47,7 +47,7 @@ enum {
 	IBT_LOG = 4096,
 	CTX_LOG = 1024,
 	FETCH_SIZE = 64,
-	SOFT_CONTEXTS = 16, /* without windows */
+	SOFT_CONTEXTS = 16,   /* without windows */
 	SOFT_WINDOWS_MAX = 4, /* of one vCPU */
 	SOFT_CONTEXTS_ALL = SOFT_CONTEXTS + SOFT_WINDOWS_MAX,
 };
@@ -180,7 +180,7 @@ enum soft_mode {
 	MODE_SINGLE = 1 << 7, /* block variant with one check per access */
 	MODE_INTERPRET =
 		1 << 8, /* this state is not translated at all (16-bit, not flat, TF, DR7, ...) */
-	MODE_WINDOW = 1 << 9,  /* memory is accessed through a window: see window.h */
+	MODE_WINDOW = 1 << 9, /* memory is accessed through a window: see window.h */
 	MODE_COUNT = 1 << 10,
 };
 
@@ -245,7 +245,7 @@ enum soft_counter {
 	COUNT_WINDOW_UNMAPS,
 	COUNT_WINDOW_DROPS,
 	COUNT_WINDOW_CYCLES, /* TSC */
-	COUNT_LEAVES, /* translated code left for the run loop, by enum soft_leave */
+	COUNT_LEAVES,        /* translated code left for the run loop, by enum soft_leave */
 	SOFT_COUNTERS = COUNT_LEAVES + LEAVE_THUNK,
 };
 
@@ -348,10 +348,10 @@ struct soft_cpu {
 	void *interp;              /* interp.c: decoded-instruction and thunk caches */
 	struct soft_ctx *contexts; /* SOFT_CONTEXTS of them */
 	struct soft_window *window[SOFT_WINDOWS_MAX]; /* made as needed */
-	u64 tick_tsc;              /* of the latest window_tick() that counted */
-	void *ras_map;             /* mapping that holds the private stack */
-	bool has_wrgsbase;         /* the host lets user code set gs.base without a system call */
-	void *alt_stack;           /* for signal handlers */
+	u64 tick_tsc;                                 /* of the latest window_tick() that counted */
+	void *ras_map;                                /* mapping that holds the private stack */
+	bool has_wrgsbase; /* the host lets user code set gs.base without a system call */
+	void *alt_stack;   /* for signal handlers */
 	struct thunk_slot *thunks;
 	u64 counters[SOFT_COUNTERS];
 	_Alignas(64) struct soft_half super;
@@ -667,7 +667,8 @@ bool soft_flush_code(struct soft_cpu *c);
 int soft_faults_init(struct err *e);
 int soft_fault_stack_init(struct soft_cpu *c, struct err *e);
 void soft_fault_stack_destroy(struct soft_cpu *c);
-/* LEAVE_HOST_FAULT: find the guest instruction and the exception. SOFT_OK: the interpreter knows. */
+/* LEAVE_HOST_FAULT: find the guest instruction and the exception. SOFT_OK: the interpreter knows.
+ */
 int soft_host_fault(struct soft_cpu *c);
 /* The exception of host trap c->fault_trap, recorded as the guest's; aborts when it is our own bug.
  */

@@ -429,7 +429,8 @@ static void flush_page_globally(struct soft_cpu *c, gva_t gva)
 	for (u32 i = 0; i < SOFT_CONTEXTS_ALL; i++) {
 		struct soft_ctx *ctx = soft_ctx_at(c, i);
 
-		if (ctx && ctx != c->ctx && !ctx_is_free(ctx) && ctx->user.has_global[address_half(gva)])
+		if (ctx && ctx != c->ctx && !ctx_is_free(ctx) &&
+		    ctx->user.has_global[address_half(gva)])
 			half_flush_page(c, &ctx->user, gva);
 	}
 }

@@ -131,7 +131,8 @@ struct host_mem emit_check_bits(struct translation *t, u32 k, const struct ea *e
 
 /* ---- fold.c ---- */
 
-/* The host address of an access through the window, in register @dst, HOST_S1 or HOST_S2, and a displacement. */
+/* The host address of an access through the window, in register @dst, HOST_S1 or HOST_S2, and a
+ * displacement. */
 struct host_mem emit_folded(struct translation *t, u32 k, const struct ea *ea, u8 dst);
 /* Can all of group @g be reached when its base is folded before instruction @at? */
 bool is_near_group(const struct translation *t, const struct group *g, u32 at);

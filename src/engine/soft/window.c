@@ -30,15 +30,15 @@
 
 enum {
 	LARGE_SHIFT = 21,
-	COOLING = 500,       /* ticks */
+	COOLING = 500, /* ticks */
 	TICK_NS = 1000000,
-	JUDGED_TICKS = 24,   /* until a window is judged */
-	FAULT_NS = 3000,     /* what a signal costs, about */
-	GAIN = 30,           /* per cent of the time in user code that a window may cost */
-	ROOT_STORES = 64,    /* a root table that is written more often is none any more */
-	ROOT_ENTRIES = 256,  /* of the lower half */
+	JUDGED_TICKS = 24,  /* until a window is judged */
+	FAULT_NS = 3000,    /* what a signal costs, about */
+	GAIN = 30,          /* per cent of the time in user code that a window may cost */
+	ROOT_STORES = 64,   /* a root table that is written more often is none any more */
+	ROOT_ENTRIES = 256, /* of the lower half */
 	ROOT_GROUPS = WINDOW_SIZE >> 39,
-	MAX_WINDOWS = 12,    /* of a VM: address space is limited */
+	MAX_WINDOWS = 12, /* of a VM: address space is limited */
 };
 #define WINDOW_TAIL (WINDOW_DISP + (1l << 20))
 #define PTE_PRESENT 1ul
@@ -220,10 +220,10 @@ static bool map(struct soft_cpu *c, struct soft_window *w, struct mapping m)
 		note_writable(c->vm, page_index(r, m.host), 1ul << (m.shift - PAGE_SHIFT));
 	if (m.page_shift > PAGE_SHIFT)
 		bitmap_set(w->large, (m.gva >> LARGE_SHIFT) % (64 * ARRAY_SIZE(w->large)));
-	if (p->prot && p->host == m.host && p->gva == m.gva ?
-		    !host_protect(address_in(w, m.gva), 1ul << m.shift, prot) :
-		    !host_map(address_in(w, m.gva), 1ul << m.shift, prot, c->vm->physmap->fd,
-			      r->gpa + (m.host - (u64)r->hva))) {
+	if (p->prot && p->host == m.host && p->gva == m.gva
+		    ? !host_protect(address_in(w, m.gva), 1ul << m.shift, prot)
+		    : !host_map(address_in(w, m.gva), 1ul << m.shift, prot, c->vm->physmap->fd,
+				r->gpa + (m.host - (u64)r->hva))) {
 		p->prot = 0;
 		w->is_full = true;
 		return false;
@@ -358,7 +358,8 @@ static struct soft_window *make(struct soft_cpu *c)
 	u8 *at = mmap(NULL, size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 
 	if (!w || at == MAP_FAILED ||
-	    mprotect(at, align_up(sizeof(struct soft_ctx), PAGE_SIZE), PROT_READ | PROT_WRITE) < 0) {
+	    mprotect(at, align_up(sizeof(struct soft_ctx), PAGE_SIZE), PROT_READ | PROT_WRITE) <
+		    0) {
 		if (at != MAP_FAILED)
 			munmap(at, size);
 		free(w);
@@ -742,7 +743,8 @@ static bool find_address(const struct soft_cpu *c, const struct insn *i, const u
 	}
 }
 
-/* May the page of @p, which is mapped, be written now? Part of a large mapping may not have been. */
+/* May the page of @p, which is mapped, be written now? Part of a large mapping may not have been.
+ */
 static bool allow_writing(struct soft_cpu *c, struct soft_window *w, struct window_page *p,
 			  gva_t gva)
 {

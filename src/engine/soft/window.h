@@ -51,7 +51,7 @@ struct soft_window {
 	u32 ticks;      /* and how many came while it was in use, */
 	u32 user_ticks; /* in user mode */
 	bool is_full;   /* the host or the table of pages has no room */
-	u64 large[64]; /* hashed set of 2 MiB regions with pages from larger ones */
+	u64 large[64];  /* hashed set of 2 MiB regions with pages from larger ones */
 	struct window_page page[WINDOW_PAGES];
 	u16 hash[WINDOW_HASH]; /* index of a page, plus 1 */
 };
