@@ -664,14 +664,19 @@ static void many_local_pages_are_dropped(void **state)
 	assert_true(can_read(f, PAGE + PAGE_SIZE));
 }
 
-static u64 ibt_code(struct fixture *f, gva_t gva)
+static u64 half_code(struct fixture *f, u32 half, gva_t gva)
 {
-	const struct ibt_entry *e = &soft_half(&f->c, HALF_SUPER)->ibt[IBT_INDEX(gva)];
-	const struct ibt_entry *second = &soft_half(&f->c, HALF_SUPER)->ibt[IBT2_INDEX(gva)];
+	const struct ibt_entry *e = &soft_half(&f->c, half)->ibt[IBT_INDEX(gva)];
+	const struct ibt_entry *second = &soft_half(&f->c, half)->ibt[IBT2_INDEX(gva)];
 
-	if (e->code == f->c.ibt_miss[HALF_SUPER] || e->minus_gva != -gva)
+	if (e->code == f->c.ibt_miss[half] || e->minus_gva != -gva)
 		e = second;
 	return e->code == f->c.ibt_leave || e->minus_gva != -gva ? 0 : e->code;
+}
+
+static u64 ibt_code(struct fixture *f, gva_t gva)
+{
+	return half_code(f, HALF_SUPER, gva);
 }
 
 static void indirect_branches_follow_flushes(void **state)
@@ -679,10 +684,10 @@ static void indirect_branches_follow_flushes(void **state)
 	struct fixture *f = *state;
 	struct soft_cpu *c = &f->c;
 
-	soft_ibt_insert(c, HALF_SUPER, 2, PAGE + 0x10, 100);
-	soft_ibt_insert(c, HALF_SUPER, 2, PAGE + 0x1ffc, 200);
-	soft_ibt_note_page(c, HALF_SUPER, PAGE + 0x2000); /* that one straddles */
-	soft_ibt_insert(c, HALF_SUPER, 2, PAGE + 0x3000, 300);
+	soft_ibt_insert(c, HALF_SUPER, 2, PAGE + 0x10, 0, 100);
+	soft_ibt_insert(c, HALF_SUPER, 2, PAGE + 0x1ffc, 0, 200);
+	soft_ibt_note_page(c, HALF_SUPER, PAGE + 0x2000, 0); /* that one straddles */
+	soft_ibt_insert(c, HALF_SUPER, 2, PAGE + 0x3000, 0, 300);
 	soft_tlb_flush_page(c, PAGE + 0x5000);
 	assert_int_equal(ibt_code(f, PAGE + 0x10), 100);
 	soft_tlb_flush_page(c, PAGE + 0x20);
@@ -691,24 +696,52 @@ static void indirect_branches_follow_flushes(void **state)
 	soft_tlb_flush_page(c, PAGE + 0x2000);
 	assert_int_equal(ibt_code(f, PAGE + 0x1ffc), 0);
 	assert_int_equal(ibt_code(f, PAGE + 0x3000), 300);
-	soft_ibt_insert(c, HALF_SUPER, 6, PAGE + 0x4000, 400); /* another mode */
+	soft_ibt_insert(c, HALF_SUPER, 6, PAGE + 0x4000, 0, 400); /* another mode */
 	assert_int_equal(ibt_code(f, PAGE + 0x3000), 0);
 	assert_int_equal(ibt_code(f, PAGE + 0x4000), 400);
-	soft_ibt_insert(c, HALF_SUPER, 6, PAGE + 0x14000,
-			500); /* the same entry of the first level */
+	/* the same entry of the first level */
+	soft_ibt_insert(c, HALF_SUPER, 6, PAGE + 0x44000, 0, 500);
 	assert_int_equal(ibt_code(f, PAGE + 0x4000), 400);
-	assert_int_equal(ibt_code(f, PAGE + 0x14000), 500);
+	assert_int_equal(ibt_code(f, PAGE + 0x44000), 500);
 	soft_tlb_flush_page(c, PAGE + 0x4000);
 	assert_int_equal(ibt_code(f, PAGE + 0x4000), 0);
-	assert_int_equal(ibt_code(f, PAGE + 0x14000), 500);
+	assert_int_equal(ibt_code(f, PAGE + 0x44000), 500);
 	soft_ibt_flush_all(&f->vm);
 	assert_int_equal(ibt_code(f, PAGE + 0x4000), 0);
 	for (u32 n = 0; n < IBT_SIZE; n++)
-		soft_ibt_insert(c, HALF_SUPER, 6, PAGE + n * 4, n + 1);
+		soft_ibt_insert(c, HALF_SUPER, 6, PAGE + n * 4, 0, n + 1);
 	assert_int_equal(ibt_code(f, PAGE + (IBT_SIZE - 1) * 4), IBT_SIZE);
 	soft_tlb_flush_all(c);
 	for (u32 n = 0; n < IBT_SIZE; n++)
 		assert_int_equal(ibt_code(f, PAGE + n * 4), 0);
+}
+
+/* A flush of the whole context leaves code that is found where it was. */
+static void user_code_is_looked_for_after_a_flush(void **state)
+{
+	struct fixture *f = *state;
+	struct soft_cpu *c = &f->c;
+
+	soft_ibt_insert(c, HALF_USER, 6, PAGE + 0x10, DATA, 100);
+	soft_ibt_insert(c, HALF_USER, 6, PAGE + 0x1020, DATA + PAGE_SIZE, 200);
+	soft_tlb_flush_context(c);
+	assert_true(c->ctx->user.code_stale);
+	soft_ibt_validate(c);
+	assert_false(c->ctx->user.code_stale);
+	assert_int_equal(half_code(f, HALF_USER, PAGE + 0x10), 100);
+	map_page(f, 1, (DATA + 5 * PAGE_SIZE) | ALL);
+	soft_load_cr3(c, PML4, true);
+	assert_true(c->ctx->user.code_stale);
+	soft_ibt_validate(c);
+	assert_int_equal(half_code(f, HALF_USER, PAGE + 0x1020), 0);
+	soft_ibt_insert(c, HALF_USER, 6, PAGE + 0x10, DATA, 100);
+	map_page(f, 0, 0);
+	soft_tlb_flush_context(c);
+	soft_ibt_validate(c);
+	assert_int_equal(half_code(f, HALF_USER, PAGE + 0x10), 0);
+	soft_ibt_insert(c, HALF_USER, 6, PAGE + 0x2010, DATA + 2 * PAGE_SIZE, 300);
+	soft_load_cr3(c, OTHER_PML4, true); /* another address space */
+	assert_int_equal(half_code(f, HALF_USER, PAGE + 0x2010), 0);
 }
 
 static void local_code_goes_with_its_address_space(void **state)
@@ -719,11 +752,11 @@ static void local_code_goes_with_its_address_space(void **state)
 
 	map_page(f, 1, (DATA + PAGE_SIZE) | ALL | PTE_G);
 	soft_translate(c, PAGE + PAGE_SIZE, ACC_FETCH, &x);
-	soft_ibt_insert(c, HALF_SUPER, 2, PAGE + PAGE_SIZE, 100);
+	soft_ibt_insert(c, HALF_SUPER, 2, PAGE + PAGE_SIZE, 0, 100);
 	soft_load_cr3(c, PML4, true);
 	assert_int_equal(ibt_code(f, PAGE + PAGE_SIZE), 100);
 	soft_translate(c, PAGE, ACC_FETCH, &x);
-	soft_ibt_insert(c, HALF_SUPER, 2, PAGE, 200);
+	soft_ibt_insert(c, HALF_SUPER, 2, PAGE, 0, 200);
 	soft_load_cr3(c, PML4, true);
 	assert_int_equal(ibt_code(f, PAGE), 0);
 }
@@ -764,7 +797,9 @@ static void page_tables_outside_ram(void **state)
 	assert_int_equal(f->pm.region[1].hva[8], ALL);
 }
 
-#define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
+#define TEST(name) cmocka_unit_test_setup_teardown(user_code_is_looked_for_after_a_flush, setup,
+						teardown),
+		cmocka_unit_test_setup_teardown(name, setup, teardown)
 
 int main(void)
 {

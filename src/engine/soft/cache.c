@@ -1,5 +1,6 @@
 /* See cache.h. */
 #include "engine/soft/cache.h"
+#include "host/memory_file.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -129,9 +130,7 @@ static void emit_entries(struct cache *c, const struct soft_options *o)
 	c->entry.miss = emit_trampoline(c, &e, STUB_MISS);
 	c->entry.step = emit_trampoline(c, &e, STUB_STEP);
 	c->entry.thunk_done = emit_trampoline(c, &e, STUB_THUNK_DONE);
-	c->entry.ibt_leave = emit_here(&e);
-	emit_mov_imm32(&e, HOST_S2, LEAVE_LOOKUP);
-	emit_jmp_cpu(&e, CPU_DISP(&e, stub[STUB_LEAVE]));
+	c->entry.ibt_leave = emit_trampoline(c, &e, STUB_LOOKUP);
 	for (u32 half = 0; half < HALVES; half++)
 		if (soft_uses(o, SOFT_SECOND_LEVEL))
 			emit_second_level(c, &e, half);
@@ -149,25 +148,42 @@ static void emit_entries(struct cache *c, const struct soft_options *o)
 	}
 }
 
-static int map_code(struct cache *c, struct err *e)
+/* Code in huge pages takes fewer entries of the host's instruction TLB. */
+static u8 *map_file(int fd, u64 size, int prot)
 {
-	int fd = memfd_create("doppel-code", MFD_CLOEXEC);
+	u8 *p = mmap(NULL, size, prot, MAP_SHARED, fd, 0);
+
+	if (p != MAP_FAILED)
+		madvise(p, size, MADV_HUGEPAGE);
+	return p;
+}
+
+/* Code memory of @fd, emptied. */
+static int map_code(struct cache *c, int fd, struct err *e)
+{
 	int code;
 
-	if (fd < 0 || ftruncate(fd, (off_t)c->size) < 0) {
-		code = -errno;
-		if (fd >= 0)
-			close(fd);
-		return err_set(e, code, "cannot create code memory: %s", strerror(-code));
-	}
-	c->rw = mmap(NULL, c->size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-	c->rx = (u64)mmap(NULL, c->size, PROT_READ | PROT_EXEC, MAP_SHARED, fd, 0);
+	if (ftruncate(fd, 0) < 0 || ftruncate(fd, (off_t)c->size) < 0)
+		return err_set(e, -errno, "cannot create code memory: %s", strerror(errno));
+	c->rw = map_file(fd, c->size, PROT_READ | PROT_WRITE);
+	c->rx = (u64)map_file(fd, c->size, PROT_READ | PROT_EXEC);
 	code = -errno;
-	close(fd);
 	if (c->rw == MAP_FAILED || c->rx == (u64)MAP_FAILED)
 		return err_set(e, code, "cannot map code memory: %s", strerror(-code));
 	c->exec_delta = (s64)(c->rx - (u64)c->rw);
 	return 0;
+}
+
+static int create_code(struct cache *c, int fd, struct err *e)
+{
+	int own = fd < 0 ? host_memory_file() : -1, r;
+
+	if (fd < 0 && own < 0)
+		return err_set(e, own, "cannot create code memory: %s", strerror(-own));
+	r = map_code(c, fd < 0 ? own : fd, e);
+	if (own >= 0)
+		close(own);
+	return r;
 }
 
 static void *map_zeroed(u64 size)
@@ -178,7 +194,7 @@ static void *map_zeroed(u64 size)
 	return p == MAP_FAILED ? NULL : p;
 }
 
-int soft_cache_create(struct soft_vm *vm, struct err *e)
+int soft_cache_create(struct soft_vm *vm, int fd, struct err *e)
 {
 	struct cache *c = calloc(1, sizeof(*c));
 	int r;
@@ -187,7 +203,7 @@ int soft_cache_create(struct soft_vm *vm, struct err *e)
 		return err_set(e, -ENOMEM, "out of memory");
 	vm->cache = c;
 	c->size = align_up(vm->options.code_cache, PAGE_SIZE);
-	r = map_code(c, e);
+	r = create_code(c, fd, e);
 	if (r < 0)
 		return r;
 	c->pages_count = vm->physmap->pages;

@@ -82,6 +82,8 @@ void soft_update_mode(struct soft_cpu *c)
 	if (is_observed(c) || is_unusual_privilege(c))
 		mode |= MODE_INTERPRET;
 	c->mode = mode;
+	if (c->cpl == 3 && c->ctx && c->ctx->user.code_stale)
+		soft_ibt_validate(c);
 	c->mode |= window_mode(c);
 	c->fsgsbase = (c->cr4 & CR4_FSGSBASE) != 0;
 }

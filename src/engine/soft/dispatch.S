@@ -152,4 +152,24 @@ soft_stub_host_fault:
 	helper_stub soft_stub_miss, soft_miss
 	helper_stub soft_stub_step, soft_step
 
+/* Jumped to: r10 = guest rip, which the indirect-branch table does not have. soft_lookup() says LEAVE_GO_ON
+ * when cpu->link leads to its code, else how to leave. */
+	.globl soft_stub_lookup
+	.type soft_stub_lookup, @function
+soft_stub_lookup:
+	mov %r10, CPU(OFF_RIP)
+	save_registers
+	mov %rsp, CPU(OFF_RAS_RSP)
+	mov CPU(OFF_HOST_RSP), %rsp
+	mov %fs:0, %rdi
+	lea soft_tls_cpu@tpoff(%rdi), %rdi
+	call soft_lookup
+	cmp $LEAVE_GO_ON_, %eax
+	jne leave_to_c
+	mov CPU(OFF_RAS_RSP), %rsp
+	load_registers
+	mov CPU(OFF_RIP), %r10
+	jmp *CPU(OFF_LINK)
+	.size soft_stub_lookup, . - soft_stub_lookup
+
 	.section .note.GNU-stack, "", @progbits

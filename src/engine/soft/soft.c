@@ -12,6 +12,7 @@
 #include "engine/soft/translate.h"
 #include "engine/soft/util.h"
 #include "engine/soft/window.h"
+#include "host/memory_file.h"
 #include "host/sandbox.h"
 
 #include <cpuid.h>
@@ -21,6 +22,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
+#include <unistd.h>
 
 enum { RAS_SIZE = 64 * 1024 };
 
@@ -51,7 +53,7 @@ static struct soft_cpu *cpu_of(struct engine_vcpu *vcpu)
 /* ---- virtual machines ---- */
 
 /* Code memory, mapped twice. */
-static const int create_calls[] = {SYS_memfd_create, SYS_ftruncate};
+static const int create_calls[] = {SYS_ftruncate};
 static const struct sandbox_list create_sandbox = {"soft", create_calls, ARRAY_SIZE(create_calls)};
 
 static int soft_probe(struct err *e)
@@ -70,17 +72,32 @@ static int soft_check_options(const char *options, struct err *e)
 	return soft_options_parse(options, &o, e);
 }
 
-/* Nothing of the host's but the processor. */
+/* A file for code memory: one of huge pages cannot be opened any more once a guest runs. */
+struct engine_host {
+	int code;
+};
+
 static int soft_host_open(struct engine_host **host, struct err *e)
 {
-	(void)e;
-	*host = NULL;
+	struct engine_host *h = calloc(1, sizeof(*h));
+
+	if (!h)
+		return err_set(e, -ENOMEM, "out of memory");
+	h->code = host_memory_file();
+	if (h->code < 0) {
+		int r = h->code;
+
+		free(h);
+		return err_set(e, r, "cannot create code memory: %s", strerror(-r));
+	}
+	*host = h;
 	return 0;
 }
 
 static void soft_host_close(struct engine_host *host)
 {
-	(void)host;
+	close(host->code);
+	free(host);
 }
 
 /* The model is made for this engine. */
@@ -121,7 +138,7 @@ static int soft_vm_create(const struct engine_config *config, struct engine_vm *
 	if (r == 0)
 		r = vm->page_flags ? soft_faults_init(e) : err_set(e, -ENOMEM, "out of memory");
 	if (r == 0)
-		r = soft_cache_create(vm, e);
+		r = soft_cache_create(vm, config->host ? config->host->code : -1, e);
 	if (r < 0) {
 		vm_free(vm);
 		return r;
@@ -262,6 +279,7 @@ static void cpu_constants(struct soft_cpu *c)
 	c->stub[STUB_MISS] = (u64)soft_stub_miss;
 	c->stub[STUB_STEP] = (u64)soft_stub_step;
 	c->stub[STUB_THUNK_DONE] = (u64)soft_stub_thunk_done;
+	c->stub[STUB_LOOKUP] = (u64)soft_stub_lookup;
 	c->tlb_index_mask = (u64)(TLB_SIZE - 1) << PAGE_SHIFT;
 	c->page_mask = PAGE_MASK;
 	c->window_mask = WINDOW_FOLD;
@@ -514,9 +532,9 @@ static int find_block(struct soft_cpu *c, u32 variant, struct block **out)
 	pthread_mutex_lock(&c->vm->lock);
 	status = find_or_translate(c, &x, c->mode | variant, out);
 	if (status == SOFT_OK && !variant) {
-		soft_ibt_insert(c, half, c->mode, c->rip, (*out)->code);
+		soft_ibt_insert(c, half, c->mode, c->rip, x.gpa, (*out)->code);
 		if ((*out)->page[1] != BLOCK_NO_PAGE)
-			soft_ibt_note_page(c, half, c->rip + PAGE_SIZE);
+			soft_ibt_note_page(c, half, c->rip + PAGE_SIZE, (*out)->second);
 	}
 	pthread_mutex_unlock(&c->vm->lock);
 	return status;
@@ -685,6 +703,29 @@ u32 soft_step(struct soft_cpu *c, u64 unused, u32 site)
 	r = interpret_site(c, site);
 	soft_doing(c, ACT_TRANSLATED);
 	return r == 1 ? 0 : r;
+}
+
+/*
+ * The indirect-branch table does not have rip: find the block, and go on there with the private
+ * stack as it is, if nothing stands against it. Otherwise the run loop looks again.
+ */
+u32 soft_lookup(struct soft_cpu *c)
+{
+	u32 generation = __atomic_load_n(&c->vm->cache->generation, __ATOMIC_RELAXED);
+	struct block *b;
+	int status;
+
+	if (run_loop_is_due(c) || !soft_canonical(c->rip))
+		return LEAVE_LOOKUP;
+	soft_doing(c, ACT_DISPATCH);
+	status = find_block(c, 0, &b);
+	if (status != SOFT_OK || !b ||
+	    generation != __atomic_load_n(&c->vm->cache->generation, __ATOMIC_RELAXED))
+		return LEAVE_LOOKUP;
+	c->link = b->enter;
+	soft_fpu_live(c);
+	soft_doing(c, ACT_TRANSLATED);
+	return LEAVE_GO_ON;
 }
 
 /* ---- the run loop ---- */

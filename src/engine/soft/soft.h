@@ -41,11 +41,15 @@ enum soft_status {
 enum {
 	TLB_BITS = 12,
 	TLB_SIZE = 1 << TLB_BITS,
-	IBT_BITS = 14, /* 4,096 entries took 4 of 5 lookups for conflicts among kernel functions */
+	IBT_BITS = 16, /* a compiler's functions conflict in fewer */
 	IBT_SIZE = 1 << IBT_BITS,
-	IBT_TOTAL = 2 * IBT_SIZE, /* first and second level */
-	IBT_LOG = 4096,
+	IBT2_BITS = 14,
+	IBT2_SIZE = 1 << IBT2_BITS,
+	IBT_TOTAL = IBT_SIZE + IBT2_SIZE, /* first and second level */
+	IBT_LOG = 16384,
 	CTX_LOG = 1024,
+	EXEC_SIZE = 4096,
+	EXEC_LOG = 2048,
 	FETCH_SIZE = 64,
 	SOFT_CONTEXTS = 16,   /* without windows */
 	SOFT_WINDOWS_MAX = 4, /* of one vCPU */
@@ -87,20 +91,26 @@ struct stack_page {
  * gva to translated code. The jump goes through code unconditionally; the block it reaches compares
  * gva with the address wanted (it knows whether it may clobber flags). When they differ, and
  * through the code of an empty entry, the second level is tried, which follows the first in the
- * table and is indexed by other bits: functions 64 KiB apart share an entry of the first. What is
+ * table and is indexed by other bits: functions 256 KiB apart share an entry of the first. What is
  * not there either is looked up in C. Every block is entered in both levels.
  */
 struct ibt_entry {
 	u64 minus_gva; /* so that a sum compares */
 	u64 code;      /* host address of the block's indirect entry */
 };
-#define IBT_MASK        0xfffcul /* address bits that index the first level */
+#define IBT_MASK        0x3fffcul /* address bits that index the first level */
 #define IBT_INDEX(gva)  (((gva)&IBT_MASK) >> 2)
-#define IBT2_MASK       0xff0fcul /* and the second */
-#define IBT2_INDEX(gva) (IBT_SIZE + (((gva) >> 2 & 0x3f) | ((gva) >> 12 & 0xff) << 6))
+#define IBT2_MASK       0x3ff0f0ul /* and the second */
+#define IBT2_INDEX(gva) (IBT_SIZE + (((gva) >> 4 & 0xf) | ((gva) >> 12 & 0x3ff) << 4))
 
 /* Index of the privilege half: supervisor (CPL 0-2) or user. */
 enum { HALF_SUPER, HALF_USER, HALVES };
+
+/* A page that code was found on. gva 1: none. */
+struct soft_exec_page {
+	gva_t gva;
+	gpa_t gpa;
+};
 
 /* An instruction fetch that was permitted: where the page of @tag lies. ~0: none. */
 struct soft_fetch_entry {
@@ -124,9 +134,15 @@ struct soft_half {
 	/* Touched indices since the last flush, so that a flush costs what was used; full: flush
 	 * all. */
 	u32 tlb_logged, ibt_logged;
-	u16 tlb_log[CTX_LOG], ibt_log[IBT_LOG];
+	u16 tlb_log[CTX_LOG];
+	u32 ibt_log[IBT_LOG];
 	u32 ibt_mode;       /* mode key of the blocks in ibt[] */
 	u64 exec_pages[64]; /* hashed set of virtual pages with entries in ibt[] */
+	/* Where they were, in a hash table; exec_log[] has the positions in use. */
+	struct soft_exec_page exec[EXEC_SIZE];
+	u16 exec_log[EXEC_LOG];
+	u32 exec_logged; /* full: some are missing */
+	bool code_stale; /* ibt[] may be used only when they still are there */
 
 	/* Private to mmu.c and tlb.c. */
 	u32 local_logged; /* TLB entries of pages that are not global, logged likewise */
@@ -214,7 +230,7 @@ enum {
 	REQ_PASS = 1 << 1, /* another thread wants soft_pass() called: see world.c */
 };
 
-enum soft_stub { STUB_LEAVE, STUB_MISS, STUB_STEP, STUB_THUNK_DONE, SOFT_STUBS };
+enum soft_stub { STUB_LEAVE, STUB_MISS, STUB_STEP, STUB_THUNK_DONE, STUB_LOOKUP, SOFT_STUBS };
 
 enum soft_counter {
 	COUNT_BLOCKS_TRANSLATED,
@@ -638,10 +654,14 @@ int soft_thunk_init(struct soft_cpu *c, struct err *e);
 
 /* ---- mmu.c: the indirect-branch table ---- */
 
-/* Enter @gva -> @code (an indirect entry) for blocks of mode @mode into the current context. */
-void soft_ibt_insert(struct soft_cpu *c, u32 half, u32 mode, gva_t gva, u64 code);
-/* Translated code depends on the mapping of this page too: flushing it flushes the table. */
-void soft_ibt_note_page(struct soft_cpu *c, u32 half, gva_t gva);
+/* Enter @gva -> @code (an indirect entry) for blocks of mode @mode on the page at @gpa into the
+ * current context. */
+void soft_ibt_insert(struct soft_cpu *c, u32 half, u32 mode, gva_t gva, gpa_t gpa, u64 code);
+/* Translated code depends on the mapping of this page to @gpa: flushing it flushes the table. */
+void soft_ibt_note_page(struct soft_cpu *c, u32 half, gva_t gva, gpa_t gpa);
+/* User code is about to run: is what its table leads to where it was, if it was flushed meanwhile?
+ */
+void soft_ibt_validate(struct soft_cpu *c);
 /* Empty all tables of all vCPUs. */
 void soft_ibt_flush_all(struct soft_vm *vm);
 
@@ -654,11 +674,13 @@ void soft_stub_leave(void);
 void soft_stub_miss(void);
 void soft_stub_step(void);
 void soft_stub_thunk_done(void);
+void soft_stub_lookup(void);
 void soft_stub_host_fault(void);
 
 /* Helpers of the stubs: see dispatch.S for what they return. */
 u32 soft_miss(struct soft_cpu *c, gva_t address, u32 site);
 u32 soft_step(struct soft_cpu *c, u64 unused, u32 site);
+u32 soft_lookup(struct soft_cpu *c);
 
 /* Drop all translated code, with the world stopped. As soft_world_stop(). */
 bool soft_flush_code(struct soft_cpu *c);
@@ -685,8 +707,11 @@ u32 soft_activity(struct engine_vcpu *vcpu);
 extern _Thread_local struct soft_cpu soft_tls_cpu;
 
 /* ---- cache.c ---- */
-/* As large as vm->options say; blocks of guest RAM as it is now. */
-int soft_cache_create(struct soft_vm *vm, struct err *e);
+/*
+ * As large as vm->options say; blocks of guest RAM as it is now. @fd: a memory file for code,
+ * borrowed, with nothing in it that is still in use; -1: one of its own.
+ */
+int soft_cache_create(struct soft_vm *vm, int fd, struct err *e);
 /* Guest RAM has changed: drop everything. No vCPU is inside run(). */
 int soft_cache_resize(struct soft_vm *vm, struct err *e);
 void soft_cache_destroy(struct soft_vm *vm);

@@ -40,6 +40,8 @@
 /* With what gs may lie ahead. */
 #define CTX_BYTES (align_up(SOFT_CONTEXTS * sizeof(struct soft_ctx), PAGE_SIZE) + GS_BIAS)
 
+#define EXEC_NONE 1ul
+
 enum {
 	IBT_STRADDLE = 15
 }; /* an instruction's length: how far before a page one may start that enters it */
@@ -83,6 +85,14 @@ static void ibt_clear(struct soft_cpu *c, struct soft_half *h, u32 i)
 	h->ibt[i] = (struct ibt_entry){.code = ibt_empty(c, h, i)};
 }
 
+static void exec_reset(struct soft_half *h)
+{
+	for (u32 n = 0; n < MIN(h->exec_logged, (u32)EXEC_LOG); n++)
+		h->exec[h->exec_log[n]].gva = EXEC_NONE;
+	h->exec_logged = 0;
+	h->code_stale = false;
+}
+
 static void ibt_reset(struct soft_cpu *c, struct soft_half *h)
 {
 	if (h->ibt_logged > IBT_LOG)
@@ -93,6 +103,7 @@ static void ibt_reset(struct soft_cpu *c, struct soft_half *h)
 			ibt_clear(c, h, h->ibt_log[n]);
 	h->ibt_logged = 0;
 	soft_fill64(h->exec_pages, 0, ARRAY_SIZE(h->exec_pages));
+	exec_reset(h);
 }
 
 static struct soft_ctx *ctx_of(struct soft_half *user)
@@ -100,13 +111,13 @@ static struct soft_ctx *ctx_of(struct soft_half *user)
 	return (struct soft_ctx *)(void *)((u8 *)user - offsetof(struct soft_ctx, user));
 }
 
-static void half_reset(struct soft_cpu *c, struct soft_half *h)
+/* Empty all of it but the indirect-branch table. */
+static void half_empty(struct soft_cpu *c, struct soft_half *h)
 {
 	if (h != &c->super)
 		window_flush(ctx_of(h));
 	tlb_reset(h);
 	fetch_reset(h);
-	ibt_reset(c, h);
 	h->local_code = false;
 	soft_fill64(h->write_pages, 0, ARRAY_SIZE(h->write_pages));
 	soft_fill64(h->large, 0, sizeof(h->large) / sizeof(u64));
@@ -117,11 +128,33 @@ static void half_reset(struct soft_cpu *c, struct soft_half *h)
 	c->counters[COUNT_CONTEXT_FLUSHES]++;
 }
 
+static void half_reset(struct soft_cpu *c, struct soft_half *h)
+{
+	half_empty(c, h);
+	ibt_reset(c, h);
+}
+
+/*
+ * A flush of the address space that the user half still belongs to. Most code will be where it was:
+ * the table stays, to be looked through before it is used again.
+ */
+static void user_flush(struct soft_cpu *c, struct soft_half *h)
+{
+	if (h->exec_logged > EXEC_LOG) {
+		half_reset(c, h);
+		return;
+	}
+	half_empty(c, h);
+	h->code_stale = true;
+}
+
 /* Zeroed memory is not an empty table: tag 0 is page 0. */
 static void half_prepare(struct soft_cpu *c, struct soft_half *h)
 {
 	h->tlb_logged = CTX_LOG + 1;
 	h->ibt_logged = IBT_LOG + 1;
+	for (u32 i = 0; i < EXEC_SIZE; i++)
+		h->exec[i].gva = EXEC_NONE;
 	half_reset(c, h);
 }
 
@@ -233,8 +266,10 @@ static struct soft_ctx *ctx_choose(struct soft_cpu *c, struct soft_ctx *old, boo
 	}
 	if (!old)
 		return ctx_take(c);
-	if (flush || !(c->cr4 & CR4_PCIDE))
+	if (root_of(c, old->cr3) != root_of(c, c->cr3))
 		half_reset(c, &old->user);
+	else if (flush || !(c->cr4 & CR4_PCIDE))
+		user_flush(c, &old->user);
 	return old;
 }
 
@@ -344,7 +379,7 @@ void soft_tlb_flush_all(struct soft_cpu *c)
 
 void soft_tlb_flush_context(struct soft_cpu *c)
 {
-	half_reset(c, &c->ctx->user);
+	user_flush(c, &c->ctx->user);
 	drop_local(c);
 }
 
@@ -455,7 +490,7 @@ void soft_invpcid(struct soft_cpu *c, u64 type, u64 pcid, gva_t gva)
 		break;
 	case 1: /* single context */
 		if (ctx)
-			half_reset(c, &ctx->user);
+			user_flush(c, &ctx->user);
 		if (ctx == c->ctx)
 			drop_local(c);
 		break;
@@ -523,22 +558,66 @@ void soft_drop_write_tags(struct soft_vm *vm, u64 page, u8 *host)
 
 /* ---- the indirect-branch table ---- */
 
-void soft_ibt_note_page(struct soft_cpu *c, u32 half, gva_t gva)
+static u32 exec_place(const struct soft_half *h, gva_t gva)
 {
-	bitmap_set(soft_half(c, half)->exec_pages, exec_page_bit(gva));
+	u32 i = exec_page_bit(gva) % EXEC_SIZE;
+
+	while (h->exec[i].gva != EXEC_NONE && h->exec[i].gva != gva)
+		i = (i + 1) % EXEC_SIZE;
+	return i;
+}
+
+void soft_ibt_note_page(struct soft_cpu *c, u32 half, gva_t gva, gpa_t gpa)
+{
+	struct soft_half *h = soft_half(c, half);
+	u32 i;
+
+	bitmap_set(h->exec_pages, exec_page_bit(gva));
+	if (half != HALF_USER || h->exec_logged > EXEC_LOG)
+		return;
+	gva &= PAGE_MASK;
+	i = exec_place(h, gva);
+	if (h->exec[i].gva == EXEC_NONE) {
+		if (h->exec_logged++ == EXEC_LOG)
+			return;
+		h->exec_log[h->exec_logged - 1] = (u16)i;
+	}
+	h->exec[i] = (struct soft_exec_page){.gva = gva, .gpa = gpa & PAGE_MASK};
+}
+
+static bool exec_page_stays(struct soft_cpu *c, const struct soft_exec_page *p)
+{
+	struct soft_xlat x;
+
+	return soft_translate(c, p->gva, ACC_FETCH | ACC_USER, &x) == SOFT_OK && x.host &&
+	       (x.gpa & PAGE_MASK) == p->gpa;
+}
+
+void soft_ibt_validate(struct soft_cpu *c)
+{
+	struct soft_half *h = &c->ctx->user;
+	__typeof__(c->exc) exc = c->exc;
+
+	h->code_stale = false;
+	for (u32 n = 0; n < h->exec_logged; n++)
+		if (!exec_page_stays(c, &h->exec[h->exec_log[n]])) {
+			ibt_reset(c, h);
+			break;
+		}
+	c->exc = exc;
 }
 
 static void ibt_enter(struct soft_cpu *c, struct soft_half *h, u32 i, gva_t gva, u64 code)
 {
 	if (h->ibt[i].code == ibt_empty(c, h, i)) {
 		if (h->ibt_logged < IBT_LOG)
-			h->ibt_log[h->ibt_logged] = (u16)i;
+			h->ibt_log[h->ibt_logged] = i;
 		h->ibt_logged = MIN(h->ibt_logged, (u32)IBT_LOG) + 1;
 	}
 	h->ibt[i] = (struct ibt_entry){.minus_gva = -gva, .code = code};
 }
 
-void soft_ibt_insert(struct soft_cpu *c, u32 half, u32 mode, gva_t gva, u64 code)
+void soft_ibt_insert(struct soft_cpu *c, u32 half, u32 mode, gva_t gva, gpa_t gpa, u64 code)
 {
 	struct soft_half *h = soft_half(c, half);
 
@@ -548,7 +627,7 @@ void soft_ibt_insert(struct soft_cpu *c, u32 half, u32 mode, gva_t gva, u64 code
 	}
 	ibt_enter(c, h, IBT_INDEX(gva), gva, code);
 	ibt_enter(c, h, IBT2_INDEX(gva), gva, code);
-	soft_ibt_note_page(c, half, gva);
+	soft_ibt_note_page(c, half, gva, gpa);
 }
 
 void soft_ibt_flush_all(struct soft_vm *vm)
