@@ -797,9 +797,7 @@ static void page_tables_outside_ram(void **state)
 	assert_int_equal(f->pm.region[1].hva[8], ALL);
 }
 
-#define TEST(name) cmocka_unit_test_setup_teardown(user_code_is_looked_for_after_a_flush, setup,
-						teardown),
-		cmocka_unit_test_setup_teardown(name, setup, teardown)
+#define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
 
 int main(void)
 {
@@ -829,6 +827,7 @@ int main(void)
 		TEST(supervisor_half_keeps_global_pages),
 		TEST(many_local_pages_are_dropped),
 		TEST(indirect_branches_follow_flushes),
+		TEST(user_code_is_looked_for_after_a_flush),
 		TEST(local_code_goes_with_its_address_space),
 		TEST(without_paging),
 		TEST(page_tables_outside_ram),
