@@ -32,9 +32,10 @@ enum {
 	LARGE_SHIFT = 21,
 	COOLING = 500, /* ticks */
 	TICK_NS = 1000000,
-	JUDGED_TICKS = 24,  /* until a window is judged */
+	JUDGED_TICKS = 8,   /* until a window is judged */
 	FAULT_NS = 3000,    /* what a signal costs, about */
-	GAIN = 30,          /* per cent of the time in user code that a window may cost */
+	GAIN = 30,          /* per cent of the time in user code that a window earns, about */
+	DEBT_MS = 50,       /* what it may owe */
 	ROOT_STORES = 64,   /* a root table that is written more often is none any more */
 	ROOT_ENTRIES = 256, /* of the lower half */
 	ROOT_GROUPS = WINDOW_SIZE >> 39,
@@ -396,6 +397,7 @@ static void give_up(struct soft_cpu *c, struct soft_window *w)
 	w->is_void = w->stale = false;
 	w->fault = NO_PAGE;
 	w->spent = 0;
+	w->debt = 0;
 	w->is_full = false;
 	w->root_stores = w->ticks = w->user_ticks = 0;
 	empty(c, w);
@@ -505,12 +507,19 @@ static u64 tick_ns(const struct soft_cpu *c, u64 cycles)
 	return (u64)((unsigned __int128)cycles * 1000000000 / MAX(c->vm->cpuid->tsc_hz, 1ul));
 }
 
-/* Has it cost more than it can have gained? Then it goes. */
+/*
+ * A window earns a share of the time spent in user code and costs what keeping it takes. To fill it
+ * is an investment: only when its debt is high does it go.
+ */
 static void judge(struct soft_cpu *c, struct soft_window *w, u64 now)
 {
-	u64 time = now - w->judged_tsc, in_user = time / w->ticks * w->user_ticks;
+	s64 time = (s64)(now - w->judged_tsc), in_user = time / w->ticks * w->user_ticks;
+	/* Keeping the window looks like user code to a tick. */
+	s64 earned = MAX(in_user - (s64)w->spent, 0) * GAIN / 100;
+	s64 limit = (s64)(c->vm->cpuid->tsc_hz / 1000 * DEBT_MS);
 
-	if (w->is_full || w->spent > in_user / 100 * GAIN) {
+	w->debt = MAX(w->debt + (s64)w->spent - earned, -limit);
+	if (w->is_full || w->debt > limit) {
 		demote(c, w);
 		return;
 	}
@@ -530,7 +539,7 @@ static void tick_window(struct soft_cpu *c, struct soft_window *w, u64 now)
 {
 	w->ticks++;
 	w->user_ticks += c->cpl == 3;
-	if (c->cpl == 3 && (w->ticks >= JUDGED_TICKS || w->is_full))
+	if (w->ticks >= JUDGED_TICKS || w->is_full)
 		judge(c, w, now);
 }
 

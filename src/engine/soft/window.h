@@ -48,6 +48,7 @@ struct soft_window {
 	u32 pages;
 	u64 judged_tsc; /* when it was last judged, */
 	u64 spent;      /* cycles that keeping it has cost since then, */
+	s64 debt;       /* cycles that it had cost more than it earned by then */
 	u32 ticks;      /* and how many came while it was in use, */
 	u32 user_ticks; /* in user mode */
 	bool is_full;   /* the host or the table of pages has no room */
