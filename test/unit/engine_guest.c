@@ -124,6 +124,18 @@ void guest_free(struct guest *g)
 	free(g);
 }
 
+bool guest_both_engines(const struct engine_ops **soft, const struct engine_ops **kvm)
+{
+	struct err e = {0};
+
+	*soft = engine_by_name("soft");
+	*kvm = engine_by_name("kvm");
+	if (!(*soft)->probe(&e) && !(*kvm)->probe(&e))
+		return true;
+	printf("needs both engines: %s\n", e.text);
+	return false;
+}
+
 void guest_load(struct guest *g, const u8 *code, u32 len)
 {
 	static struct cpu_state s;

@@ -42,6 +42,9 @@ struct guest *guest_new(const struct engine_ops *engine);
 struct guest *guest_new_with(const struct engine_ops *engine, const struct cpuid_model *cpuid);
 void guest_free(struct guest *g);
 
+/* Both engines. False when one cannot run on this host, and why on standard output. */
+bool guest_both_engines(const struct engine_ops **soft, const struct engine_ops **kvm);
+
 /* Code to CODE_AT, and the CPU to its start at CPL 0. */
 void guest_load(struct guest *g, const u8 *code, u32 len);
 

@@ -8,7 +8,6 @@
 
 #include <setjmp.h>
 #include <stdarg.h>
-#include <stdio.h>
 #include <string.h>
 
 #include <cmocka.h>
@@ -93,13 +92,8 @@ static void state_crosses_engines(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {cmocka_unit_test(state_crosses_engines)};
-	struct err e = {0};
 
-	soft = engine_by_name("soft");
-	kvm = engine_by_name("kvm");
-	if (soft->probe(&e) || kvm->probe(&e)) {
-		printf("needs both engines: %s\n", e.text);
+	if (!guest_both_engines(&soft, &kvm))
 		return 77;
-	}
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -4,9 +4,9 @@
  *
  * The guest numbers its accesses, and the device knows which one comes next.
  */
-#include "machine/vcpu.h"
+#include "engine_guest.h"
 
-#include "engine/flat.h"
+#include "machine/vcpu.h"
 
 #include <errno.h>
 #include <setjmp.h>
@@ -19,27 +19,13 @@
 #include <cmocka.h>
 
 enum {
-	RAM_SIZE = 4 << 20,
-	CODE_AT = 0x10000,
-	STACK_AT = 0x30000,
-	TABLES_AT = 0x4000,
 	PORT_AT = 0x80,
-	MMIO_AT = 0x20000000,
 	VCPUS = 2, /* the second waits to be started */
 	MOVES = 60,
 };
 
-extern const u8 talk_start[], talk_end[];
-__asm__(".pushsection .rodata\n"
-	"talk_start:\n"
-	"mov $0x20000000, %edi\n"
-	"1: inc %ebx; mov %ebx, %eax; out %eax, $0x80\n"
-	"mov %ebx, (%rdi)\n"
-	"in $0x80, %eax; add %rax, %r8\n"
-	"mov (%rdi), %eax; add %rax, %r9\n"
-	"jmp 1b\n"
-	"talk_end:\n"
-	".popsection\n");
+CODE(talk, "mov $0x20000000, %edi; 1: inc %ebx; mov %ebx, %eax; out %eax, $0x80; mov %ebx, (%rdi);"
+	   "in $0x80, %eax; add %rax, %r8; mov (%rdi), %eax; add %rax, %r9; jmp 1b");
 
 static const struct engine_ops *soft, *kvm;
 
@@ -169,7 +155,7 @@ static void make_machine(struct fixture *f)
 	assert_int_equal(bus_add(&f->bus, BUS_PORT, &port), 0);
 	assert_int_equal(bus_add(&f->bus, BUS_MEMORY, &memory), 0);
 	flat_tables(f->physmap.region[0].hva + TABLES_AT, TABLES_AT);
-	memcpy(f->physmap.region[0].hva + CODE_AT, talk_start, (u64)(talk_end - talk_start));
+	memcpy(f->physmap.region[0].hva + CODE_AT, CODE_OF(talk));
 	flat_state(&f->entry, TABLES_AT, CODE_AT, STACK_AT, 0);
 	f->round = 1;
 }
@@ -352,13 +338,8 @@ int main(void)
 		cmocka_unit_test(engine_changes_in_mid_work),
 		cmocka_unit_test(refused_move_leaves_all_as_it_was),
 	};
-	struct err e = {0};
 
-	soft = engine_by_name("soft");
-	kvm = engine_by_name("kvm");
-	if (soft->probe(&e) || kvm->probe(&e)) {
-		printf("needs both engines: %s\n", e.text);
+	if (!guest_both_engines(&soft, &kvm))
 		return 77;
-	}
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -290,6 +290,16 @@ static int listen_to(void *opaque, u64 gpa, int fd, bool on)
 	return 0;
 }
 
+/* A device of its own with doorbells in @set, of which @l hears. */
+static void doorbells_setup(struct fixture *f, struct doorbells *set, struct listener *l)
+{
+	test_machine_init(&f->m, true);
+	*set = (struct doorbells){
+		.loop = f->m.loop, .lock = &f->m.lock, .listen = listen_to, .opaque = l};
+	f->m.env.doorbells = set;
+	assert_int_equal(virtio_rng_init(&f->rng, &f->m.env, &f->m.pci, NULL), 0);
+}
+
 static void doorbell_follows_the_bar(void **state)
 {
 	struct listener l = {0};
@@ -297,11 +307,7 @@ static void doorbell_follows_the_bar(void **state)
 	struct doorbells set;
 
 	(void)state;
-	test_machine_init(&f.m, true);
-	set = (struct doorbells){
-		.loop = f.m.loop, .lock = &f.m.lock, .listen = listen_to, .opaque = &l};
-	f.m.env.doorbells = &set;
-	assert_int_equal(virtio_rng_init(&f.rng, &f.m.env, &f.m.pci, NULL), 0);
+	doorbells_setup(&f, &set, &l);
 	assert_int_equal(l.gpa, 0);
 	test_driver_start(&f.t, &f.m, &f.rng.virtio, 0);
 	assert_int_equal(l.gpa, f.t.bar + REG_NOTIFY);
@@ -331,11 +337,7 @@ static void event_rings(void **state)
 	struct doorbells set;
 
 	(void)state;
-	test_machine_init(&f.m, true);
-	set = (struct doorbells){
-		.loop = f.m.loop, .lock = &f.m.lock, .listen = listen_to, .opaque = &l};
-	f.m.env.doorbells = &set;
-	assert_int_equal(virtio_rng_init(&f.rng, &f.m.env, &f.m.pci, NULL), 0);
+	doorbells_setup(&f, &set, &l);
 	test_driver_start(&f.t, &f.m, &f.rng.virtio, 0);
 	test_add(&f.t.queue[0], &seg, 1, false);
 	assert_int_equal(write(l.fd, &one, sizeof(one)), sizeof(one));
