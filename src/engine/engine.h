@@ -122,13 +122,16 @@ struct engine_ops {
 	int (*vm_create)(const struct engine_config *config, struct engine_vm **vm, struct err *e);
 	void (*vm_destroy)(struct engine_vm *vm);
 
-	/* Regions were added to or removed from the physmap. No vCPU may be inside run(). */
+	/*
+	 * Regions were added to the physmap. No vCPU may be inside run(). A dirty log that is on
+	 * keeps what it has, and watches the new pages, too.
+	 */
 	int (*memory_update)(struct engine_vm *vm, struct err *e);
 
 	/*
 	 * Dirty log: start or stop it; fetch and clear one bit per page of region @region into
-	 * @bitmap. No page that was written is missing; a page that was only read may be there,
-	 * once.
+	 * @bitmap, -EINVAL while there is none. No page that was written is missing; a page that
+	 * was only read may be there, once.
 	 */
 	int (*dirty_log)(struct engine_vm *vm, bool on);
 	int (*dirty_fetch)(struct engine_vm *vm, u32 region, u64 *bitmap);

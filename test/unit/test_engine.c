@@ -18,11 +18,15 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include <cmocka.h>
 
+enum { HOLE_SIZE = 1 << 30 };
+
 static const struct engine_ops *engine;
+static void *hole;
 
 static struct guest *fresh(const u8 *code, u32 len)
 {
@@ -656,6 +660,66 @@ static void memory_is_added(void **state)
 	guest_free(g);
 }
 
+CODE(calls, "mov $0x10000000, %ebx; mov $100, %ecx; lea leaf(%rip), %rdx;"
+	    "1: call leaf; call *%rdx; out %al, $0x80; dec %ecx; jnz 1b; hlt;"
+	    ".balign 4096; leaf: inc %rax; ret");
+
+/*
+ * Code found before guest RAM changed is found again, by calls, returns and branches across pages.
+ * What an engine maps anew meanwhile comes to lie elsewhere: in the hole that main() reserved above
+ * all it has mapped so far.
+ */
+static void code_outlives_a_change_of_memory(void **state)
+{
+	struct guest *g = fresh(CODE_OF(calls));
+	struct vm_exit x = {0};
+	struct err e = {0};
+
+	(void)state;
+	assert_ptr_not_equal(hole, MAP_FAILED);
+	munmap(hole, HOLE_SIZE);
+	for (u32 i = 1; i <= 100; i++) {
+		expect_exit(g, &x, EXIT_PIO);
+		assert_int_equal(guest_state(g, CPU_PART_GPR)->gpr.r[RAX], 2 * i);
+		if (i % 40 == 0)
+			assert_int_equal(physmap_add(&g->physmap, i * 0x10000000ul, 2 * MIB, 0, &e),
+					 0);
+		if (i % 20 == 0)
+			assert_int_equal(engine->memory_update(g->vm, &e), 0);
+	}
+	expect_exit(g, &x, EXIT_HLT);
+	guest_free(g);
+}
+
+CODE(touch_both, "mov $0x100000, %ebx; movb $1, 0x3000(%rbx); out %al, $0x80;"
+		 "mov $0x10000000, %ebx; movb $1, 0x2000(%rbx); out %al, $0x80; hlt");
+
+/* Neither the guest's nor the monitor's stores are forgotten, and the new pages are watched. */
+static void dirty_log_outlives_a_change_of_memory(void **state)
+{
+	struct guest *g = fresh(CODE_OF(touch_both));
+	u64 bitmap[2 * MIB / PAGE_SIZE / 64];
+	struct vm_exit x = {0};
+	struct err e = {0};
+
+	(void)state;
+	assert_int_equal(engine->dirty_fetch(g->vm, 0, bitmap), -EINVAL);
+	assert_int_equal(engine->dirty_log(g->vm, true), 0);
+	expect_exit(g, &x, EXIT_PIO);
+	assert_int_equal(mem_write(&g->physmap, DATA_AT + 0x6000, "a", 1), 0);
+	assert_int_equal(physmap_add(&g->physmap, 0x10000000, 2 * MIB, 0, &e), 0);
+	assert_int_equal(engine->memory_update(g->vm, &e), 0);
+	assert_int_equal(dirty_data(g), BIT(3) | BIT(6));
+	assert_int_equal(dirty_data(g), 0);
+	assert_int_equal(engine->dirty_fetch(g->vm, 1, bitmap), 0);
+	assert_int_equal(bitmap[0], 0);
+	expect_exit(g, &x, EXIT_PIO);
+	assert_int_equal(engine->dirty_fetch(g->vm, 1, bitmap), 0);
+	assert_int_equal(bitmap[0], BIT(2));
+	assert_int_equal(engine->dirty_log(g->vm, false), 0);
+	guest_free(g);
+}
+
 CODE(rom, "mov $0x10000000, %ebx; mov (%rbx), %rcx; mov %rbx, (%rbx); mov (%rbx), %rdx; hlt");
 
 static void stores_to_rom_are_dropped(void **state)
@@ -894,6 +958,8 @@ int main(int argc, char **argv)
 		cmocka_unit_test(kick_leaves_instructions_whole),
 		cmocka_unit_test(dirty_log_is_exact),
 		cmocka_unit_test(memory_is_added),
+		cmocka_unit_test(code_outlives_a_change_of_memory),
+		cmocka_unit_test(dirty_log_outlives_a_change_of_memory),
 		cmocka_unit_test(stores_to_rom_are_dropped),
 		cmocka_unit_test(state_round_trip_anywhere),
 		cmocka_unit_test(state_parts_come_back),
@@ -918,6 +984,7 @@ int main(int argc, char **argv)
 	struct err e = {0};
 	int failed;
 
+	hole = mmap(NULL, HOLE_SIZE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	engine = engine_by_name(name);
 	if (!engine || engine->probe(&e)) {
 		printf("%s cannot run here: %s\n", name, engine ? e.text : "no such engine");

@@ -46,6 +46,7 @@ struct kvm_vm {
 	/* Dirty log of the monitor's own stores; the kernel keeps that of the guest's. */
 	atomic_bool dirty_log;
 	_Atomic u64 *dirty; /* one bit per page, by physmap page index */
+	u64 dirty_words;
 
 	_Atomic u64 counter[KVM_COUNTS];
 };

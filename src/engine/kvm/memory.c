@@ -86,12 +86,16 @@ static u64 dirty_words(const struct kvm_vm *vm)
 int kvm_memory_update(struct engine_vm *engine_vm, struct err *e)
 {
 	struct kvm_vm *vm = vm_of(engine_vm);
+	_Atomic u64 *dirty = calloc(dirty_words(vm), sizeof(*dirty));
 	int r;
 
-	free((void *)vm->dirty);
-	vm->dirty = calloc(dirty_words(vm), sizeof(*vm->dirty));
-	if (!vm->dirty)
+	if (!dirty)
 		return err_set(e, -ENOMEM, "out of memory");
+	for (u64 w = 0; w < vm->dirty_words; w++)
+		dirty[w] = vm->dirty[w];
+	free((void *)vm->dirty);
+	vm->dirty = dirty;
+	vm->dirty_words = dirty_words(vm);
 	r = remove_stale(vm);
 	if (r >= 0)
 		r = add_new(vm);
@@ -113,7 +117,7 @@ int kvm_dirty_log(struct engine_vm *engine_vm, bool on)
 			if (vm->slot[i].size)
 				r = set_slot(vm, i, &vm->slot[i]);
 	}
-	for (u64 w = 0; w < dirty_words(vm); w++)
+	for (u64 w = 0; w < vm->dirty_words; w++)
 		atomic_store(&vm->dirty[w], 0);
 	return r < 0 ? r : 0;
 }

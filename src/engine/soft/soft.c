@@ -157,21 +157,28 @@ static void soft_vm_destroy(struct engine_vm *vm)
 static int soft_memory_update(struct engine_vm *vm, struct err *e)
 {
 	struct soft_vm *v = vm_of(vm);
-
-	_Atomic u8 *flags = calloc(MAX(v->physmap->pages, 1), 1);
+	const u64 pages = v->physmap->pages, known = v->cache->pages_count;
+	_Atomic u8 *flags = calloc(MAX(pages, 1), 1);
 	int r;
 
 	if (!flags)
 		return err_set(e, -ENOMEM, "out of memory");
 	pthread_mutex_lock(&v->lock);
 	r = soft_cache_resize(v, e);
+	if (r < 0) {
+		pthread_mutex_unlock(&v->lock);
+		free((void *)flags);
+		return r;
+	}
+	for (u64 p = 0; p < pages; p++)
+		flags[p] = p < known ? v->page_flags[p] : v->dirty_log ? PAGE_LOG_DIRTY : 0;
 	free((void *)v->page_flags);
 	v->page_flags = flags;
 	for (u32 i = 0; i < v->cpus; i++)
 		if (v->cpu[i])
 			soft_tlb_flush_all(v->cpu[i]);
 	pthread_mutex_unlock(&v->lock);
-	return r;
+	return 0;
 }
 
 static int soft_dirty_log(struct engine_vm *vm, bool on)
@@ -180,6 +187,7 @@ static int soft_dirty_log(struct engine_vm *vm, bool on)
 	const struct physmap *pm = v->physmap;
 
 	pthread_mutex_lock(&v->lock);
+	v->dirty_log = on;
 	for (u32 i = 0; i < pm->count; i++) {
 		const struct physmap_region *r = &pm->region[i];
 
@@ -202,7 +210,7 @@ static int soft_dirty_fetch(struct engine_vm *vm, u32 region, u64 *bitmap)
 	struct soft_vm *v = vm_of(vm);
 	const struct physmap_region *r = &v->physmap->region[region];
 
-	if (region >= v->physmap->count)
+	if (region >= v->physmap->count || !v->dirty_log)
 		return -EINVAL;
 	pthread_mutex_lock(&v->lock);
 	for (u64 p = 0; p < r->size / PAGE_SIZE; p++) {

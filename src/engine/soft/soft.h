@@ -398,6 +398,7 @@ struct soft_vm {
 	const struct cpuid_model *cpuid;
 	struct soft_options options;
 	_Atomic u8 *page_flags; /* physmap->pages entries */
+	bool dirty_log;         /* on; changed under lock */
 	struct cache *cache;    /* cache.c */
 	pthread_mutex_t lock;   /* translation, invalidation, vCPU list */
 	pthread_mutex_t world;  /* world.c: guards holder; leaf */
