@@ -99,11 +99,7 @@ class Shell:
             raise
 
     def _log_in(self):
-        self.console.expect("login: ", START_SECONDS)
-        self.console.send("root\n")
-        self.console.expect("Password: ")
-        self.console.send("doppel\n")
-        self.console.expect(r"# ", 120)
+        self.console.log_in(START_SECONDS)
         self.console.command("mount -t tmpfs tmp /tmp", 60)
 
     def timed(self, command, limit):

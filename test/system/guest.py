@@ -161,6 +161,14 @@ class Console:
         # the terminal's echo, then as its own.
         return ECHO.split(self.text[start:match.start()])[-1]
 
+    def log_in(self, timeout=180, end="\n"):
+        """As root into a guest from tools/mkimage, once it has booted, to the shell's first prompt."""
+        self.expect("login: ", timeout)
+        self.send("root" + end)
+        self.expect("Password: ", timeout)
+        self.send("doppel" + end)
+        self.expect(r"# $", timeout)
+
     def wait(self, timeout=60):
         """Wait until the program ends by itself; return its exit status (negative: signal)."""
         deadline = time.monotonic() + timeout * PATIENCE

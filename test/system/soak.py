@@ -62,11 +62,7 @@ def main():
     argv = guest.doppel("--disk", f"path={image},snapshot=on", "--net", "none", *sys.argv[2:],
                         append="root=/dev/vda rw quiet", memory="1G")
     with guest.Console(argv) as console:
-        console.expect("login: ", 180)
-        console.send("root\n")
-        console.expect("Password: ")
-        console.send("doppel\n")
-        console.expect(r"# $", 60)
+        console.log_in()
         console.command("mount -t tmpfs tmp /tmp; cd /tmp; stty -echo", 60)
         for name, text in (("prepare", PREPARE), ("work", WORK)):
             # A shell that edits its line would take a tab for a wish.

@@ -60,11 +60,7 @@ def main():
     argv = guest.doppel("--disk", f"path={image},snapshot=on", "--net", "none", "-c", str(CPUS),
                         append="root=/dev/vda rw quiet", memory="1G")
     with guest.Console(argv) as console:
-        console.expect("login: ", 180)
-        console.send("root\n")
-        console.expect("Password: ")
-        console.send("doppel\n")
-        console.expect(r"# $", 60)
+        console.log_in()
         console.command("mount -t tmpfs tmp /tmp; stty -echo", 60)
         done = stress(console, seconds)
         print(f"stress: {seconds} s:", ", ".join(f"{name} {count}" for name, count in done.items()), flush=True)

@@ -48,11 +48,7 @@ class Debian(suite.Case):
         """Boot to a root shell."""
         console = self.start(guest.doppel("--disk", disk, *arguments, append="root=/dev/vda rw quiet",
                                           memory=memory))
-        console.expect("login: ", 180)
-        console.send("root\n")
-        console.expect("Password: ")
-        console.send("doppel\n")
-        console.expect(r"# $", 60)
+        console.log_in()
         return console
 
     def test_line_ends(self):
@@ -60,11 +56,7 @@ class Debian(suite.Case):
         console = self.start(guest.doppel("--disk", f"path={image()},snapshot=on", "--net", "none",
                                           append="root=/dev/vda rw quiet", memory="1G"), plain=True)
         for end in ("\n", "\r", "\n"):
-            console.expect("login: ", 180)
-            console.send("root" + end)
-            console.expect("Password: ")
-            console.send("doppel" + end)
-            console.expect(r"# $", 60)
+            console.log_in(end=end)
             console.send("echo line-$((40 + 2))" + end)
             console.expect("^line-42$")
             console.send("exit" + end)
@@ -123,11 +115,7 @@ class Debian(suite.Case):
         console.command("seq 1 1000000 >/root/numbers; sha256sum /root/numbers >/root/sum")
         console.send("reboot\n")
         console.expect("doppel-init: started", 120)
-        console.expect("login: ", 180)
-        console.send("root\n")
-        console.expect("Password: ")
-        console.send("doppel\n")
-        console.expect(r"# $", 60)
+        console.log_in()
         console.command("sha256sum -c /root/sum")
         self.power_off(console)
         tool = next((p for p in ("/usr/sbin/e2fsck", "/sbin/e2fsck") if os.path.exists(p)), "e2fsck")
