@@ -53,7 +53,8 @@ static int parse_part(char *part, struct block_spec *spec, struct err *e)
 	char *value = strchr(part, '=');
 
 	if (!value)
-		return err_set(e, -EINVAL, "\"%s\" is not of the form key=value", part);
+		return err_set(e, -EINVAL, "\"%s\" is not of the form key=value%s", part,
+			       *spec->path ? "" : "; the image is named by path=FILE");
 	*value++ = '\0';
 	if (!strcmp(part, "path")) {
 		memcpy(spec->path, value, strlen(value) + 1); /* a part is no longer than a path */

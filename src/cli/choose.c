@@ -23,8 +23,8 @@ static void examine_ring0(const struct engine_ops *engine, struct engine_report 
 	r->native = r->ring_ns[0] < ENGINE_EMULATES_NS;
 	if (!r->native)
 		err_set(&r->why, -ENOTSUP,
-			"guest ring 0 is emulated here: %.0f ns for an instruction, and not all "
-			"are known",
+			"guest ring 0 is emulated here: %.0f ns for an instruction, and some are "
+			"missing",
 			r->ring_ns[0]);
 }
 
@@ -35,6 +35,14 @@ void engine_examine(const struct engine_ops *engine, struct engine_report *r)
 	examine_ring0(engine, r);
 	if (r->usable && engine_measure(engine, 3, &r->ring_ns[1], &ignored))
 		r->ring_ns[1] = 0;
+}
+
+const struct engine_ops *engine_auto(const struct engine_report *r, u32 count)
+{
+	for (u32 i = 0; i < count; i++)
+		if (r[i].usable && (r[i].native || i + 1 == count))
+			return r[i].engine;
+	return NULL;
 }
 
 /* The last engine needs nothing but the processor: there is nothing to choose, and nothing to

@@ -14,6 +14,9 @@ struct engine_report {
 /* Measures; takes some milliseconds. */
 void engine_examine(const struct engine_ops *engine, struct engine_report *r);
 
+/* The one that "auto" is, after reports on all engines in their order; NULL: none. */
+const struct engine_ops *engine_auto(const struct engine_report *r, u32 count);
+
 /*
  * The engines named in @names, separated by commas, into @out; "auto" is the first that is usable
  * and native. Returns how many, at most @max. @note gets what the user should know about the

@@ -14,16 +14,27 @@
 static bool stdout_was_closed;
 
 static int cli_help(int argc, char **argv);
+static int cli_version(int argc, char **argv);
 
-static const struct {
+static const char help_help[] =
+	"Usage: doppel help [VERB]\n"
+	"\n"
+	"Shows the verbs, or how to use one, as 'doppel VERB --help' does.\n";
+
+static const char version_help[] = "Usage: doppel version\n"
+				   "\n"
+				   "Shows the version, as 'doppel --version' does.\n";
+
+static const struct verb {
 	const char *name;
 	int (*run)(int argc, char **argv);
+	const char *summary;
 	const char *help;
 } verbs[] = {
-	{"run", cli_run, "run a virtual machine; 'doppel run --help' lists the options"},
-	{"check", cli_check, "show what this host offers"},
-	{"version", cli_version, "show the version"},
-	{"help", cli_help, "show this text"},
+	{"run", cli_run, "run a virtual machine", cli_run_help},
+	{"check", cli_check, "show what this host offers", cli_check_help},
+	{"version", cli_version, "show the version", version_help},
+	{"help", cli_help, "show this text, or how to use a verb", help_help},
 };
 
 int cli_usage_error(const char *fmt, ...)
@@ -43,20 +54,42 @@ bool cli_stdout_was_closed(void)
 	return stdout_was_closed;
 }
 
+static const struct verb *find_verb(const char *name)
+{
+	for (u32 i = 0; i < ARRAY_SIZE(verbs); i++)
+		if (!strcmp(name, verbs[i].name))
+			return &verbs[i];
+	return NULL;
+}
+
+static bool asks_for_help(const char *arg)
+{
+	return !strcmp(arg, "--help") || !strcmp(arg, "-h");
+}
+
 static int cli_help(int argc, char **argv)
 {
-	(void)argc;
-	(void)argv;
+	const struct verb *verb = argc > 1 ? find_verb(argv[1]) : NULL;
+
+	if (argc > 2)
+		return cli_usage_error("help: '%s' is one word too many", argv[2]);
+	if (argc > 1 && !verb)
+		return cli_usage_error("help: unknown verb '%s'; try 'doppel help'", argv[1]);
+	if (verb) {
+		fputs(verb->help, stdout);
+		return STATUS_OK;
+	}
 	puts("Usage: doppel VERB [options]\n");
 	for (u32 i = 0; i < ARRAY_SIZE(verbs); i++)
-		printf("  %-8s %s\n", verbs[i].name, verbs[i].help);
+		printf("  %-8s %s\n", verbs[i].name, verbs[i].summary);
+	puts("\n'doppel VERB --help' says more of each.");
 	return STATUS_OK;
 }
 
-int cli_version(int argc, char **argv)
+static int cli_version(int argc, char **argv)
 {
-	(void)argc;
-	(void)argv;
+	if (argc > 1)
+		return cli_usage_error("version: '%s' is not an option", argv[1]);
 	puts("doppel " DOPPEL_VERSION);
 	return STATUS_OK;
 }
@@ -73,15 +106,20 @@ static void open_standard_descriptors(void)
 static int run_verb(int argc, char **argv)
 {
 	const char *name = argv[1];
+	const struct verb *verb;
 
-	if (!strcmp(name, "--help") || !strcmp(name, "-h"))
+	if (asks_for_help(name))
 		name = "help";
 	if (!strcmp(name, "--version") || !strcmp(name, "-V"))
 		name = "version";
-	for (u32 i = 0; i < ARRAY_SIZE(verbs); i++)
-		if (!strcmp(name, verbs[i].name))
-			return verbs[i].run(argc - 1, argv + 1);
-	return cli_usage_error("unknown verb '%s'; try 'doppel help'", name);
+	verb = find_verb(name);
+	if (!verb)
+		return cli_usage_error("unknown verb '%s'; try 'doppel help'", name);
+	if (argc > 2 && asks_for_help(argv[2])) {
+		fputs(verb->help, stdout);
+		return STATUS_OK;
+	}
+	return verb->run(argc - 1, argv + 1);
 }
 
 int main(int argc, char **argv)

@@ -17,38 +17,59 @@
 #define RAM_MAX     (1024 * GIB)
 #define RAM_DEFAULT (512 * MIB)
 
-const char run_options_help[] =
+const char cli_run_help[] =
 	"Usage: doppel run --kernel FILE [options]\n"
 	"\n"
+	"What to boot:\n"
 	"  --kernel FILE         Linux bzImage, ELF with a PVH note, or Multiboot kernel\n"
 	"  --initrd FILE         initial RAM disk\n"
-	"  --append TEXT         kernel command line\n"
-	"  -m, --memory SIZE     guest memory, for example 512M or 2G (default 512M)\n"
-	"  -c, --cpus N          virtual processors (default 1)\n"
-	"  --disk path=FILE[,format=raw][,readonly=on][,snapshot=on]\n"
-	"                        a virtio disk; may be given several times\n"
-	"  --net user[,hostfwd=tcp:127.0.0.1:8080-:80][,restrict=on] | tap[,ifname=NAME] | none\n"
-	"                        a virtio network interface (default user)\n"
-	"  --console SPEC        serial port: stdio, pty, unix:PATH, file:PATH, none (default "
-	"stdio)\n"
-	"  --virtio-console SPEC a virtio console besides, with the same choices\n"
-	"  --no-reboot           end when the guest reboots\n"
-	"  --engine NAME[,NAME][,OPTION=VALUE]...\n"
-	"                        auto, or an engine listed by 'doppel check' (default auto); with\n"
-	"                        two, Ctrl-a e or SIGUSR1 lets the other one go on with the "
-	"guest;\n"
-	"                        options are the first one's\n"
-	"  --doorbells vcpu|loop who does the work when a driver rings a virtio device: its\n"
-	"                        processor, or the event loop while that goes on, if the engine\n"
-	"                        can (kvm; default vcpu)\n"
-	"  --sandbox on|off|log  system call filter (default on)\n"
-	"  --stats               tell at the end where time went and what was counted; with --json "
-	"for "
-	"programs\n"
-	"  -v, --verbose         more messages; twice: still more\n"
+	"  --append TEXT         kernel command line; \"console=ttyS0\" shows a Linux guest\n"
+	"                        on the serial port\n"
 	"\n"
-	"On a terminal, Ctrl-a x stops the machine and Ctrl-a h shows what else there is.\n"
-	"The exit status is 0 when the guest powers off.\n";
+	"The machine (SIZE in K, M, G; a mere number is MiB):\n"
+	"  -m, --memory SIZE     guest memory (default 512M)\n"
+	"  -c, --cpus N          virtual processors, 1 to 64 (default 1)\n"
+	"  --disk path=FILE[,format=raw][,readonly=on][,snapshot=on]\n"
+	"                        a virtio disk; snapshot=on throws away what the guest\n"
+	"                        writes; may be given several times\n"
+	"  --net user[,hostfwd=tcp|udp:[HOST]:PORT-[GUEST]:PORT]...[,restrict=on]\n"
+	"        | tap[,ifname=NAME] | none\n"
+	"                        a virtio network interface (default user: the guest can\n"
+	"                        reach what this host can; restrict=on: forwards only);\n"
+	"                        may be given several times\n"
+	"  --console WHERE       the serial port: stdio, pty, unix:PATH, file:PATH, none\n"
+	"                        (default stdio)\n"
+	"  --virtio-console WHERE\n"
+	"                        a virtio console besides, with the same choices\n"
+	"  --no-reboot           end when the guest reboots\n"
+	"\n"
+	"How it is run:\n"
+	"  --engine NAME[,NAME][,OPTION=VALUE]...\n"
+	"                        auto, or an engine that 'doppel check' lists (default\n"
+	"                        auto); with two, Ctrl-a e or SIGUSR1 lets the other one\n"
+	"                        go on with the guest; options (docs/engines.md) are the\n"
+	"                        first one's\n"
+	"  --doorbells vcpu|loop who does the work when a driver rings a virtio device:\n"
+	"                        its processor, or the event loop while that goes on, if\n"
+	"                        the engine can (kvm; default vcpu)\n"
+	"  --sandbox on|off|log  system call filter (default on)\n"
+	"  --stats               tell at the end, on standard error, where time went and\n"
+	"                        what was counted (docs/statistics.md)\n"
+	"  --json                with --stats: in one line of JSON\n"
+	"  -v, --verbose         more messages; twice: still more\n"
+	"  -h, --help            this text\n"
+	"\n"
+	"On a terminal, Ctrl-a x stops the machine; Ctrl-a h shows what else there is.\n"
+	"SIGTERM, SIGINT, SIGHUP and SIGQUIT stop it, too: disks are flushed and the\n"
+	"terminal is put back.\n"
+	"\n"
+	"Exit status:\n"
+	"  0        the guest powered off, rebooted with --no-reboot, or Ctrl-a x\n"
+	"  1        the machine could not start or go on; with --no-reboot also after a\n"
+	"           panic that the guest's kernel tells of, or a triple fault\n"
+	"  2        wrong command line\n"
+	"  128 + N  stopped by signal N\n"
+	"  else     2 N + 1: the guest wrote N to the debug exit port\n";
 
 enum option_id {
 	OPT_KERNEL = 256,
@@ -215,6 +236,16 @@ static int apply(struct run_options *o, int id, const char *arg, struct err *e)
 	}
 }
 
+/* QEMU's users write long options with one dash. @arg is not passed yet if it has more letters. */
+static int unknown_letter(const char *arg, struct err *e)
+{
+	for (u32 i = 0; arg && arg[0] == '-' && options[i].name; i++)
+		if (!strcmp(arg + 1, options[i].name))
+			return err_set(e, -EINVAL, "unknown option '%s'; did you mean '-%s'?", arg,
+				       arg);
+	return err_set(e, -EINVAL, "unknown option '-%c'", optopt);
+}
+
 /* What getopt_long() stumbled over. */
 static int bad_option(int id, char **argv, struct err *e)
 {
@@ -222,7 +253,7 @@ static int bad_option(int id, char **argv, struct err *e)
 	if (id == ':')
 		return err_set(e, -EINVAL, "option '%s' needs a value", argv[optind - 1]);
 	if (optopt && optopt < 256)
-		return err_set(e, -EINVAL, "unknown option '-%c'", optopt);
+		return unknown_letter(argv[optind], e);
 	if (optopt)
 		return err_set(e, -EINVAL, "option '%s' takes no value", argv[optind - 1]);
 	return err_set(e, -EINVAL, "unknown option '%s'", argv[optind - 1]);
@@ -262,7 +293,8 @@ int run_options_parse(struct run_options *o, int argc, char **argv, struct err *
 	if (!r && o->help)
 		return 0;
 	if (!r && optind < argc)
-		r = err_set(e, -EINVAL, "'%s' is not an option", argv[optind]);
+		r = err_set(e, -EINVAL, "'%s' is not an option%s", argv[optind],
+			    o->kernel ? "" : "; a kernel is given by --kernel FILE");
 	return r ? r : check_whole(o, e);
 }
 

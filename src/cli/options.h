@@ -24,5 +24,3 @@ struct run_options {
 /* Parse @argv (with the verb as argv[0]). 0, or a negative errno with the reason in @e. */
 int run_options_parse(struct run_options *o, int argc, char **argv, struct err *e);
 void run_options_free(struct run_options *o);
-
-extern const char run_options_help[];

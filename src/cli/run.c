@@ -105,7 +105,7 @@ static int run_machine(struct run *run, const struct run_options *o, struct boot
 	struct err note = {0};
 	enum pc_end end;
 	u32 value = 0;
-	int r;
+	int r, status;
 
 	for (u32 i = 0; i < o->disks; i++)
 		config.disk[i] = o->disk[i];
@@ -127,10 +127,11 @@ static int run_machine(struct run *run, const struct run_options *o, struct boot
 	end = pc_run(run->pc, &value);
 	loop_remove(pc_loop(run->pc), &run->signals);
 	terminal_restore();
+	status = end_status(run, end, value);
 	if (o->stats)
 		cli_print_stats(run->pc, o->json);
 	pc_destroy(run->pc);
-	return end_status(run, end, value);
+	return status;
 }
 
 static int open_and_run(const struct run_options *o, struct err *e)
@@ -159,7 +160,7 @@ int cli_run(int argc, char **argv)
 	if (r) {
 		r = cli_usage_error("run: %s", e.text);
 	} else if (o.help) {
-		fputs(run_options_help, stdout);
+		fputs(cli_run_help, stdout);
 	} else {
 		log_set_level(o.verbose > 1 ? LOG_DEBUG : o.verbose ? LOG_INFO : LOG_WARN);
 		if (cli_stdout_was_closed() && !strcmp(o.console, "stdio"))

@@ -17,7 +17,9 @@ USAGE, FAILURE = 2, 1
 RUN = (
     ("nothing to boot", USAGE, "", "--kernel"),
     ("unknown option", USAGE, "--bogus", "--bogus"),
+    ("one dash instead of two", USAGE, "-kernel {kernel}", "--kernel"),
     ("stray word", USAGE, "--kernel {kernel} stray", "stray"),
+    ("kernel without its option", USAGE, "{kernel}", "--kernel"),
     ("option without value", USAGE, "--kernel", "--kernel"),
     ("no such kernel", FAILURE, "--kernel {missing}", "missing"),
     ("directory as kernel", FAILURE, "--kernel {folder}", "directory"),
@@ -48,6 +50,7 @@ RUN = (
     ("raw disk as qcow2", FAILURE, "--kernel {kernel} --disk path={disk},format=qcow2", "disk"),
     ("unknown disk format", USAGE, "--kernel {kernel} --disk path={disk},format=vmdk", "vmdk"),
     ("unknown disk key", USAGE, "--kernel {kernel} --disk path={disk},colour=red", "colour"),
+    ("disk as a mere file name", USAGE, "--kernel {kernel} --disk {disk}", "path="),
     ("disk without a path", USAGE, "--kernel {kernel} --disk readonly=on", "path"),
     ("disk key without a value", USAGE, "--kernel {kernel} --disk path={disk},readonly", "readonly"),
     ("disk key that is neither on nor off", USAGE,
@@ -70,6 +73,10 @@ VERBS = (
     ("no verb", USAGE, [], "help"),
     ("unknown verb", USAGE, ["frobnicate"], "frobnicate"),
     ("stray word behind check", USAGE, ["check", "stray"], "stray"),
+    ("stray word behind check --json", USAGE, ["check", "--json", "stray"], "stray"),
+    ("stray word behind version", USAGE, ["version", "stray"], "stray"),
+    ("help for an unknown verb", USAGE, ["help", "frobnicate"], "frobnicate"),
+    ("help for two verbs", USAGE, ["help", "run", "check"], "check"),
 )
 
 
@@ -170,24 +177,40 @@ class BadInput(suite.Case):
         self.check("limit", ["run", "--kernel", guest.kernel(), "-m", "512M"], FAILURE, "memory",
                    preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (400 << 20,) * 2))
 
+    def says(self, line):
+        """Standard output of a command that must succeed without a word on standard error."""
+        done = subprocess.run([guest.DOPPEL, *line.split()], stdin=subprocess.DEVNULL, text=True,
+                              stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=60 * guest.PATIENCE)
+        self.assertEqual((done.returncode, done.stderr), (0, ""), line)
+        return done.stdout
+
     def test_help(self):
-        """help and version go to standard output with status 0"""
-        for argv in (["help"], ["--help"], ["run", "--help"], ["version"], ["--version"], ["check"]):
-            done = subprocess.run([guest.DOPPEL, *argv], stdin=subprocess.DEVNULL, text=True,
-                                  stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=60)
-            with self.subTest(" ".join(argv)):
-                self.assertEqual((done.returncode, done.stderr), (0, ""))
-                self.assertTrue(done.stdout.strip())
+        """help in each way that people ask for it: on standard output, no wider than a terminal"""
+        for verb in ("run", "check", "version", "help"):
+            text = self.says("help " + verb)
+            with self.subTest(verb):
+                self.assertIn("Usage: doppel " + verb, text)
+                self.assertLessEqual(max(map(len, text.split("\n"))), 80)
+                for option in ("--help", "-h"):
+                    self.assertEqual(self.says(f"{verb} {option}"), text)
+        for line in ("help", "--help", "-h"):
+            self.assertIn("Usage: doppel VERB", self.says(line))
+        for line in ("version", "--version"):
+            self.assertRegex(self.says(line), r"^doppel \d+\.\d+\.\d+\n$")
 
 
 class Engines(suite.Case):
     """What the host offers, and the choice that follows from it."""
 
-    def engines(self, **options):
-        """The report on each engine by name."""
+    def report(self, **options):
+        """What check --json says."""
         done = subprocess.run([guest.DOPPEL, "check", "--json"], stdout=subprocess.PIPE, check=True,
                               timeout=60 * guest.PATIENCE, **options)
-        return {engine["name"]: engine for engine in json.loads(done.stdout)["engines"]}
+        return json.loads(done.stdout)
+
+    def engines(self, **options):
+        """The report on each engine by name."""
+        return {engine["name"]: engine for engine in self.report(**options)["engines"]}
 
     def boot(self, *arguments, **options):
         argv = guest.doppel("--net", "none", *arguments,
@@ -202,13 +225,18 @@ class Engines(suite.Case):
                 if engine["usable"]:
                     self.assertGreater(engine["ring0_ns"], 0)
                 self.assertEqual(engine["native"], engine["reason"] == "")
+        done = subprocess.run([guest.DOPPEL, "check"], stdout=subprocess.PIPE, check=True, text=True,
+                              timeout=60 * guest.PATIENCE)
+        self.assertRegex(done.stdout, r"(?m)^engine auto +" + self.report()["auto"] + "$")
         soft = self.engines()["soft"]
         self.assertTrue(soft["usable"] and soft["native"])
         self.assertLess(max(soft["ring0_ns"], soft["ring3_ns"]), 25)
 
     def test_auto(self):
-        """auto takes kvm if it runs natively, else soft with at most one line"""
-        kvm = self.engines()["kvm"]
+        """auto takes kvm if it runs natively, else soft with at most one line; check says so beforehand"""
+        report = self.report()
+        kvm = next(engine for engine in report["engines"] if engine["name"] == "kvm")
+        self.assertEqual(report["auto"], "kvm" if kvm["native"] else "soft")
         done = self.boot("--engine", "auto", "--stats")
         self.assertEqual(done.returncode, 0, done.stderr)
         self.assertIn("all is well", done.stdout)
@@ -284,6 +312,17 @@ class Statistics(suite.Case):
         self.assertGreater(soft["tlb_misses"], 1000)
         self.assertLessEqual(sum(stats["interpreted"].values()), soft["instructions_interpreted"])
         self.assertGreater(sum(stats["interpreted"].values()), soft["instructions_interpreted"] / 2)
+
+    def test_signal(self):
+        """the JSON is the last line, whatever else there is to say"""
+        argv = guest.doppel("--net", "none", "--stats", "--json", append="console=ttyS0 quiet")
+        console = self.start(argv)
+        console.expect(r"# $")
+        console.interrupt()
+        self.assertEqual(console.wait(20), 128 + signal.SIGTERM)
+        lines = console.stderr().rstrip("\n").split("\n")
+        self.assertIn("signal 15", lines[0])
+        self.assertIn("time", json.loads(lines[-1]))
 
     def test_table(self):
         """the table has the same names, one to a line"""
