@@ -74,6 +74,7 @@ static int end_status(const struct run *run, enum pc_end end, u32 value)
 	case PC_POWER_OFF:
 	case PC_REBOOT: return STATUS_OK;
 	case PC_DEBUG_EXIT: return (int)((value << 1 | 1) & 0xff);
+	case PC_PANIC:
 	case PC_TRIPLE_FAULT: return STATUS_FAILURE;
 	case PC_QUIT:
 		if (!run->signal)

@@ -72,6 +72,7 @@ struct pc {
 	struct loop *loop;
 	atomic_uint asked; /* ASK_* */
 	u32 exit_value;    /* with ASK_DEBUG_EXIT; under lock */
+	bool panicked;     /* the guest's kernel, since the last reset; under lock */
 
 	struct physmap pm;
 	u64 ram_below, ram_above;
@@ -157,7 +158,9 @@ static void on_debug_exit(void *opaque, u32 value)
 
 static void on_panic(void *opaque, u32 events)
 {
-	(void)opaque;
+	struct pc *pc = opaque;
+
+	pc->panicked |= events & PVPANIC_PANICKED;
 	if (events & PVPANIC_PANICKED)
 		log_guest("the guest's kernel panicked");
 	else if (events & PVPANIC_CRASH_LOADED)
@@ -827,6 +830,7 @@ static void reset_devices(struct pc *pc)
 	device_reset(&ioapic_ops, &pc->ioapic);
 	device_reset(&pic_ops, &pc->pic);
 	lapic_set_reset(&pc->lapics);
+	pc->panicked = false;
 }
 
 static int reset(struct pc *pc)
@@ -864,6 +868,8 @@ static bool is_over(struct pc *pc, u32 asked, enum pc_end *end)
 		*end = ends[i].end;
 		if (*end != PC_TRIPLE_FAULT && *end != PC_REBOOT)
 			return true;
+		if (*end == PC_REBOOT && pc->panicked)
+			*end = PC_PANIC;
 		if (pc->config.no_reboot)
 			return true;
 		*end = PC_FAILED;

@@ -37,6 +37,7 @@ struct pc_config {
 enum pc_end {
 	PC_POWER_OFF,    /* ACPI S5 */
 	PC_REBOOT,       /* with no_reboot */
+	PC_PANIC,        /* the same after the guest's kernel said that it panicked */
 	PC_TRIPLE_FAULT, /* with no_reboot */
 	PC_DEBUG_EXIT,   /* the guest wrote the debug exit port: see *value */
 	PC_QUIT,         /* pc_quit() */

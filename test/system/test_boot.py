@@ -137,15 +137,17 @@ class Shell(suite.Case):
         console.expect("Kernel panic - not syncing: sysrq triggered crash")
         console.expect("doppel-init: started")
         console.expect(PROMPT)
+        self.assertEqual(console.stderr(), "doppel: the guest's kernel panicked\n")
         console.send("poweroff -f\n")
         self.assertEqual(console.wait(), 0)
 
     def test_panic_no_reboot(self):
-        """with --no-reboot a panic ends the machine"""
+        """with --no-reboot a panic ends the machine with status 1 and a line"""
         console = self.boot("--no-reboot")
         console.send("echo c >/proc/sysrq-trigger\n")
         console.expect("Kernel panic")
-        self.assertGreaterEqual(console.wait(), 0)
+        self.assertEqual(console.wait(), 1)
+        self.assertEqual(console.stderr(), "doppel: the guest's kernel panicked\n")
 
 
 class Guest(suite.Case):
