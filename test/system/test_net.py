@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""virtio-net over user networking: addresses, TCP, UDP, forwards, and what "none" means."""
+"""virtio-net over user networking: addresses, names, TCP, UDP, forwards, and what "none" means."""
 
 import functools
 import hashlib
@@ -7,11 +7,36 @@ import http.server
 import os
 import socket
 import struct
+import subprocess
+import sys
 import threading
 import time
 
 import guest
 import suite
+
+
+# In a network and mount namespace of its own: bring the loopback interface up, put @argv[1] in the place of
+# resolv.conf, answer each question for an address with 192.0.2.7 (RFC 1035, 4.1), and run the rest of @argv.
+NAME_SERVER = """
+import fcntl, socket, struct, subprocess, sys, threading
+server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+SIOCSIFFLAGS, UP_RUNNING = 0x8914, 0x41
+fcntl.ioctl(server, SIOCSIFFLAGS, struct.pack("16sH14x", b"lo", UP_RUNNING))
+server.bind(("127.0.0.1", 53))
+subprocess.run(["mount", "--bind", sys.argv[1], "/etc/resolv.conf"], check=True)
+def answer():
+    while True:
+        query, client = server.recvfrom(512)
+        end = query.index(0, 12) + 5
+        is_address = query[end - 4:end - 2] == bytes([0, 1])
+        reply = query[:2] + struct.pack(">HHHHH", 0x8180, 1, is_address, 0, 0) + query[12:end]
+        if is_address:
+            reply += struct.pack(">HHHIH", 0xc00c, 1, 1, 60, 4) + bytes([192, 0, 2, 7])
+        server.sendto(reply, client)
+threading.Thread(target=answer, daemon=True).start()
+sys.exit(subprocess.run(sys.argv[2:]).returncode)
+"""
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
@@ -47,6 +72,22 @@ class Net(suite.Case):
         self.assertIn("inet 10.0.2.", console.command("ip addr show eth0"))
         self.assertIn("default via 10.0.2.2", console.command("ip route"))
         self.assertIn("nameserver 10.0.2.3", console.command("cat /etc/resolv.conf"))
+        self.power_off(console)
+
+    def test_names(self):
+        """names are asked of the host's name server"""
+        inside = ["unshare", "--net", "--mount", "--pid", "--fork", "--kill-child"]
+        if os.geteuid() != 0:
+            inside.append("--map-root-user")
+        if not os.path.exists("/etc/resolv.conf") or subprocess.run(
+                [*inside, "true"], stderr=subprocess.DEVNULL).returncode:
+            self.skipTest("needs /etc/resolv.conf and namespaces")
+        resolv = self.file("resolv.conf", b"nameserver 127.0.0.1\n")
+        console = self.start([*inside, sys.executable, "-c", NAME_SERVER, resolv,
+                              *guest.doppel("--net", "user", append="quiet")])
+        console.expect(r"# $")
+        answer = console.command("nslookup doppel.test")
+        self.assertRegex(answer, r"Name:\s+doppel.test\nAddress:\s+192\.0\.2\.7\n")
         self.power_off(console)
 
     def test_default(self):
