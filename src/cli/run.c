@@ -55,7 +55,9 @@ static int open_signals(struct run *run, struct err *e)
 	for (u32 i = 0; i < ARRAY_SIZE(sigs); i++)
 		sigaddset(&set, sigs[i]);
 	sigprocmask(SIG_BLOCK, &set, NULL);
+	/* Both come as errors of the call, too. */
 	signal(SIGPIPE, SIG_IGN);
+	signal(SIGXFSZ, SIG_IGN);
 	crash_install();
 	run->signals = (struct loop_fd){
 		.fd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK),

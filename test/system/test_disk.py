@@ -73,6 +73,23 @@ class Disk(suite.Case):
         text = self.run_guest("mount -t ext4 /dev/vda /mnt && tail -n 1 /mnt/d/numbers", "path=" + path)
         self.assertIn("200000", text)
 
+    def test_host_limit(self):
+        """where the host stores no more, the guest gets an error, the user a line, and both go on"""
+        limit = 2 << 30  # what the monitor needs for itself fits in
+        path = self.file("disk.img", b"")
+        os.truncate(path, limit + (64 << 20))
+        console = self.start(["prlimit", f"--fsize={limit}",
+                              *guest.doppel("--net", "none", "--disk", "path=" + path, append=QUIET)])
+        console.expect(r"# $")
+        write = "dd if=/dev/urandom of=/dev/vda bs=1M conv=notrunc oflag=direct "
+        console.command(write + f"seek={(limit >> 20) - 4} count=8", status=1)
+        console.command(write + "count=4")
+        console.send("poweroff -f\n")
+        self.assertEqual(console.wait(), 0)
+        self.assertRegex(console.stderr(), r"^doppel: disk0: write of \d+ bytes at \d+: File too large\n")
+        with open(path, "rb") as file:
+            self.assertNotEqual(file.read(4096), bytes(4096))
+
     def test_journal_replay(self):
         """what was synced survives a machine that is killed"""
         path = self.image()

@@ -14,6 +14,8 @@
  */
 #include "device/virtio/blk.h"
 
+#include "base/log.h"
+
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -129,6 +131,18 @@ static bool needs_write_through(const struct blk_request *r)
 	       !virtio_has_feature(&r->blk->virtio, VIRTIO_BLK_F_FLUSH);
 }
 
+/* Of the host: what the guest itself asks for in vain does not come so far. */
+static void report(const struct blk_request *r, int error)
+{
+	static const char *const names[] = {
+		[BLOCK_READ] = "read",       [BLOCK_WRITE] = "write", [BLOCK_FLUSH] = "flush",
+		[BLOCK_DISCARD] = "discard", [BLOCK_ZERO] = "zero",
+	};
+
+	log_guest("%.*s: %s of %lu bytes at %lu: %s", VIRTIO_BLK_ID_LEN, r->blk->id,
+		  names[r->request.op], r->request.len, r->request.offset, strerror(-error));
+}
+
 /* The back end is done with the operation in @r; maybe another one has to follow. */
 static void operation_done(struct blk_request *r, int error)
 {
@@ -142,6 +156,8 @@ static void operation_done(struct blk_request *r, int error)
 		if (error == -EINPROGRESS)
 			return;
 	}
+	if (error && error != -EOPNOTSUPP)
+		report(r, error);
 	finish(r, status_of(error));
 }
 
