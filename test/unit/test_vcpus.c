@@ -257,9 +257,10 @@ static u64 sum_to(u64 n)
 static void check_guest(struct fixture *f)
 {
 	static struct cpu_state s;
-	const u64 last = f->round - 1;
+	u64 last;
 
 	vcpus_stop(&f->set);
+	last = f->round - 1;
 	assert_string_equal(f->why, "");
 	assert_in_range(f->round, MOVES, ~0u);
 	assert_int_equal(f->set.env.engine->state_get(f->set.cpu[0].engine, CPU_PART_GPR, &s), 0);
