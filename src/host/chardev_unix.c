@@ -10,6 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/un.h>
 #include <unistd.h>
 
@@ -82,30 +83,42 @@ static const struct chardev_ops unix_ops = {
 	.close = unix_close,
 };
 
-/* True when the file at the address is a socket nobody listens on. */
-static bool is_stale(const struct sockaddr_un *a)
+/*
+ * Remove the file at the address if it is a socket nobody listens on. 0, or -errno: to connect is
+ * refused by files of other kinds, too, and these are none of ours.
+ */
+static int remove_stale(const struct sockaddr_un *a)
 {
-	int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-	bool stale;
+	struct stat st;
+	int fd, r = -EADDRINUSE;
 
+	if (lstat(a->sun_path, &st))
+		return -errno;
+	if (!S_ISSOCK(st.st_mode))
+		return -EEXIST;
+	fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
 	if (fd < 0)
-		return false;
-	stale = connect(fd, (const struct sockaddr *)a, sizeof(*a)) && errno == ECONNREFUSED;
+		return -errno;
+	if (connect(fd, (const struct sockaddr *)a, sizeof(*a)) && errno == ECONNREFUSED)
+		r = unlink(a->sun_path) ? -errno : 0;
 	close(fd);
-	return stale;
+	return r;
 }
 
 static int listen_on(struct chardev_unix *u)
 {
 	const struct sockaddr *a = (const struct sockaddr *)&u->address;
+	int r;
 
 	u->listener = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
 	if (u->listener < 0)
 		return -errno;
 	if (bind(u->listener, a, sizeof(u->address))) {
-		if (errno != EADDRINUSE || !is_stale(&u->address))
+		if (errno != EADDRINUSE)
 			return -errno;
-		unlink(u->address.sun_path);
+		r = remove_stale(&u->address);
+		if (r)
+			return r;
 		if (bind(u->listener, a, sizeof(u->address)))
 			return -errno;
 	}

@@ -62,6 +62,7 @@ RUN = (
     ("unknown console", FAILURE, "--kernel {kernel} --console telepathy", "telepathy"),
     ("console in no folder", FAILURE, "--kernel {kernel} --console file:{missing}/log", "missing"),
     ("socket in no folder", FAILURE, "--kernel {kernel} --console unix:{missing}/s", "missing"),
+    ("socket in the place of a file", FAILURE, "--kernel {kernel} --console unix:{text}", "text"),
     ("unknown engine", USAGE, "--kernel {kernel} --engine steam", "steam"),
     ("unknown second engine", USAGE, "--kernel {kernel} --engine soft,steam", "steam"),
     ("the same engine twice", USAGE, "--kernel {kernel} --engine soft,soft", "twice"),

@@ -8,12 +8,14 @@
 
 #include <cmocka.h>
 
+#include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/un.h>
 #include <unistd.h>
 
@@ -347,6 +349,24 @@ static void unix_console_honours_room_and_replaces_a_stale_socket(void **state)
 	close(fd);
 }
 
+static void unix_console_leaves_other_files_alone(void **state)
+{
+	struct fixture *f = *state;
+	char path[] = "/tmp/doppel-test-XXXXXX", spec[64];
+	struct chardev *c;
+	struct stat st;
+	int fd = mkstemp(path);
+
+	assert_true(fd >= 0);
+	assert_int_equal(write(fd, "precious", 8), 8);
+	close(fd);
+	snprintf(spec, sizeof(spec), "unix:%s", path);
+	assert_int_equal(chardev_open(spec, f->loop, no_escape, NULL, &c, &f->e), -EEXIST);
+	assert_int_equal(stat(path, &st), 0);
+	assert_int_equal(st.st_size, 8);
+	unlink(path);
+}
+
 static void bad_console_specifications_are_refused(void **state)
 {
 	static const char *const specs[] = {"", "stdoi", "unix:", "file:/nonexistent/x", "tcp:1"};
@@ -390,6 +410,8 @@ int main(void)
 		cmocka_unit_test_setup_teardown(file_console_keeps_every_byte, setup, teardown),
 		cmocka_unit_test_setup_teardown(
 			unix_console_honours_room_and_replaces_a_stale_socket, setup, teardown),
+		cmocka_unit_test_setup_teardown(unix_console_leaves_other_files_alone, setup,
+						teardown),
 		cmocka_unit_test_setup_teardown(bad_console_specifications_are_refused, setup,
 						teardown),
 		cmocka_unit_test(memory_beyond_the_host_is_refused),
