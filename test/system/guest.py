@@ -5,6 +5,7 @@ in front of it would: wait for text, type, read the answer. Its standard error s
 started here are ever ended, by their process id.
 """
 
+import codecs
 import fcntl
 import os
 import pty
@@ -37,6 +38,8 @@ def use_build(directory):
 use_build(os.environ.get("DOPPEL_BUILD", os.path.join(ROOT, "build")))
 
 ESCAPES = re.compile(r"\x1b(?:\[[0-9;?]*[a-zA-Z]|\][^\x07]*\x07|[()][0-9A-B]|[=>78])")
+# One of them that has not arrived whole.
+BEGUN_ESCAPE = re.compile(r"\x1b(?:\[[0-9;?]*|\][^\x07]*|[()])?\Z")
 
 # The end of a command line as Console.command() types it; an editor may have wrapped it anywhere.
 ECHO = re.compile(r"[ \n]{0,2}".join(re.escape(c) for c in "@st''atus=$?") + r"[ \n]{0,2}\n")
@@ -59,6 +62,8 @@ class Console:
     def __init__(self, argv, keep_terminal=False, plain=False):
         self.argv = argv
         self.text = ""
+        self.begun = ""  # an escape sequence's first bytes
+        self.decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self.position = 0
         self.started = time.monotonic()
         self.stderr_file = tempfile.TemporaryFile()
@@ -113,7 +118,10 @@ class Console:
             return True
         except OSError:  # EIO: the last process closed the other side
             return False
-        self.text += ESCAPES.sub("", data.decode(errors="replace")).replace("\r", "")
+        text = self.begun + self.decoder.decode(data)
+        end = BEGUN_ESCAPE.search(text)
+        self.begun = end[0] if end else ""
+        self.text += ESCAPES.sub("", text[:len(text) - len(self.begun)]).replace("\r", "")
         return bool(data)
 
     def expect(self, pattern, timeout=60):

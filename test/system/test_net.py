@@ -124,7 +124,7 @@ class Net(suite.Case):
                 while block := peer.recv(65536):
                     digest.update(block)
 
-        thread = threading.Thread(target=take)
+        thread = threading.Thread(target=take, daemon=True)  # a guest that never connects leaves it waiting
         thread.start()
         console = self.boot("--net", "user")
         port = listener.getsockname()[1]
@@ -149,7 +149,7 @@ class Net(suite.Case):
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
             server.bind(("127.0.0.1", 0))
             server.settimeout(60 * guest.PATIENCE)
-            thread = threading.Thread(target=self.serve_tftp, args=(server, data))
+            thread = threading.Thread(target=self.serve_tftp, args=(server, data), daemon=True)
             thread.start()
             console = self.boot("--net", "user")
             port = server.getsockname()[1]
