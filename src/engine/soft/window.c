@@ -243,7 +243,7 @@ static void empty(struct soft_cpu *c, struct soft_window *w)
 	host_unmap(w->base, WINDOW_SIZE);
 	c->counters[COUNT_WINDOW_UNMAPS] += w->pages;
 	w->pages = 0;
-	soft_fill64((u64 *)(void *)w->hash, 0, sizeof(w->hash) / sizeof(u64));
+	soft_fill64((u64 *)(void *)w->hash, 0, sizeof(w->hash) / (sizeof(u64)));
 	soft_fill64(w->large, 0, ARRAY_SIZE(w->large));
 }
 
