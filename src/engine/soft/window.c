@@ -382,7 +382,12 @@ void windows_destroy(struct soft_cpu *c)
 
 		if (!w)
 			continue;
+		pthread_mutex_lock(&c->vm->lock);
 		c->window[i] = NULL;
+		c->vm->windows--;
+		if (w->root != WINDOW_FREE)
+			root_unwatch(c->vm, w->root);
+		pthread_mutex_unlock(&c->vm->lock);
 		munmap(w->ctx, GS_BIAS + WINDOW_SIZE + WINDOW_TAIL);
 		free(w);
 	}
