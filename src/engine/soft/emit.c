@@ -50,8 +50,20 @@ void emit_align(struct emit *e, u32 align, u32 bias)
 	emit_nops(e, (u32)(-(emit_here(e) + bias)) & (align - 1));
 }
 
+static void note_site(const struct emit *e, u8 *rel32)
+{
+	struct emit_sites *sites = e->sites;
+
+	if (!sites)
+		return;
+	if (sites->n < EMIT_SITES)
+		sites->at[sites->n] = rel32;
+	sites->n++;
+}
+
 static void put_rel32(struct emit *e, u64 target)
 {
+	note_site(e, e->p);
 	emit_u32(e, (u32)(target - (emit_here(e) + 4)));
 }
 
@@ -74,19 +86,30 @@ void emit_call(struct emit *e, u64 target)
 	put_rel32(e, target);
 }
 
+/* Room for a rel32 to be patched; NULL when there is none. */
+static u8 *put_site(struct emit *e)
+{
+	emit_u32(e, 0);
+	return e->overflow ? NULL : e->p - 4;
+}
+
 u8 *emit_jmp_forward(struct emit *e)
 {
 	emit_u8(e, 0xe9);
-	emit_u32(e, 0);
-	return e->p - 4;
+	return put_site(e);
+}
+
+u8 *emit_call_forward(struct emit *e)
+{
+	emit_u8(e, 0xe8);
+	return put_site(e);
 }
 
 u8 *emit_jcc_forward(struct emit *e, u8 cond)
 {
 	emit_u8(e, 0x0f);
 	emit_u8(e, 0x80 | cond);
-	emit_u32(e, 0);
-	return e->p - 4;
+	return put_site(e);
 }
 
 void emit_not(struct emit *e, u8 reg)
@@ -116,8 +139,9 @@ void emit_patch(struct emit *e, u8 *rel32, u64 target)
 {
 	u32 rel = (u32)(target - ((u64)rel32 + (u64)e->exec_delta + 4));
 
-	if (e->overflow)
+	if (e->overflow || !rel32)
 		return;
+	note_site(e, rel32);
 	__atomic_store_n((u32 *)(void *)rel32, rel, __ATOMIC_RELAXED);
 }
 

@@ -10,11 +10,20 @@
 #include "engine/soft/decode.h"
 #include "engine/soft/util.h"
 
+/* Where rel32s were written, for who wants to move the code (reload.c). */
+enum { EMIT_SITES = 512 };
+
+struct emit_sites {
+	u32 n; /* may pass EMIT_SITES: then some are not known */
+	u8 *at[EMIT_SITES];
+};
+
 struct emit {
 	u8 *p, *end;    /* next byte to write, in the writable mapping */
 	s64 exec_delta; /* address in the executable mapping minus address in the writable one */
 	s32 cpu;        /* offset of struct soft_cpu from the thread pointer */
 	bool overflow;
+	struct emit_sites *sites; /* NULL: not wanted */
 };
 
 /* Host registers of the translated-code convention. */
@@ -94,11 +103,13 @@ static inline u64 emit_here(const struct emit *e)
 }
 
 /* Branches: to an executable address (rel32); forward ones return the rel32 to patch with
- * emit_patch(). */
+ * emit_patch(), or NULL, which it leaves alone, when there was no room: hot code's emitter may
+ * patch branches of cold code, and another block's code ends where room does. */
 void emit_jmp(struct emit *e, u64 target);
 void emit_jcc(struct emit *e, u8 cond, u64 target);
 void emit_call(struct emit *e, u64 target);
 u8 *emit_jmp_forward(struct emit *e);
+u8 *emit_call_forward(struct emit *e);
 u8 *emit_jcc_forward(struct emit *e, u8 cond);
 void emit_patch(struct emit *e, u8 *rel32, u64 target);
 void emit_jrcxz(struct emit *e, u8 bytes); /* over @bytes */
