@@ -14,6 +14,7 @@
 #include <errno.h>
 #include <signal.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/signalfd.h>
 #include <unistd.h>
@@ -88,6 +89,20 @@ static int end_status(const struct run *run, enum pc_end end, u32 value)
 	return STATUS_FAILURE;
 }
 
+/* The user's directory for files that can be done without (XDG base directories); "": none. */
+static void find_cache_dir(char *dir, size_t size)
+{
+	const char *cache = getenv("XDG_CACHE_HOME"), *home = getenv("HOME");
+	int n = 0;
+
+	if (cache && *cache == '/')
+		n = snprintf(dir, size, "%s/doppel", cache);
+	else if (home && *home == '/')
+		n = snprintf(dir, size, "%s/.cache/doppel", home);
+	if (n <= 0 || (size_t)n >= size)
+		*dir = 0;
+}
+
 static int run_machine(struct run *run, const struct run_options *o, struct boot *boot,
 		       struct err *e)
 {
@@ -105,11 +120,14 @@ static int run_machine(struct run *run, const struct run_options *o, struct boot
 		.stats = o->stats,
 		.engine_options = o->engine_options,
 	};
+	char cache_dir[4096];
 	struct err note = {0};
 	enum pc_end end;
 	u32 value = 0;
 	int r, status;
 
+	find_cache_dir(cache_dir, sizeof(cache_dir));
+	config.cache_dir = cache_dir;
 	for (u32 i = 0; i < o->disks; i++)
 		config.disk[i] = o->disk[i];
 	for (u32 i = 0; i < o->nets; i++)

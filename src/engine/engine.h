@@ -70,6 +70,9 @@ struct engine_config {
 	struct physmap *physmap;   /* borrowed; outlives the VM */
 	struct cpuid_model *cpuid; /* borrowed; outlives the VM */
 	const char *options;       /* see engine_ops.check_options; NULL: none */
+	/* Where files may be kept from run to run; "": there is no such place, but files may be
+	 * opened; NULL: open no files. */
+	const char *cache_dir;
 };
 
 enum engine_unit { UNIT_COUNT, UNIT_BYTES, UNIT_NS };

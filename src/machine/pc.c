@@ -681,12 +681,14 @@ static int build_confinement(struct pc *pc, struct err *e)
 	return lockdown_files(pc->config.sandbox, e);
 }
 
-static int create_vm(struct pc *pc, u32 n, struct engine_vm **vm, struct err *e)
+static int create_vm(struct pc *pc, u32 n, const char *cache_dir, struct engine_vm **vm,
+		     struct err *e)
 {
 	const struct engine_config config = {.host = pc->host[n],
 					     .physmap = &pc->pm,
 					     .cpuid = &pc->cpuid,
-					     .options = n ? NULL : pc->config.engine_options};
+					     .options = n ? NULL : pc->config.engine_options,
+					     .cache_dir = cache_dir};
 	int r = pc->config.engine[n]->vm_create(&config, vm, e);
 
 	return r ? err_prefix(e, "%s engine", pc->config.engine[n]->name) : 0;
@@ -696,7 +698,9 @@ static int create_vm(struct pc *pc, u32 n, struct engine_vm **vm, struct err *e)
  */
 static int build_vm(struct pc *pc, struct err *e)
 {
-	return create_vm(pc, pc->current, &pc->vm, e);
+	const char *dir = pc->config.cache_dir;
+
+	return create_vm(pc, pc->current, dir ? dir : "", &pc->vm, e);
 }
 
 static void unbuild_vm(struct pc *pc)
@@ -890,7 +894,7 @@ static void take_next_engine(struct pc *pc)
 	int r;
 
 	pthread_mutex_lock(&pc->lock);
-	r = create_vm(pc, n, &vm, &e);
+	r = create_vm(pc, n, NULL, &vm, &e);
 	if (!r) {
 		r = vcpus_move(&pc->vcpus, to, vm, &e);
 		if (r) {

@@ -18,6 +18,7 @@ struct pc_config {
 	const struct engine_ops *engine[PC_ENGINES_MAX];
 	u32 engines;
 	const char *engine_options; /* the first one's; NULL: none */
+	const char *cache_dir; /* where engines may keep files from run to run; NULL: nowhere */
 	u64 ram_bytes;
 	u32 vcpus;
 	struct boot *boot; /* opened; what starts */

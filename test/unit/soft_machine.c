@@ -54,10 +54,10 @@ static const struct cpuid_model *cpuid_model(void)
 /* What a failed test left behind: a thread has one vCPU. */
 static struct soft_machine *leftover;
 
-struct soft_machine *machine_new(void)
+static struct soft_machine *make_machine(const char *options, const char *cache_dir)
 {
 	struct soft_machine *m = calloc(1, sizeof(*m));
-	struct engine_config config = {.options = NULL};
+	struct engine_config config = {.options = options, .cache_dir = cache_dir};
 	struct err e = {0};
 
 	if (leftover)
@@ -81,6 +81,16 @@ struct soft_machine *machine_new(void)
 	m->ram = m->physmap.region[0].hva;
 	soft_ctx_use(m->c, m->c->ctx);
 	return m;
+}
+
+struct soft_machine *machine_new(void)
+{
+	return make_machine(NULL, NULL);
+}
+
+struct soft_machine *machine_new_with(const char *options)
+{
+	return make_machine(options, "");
 }
 
 void machine_free(struct soft_machine *m)

@@ -60,6 +60,8 @@ enum selector {
 
 /* A new machine in the reset state; aborts when that fails. */
 struct soft_machine *machine_new(void);
+/* The same with options of the engine, which may open files. */
+struct soft_machine *machine_new_with(const char *options);
 void machine_free(struct soft_machine *m);
 
 /* cmocka takes the fault signals before each test function: give them back to the engine. */

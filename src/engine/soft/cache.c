@@ -2,6 +2,8 @@
 #include "engine/soft/cache.h"
 #include "host/memory_file.h"
 
+#include "engine/soft/reload.h"
+
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -11,7 +13,6 @@
 enum {
 	BYTES_PER_BUCKET = 512,       /* of code memory; a block takes about as much */
 	THUNK_BYTES = 64 * 64 * 1024, /* 64 KiB per vCPU */
-	ENTRY_BYTES = 4096,
 	GRANULE_SHIFT = 6,
 };
 
@@ -124,7 +125,7 @@ static void emit_page_leaves(struct cache *c, struct emit *e, bool is_64bit)
 
 static void emit_entries(struct cache *c, const struct soft_options *o)
 {
-	struct emit e = emitter(c, 0, ENTRY_BYTES);
+	struct emit e = emitter(c, 0, CACHE_ENTRY_BYTES);
 
 	c->entry.leave = emit_trampoline(c, &e, STUB_LEAVE);
 	c->entry.miss = emit_trampoline(c, &e, STUB_MISS);
@@ -220,8 +221,8 @@ int soft_cache_create(struct soft_vm *vm, int fd, struct err *e)
 	if (!c->forms || !c->arena || !c->hash || !c->pages || !c->index)
 		return err_set(e, -ENOMEM, "cannot allocate code cache tables");
 	emit_entries(c, &vm->options);
-	c->thunk = emitter(c, ENTRY_BYTES, ENTRY_BYTES + THUNK_BYTES);
-	c->hot_start = c->hot = ENTRY_BYTES + THUNK_BYTES;
+	c->thunk = emitter(c, CACHE_ENTRY_BYTES, CACHE_ENTRY_BYTES + THUNK_BYTES);
+	c->hot_start = c->hot = CACHE_ENTRY_BYTES + THUNK_BYTES;
 	c->hot_end = c->cold = align_up(c->hot_start + (c->size - c->hot_start) / 8 * 5, PAGE_SIZE);
 	c->hot_ready = align_up(c->hot_start, PAGE_SIZE);
 	c->cold_ready = c->hot_end;
@@ -266,7 +267,7 @@ bool cache_may_have(const struct cache *c, s64 page, u32 offset)
 	return c->pages[page].granules >> (offset >> GRANULE_SHIFT) & 1;
 }
 
-static void *arena_alloc(struct cache *c, u64 size)
+void *cache_alloc(struct cache *c, u64 size)
 {
 	void *p = c->arena + c->arena_used;
 
@@ -280,11 +281,11 @@ static void *arena_alloc(struct cache *c, u64 size)
 struct block *cache_block_alloc(struct cache *c, u32 insns, u32 exits)
 {
 	u64 used = c->arena_used;
-	struct block *b = arena_alloc(c, sizeof(*b));
-	u32 *host_off = arena_alloc(c, insns * sizeof(u32));
-	u16 *guest_off = arena_alloc(c, insns * sizeof(u16));
-	s16 *sp_lag = arena_alloc(c, insns * sizeof(s16));
-	struct block_exit *exit = arena_alloc(c, exits * sizeof(struct block_exit));
+	struct block *b = cache_alloc(c, sizeof(*b));
+	u32 *host_off = cache_alloc(c, insns * sizeof(u32));
+	u16 *guest_off = cache_alloc(c, insns * sizeof(u16));
+	s16 *sp_lag = cache_alloc(c, insns * sizeof(s16));
+	struct block_exit *exit = cache_alloc(c, exits * sizeof(struct block_exit));
 
 	if (!b || !host_off || !guest_off || !sp_lag || !exit) {
 		c->arena_used = used;
@@ -322,7 +323,7 @@ void cache_emit_begin(struct cache *c, struct emit *hot, struct emit *cold)
 	c->hot_ready = make_ready(c, c->hot_ready, c->hot, c->hot_end);
 	c->cold_ready = make_ready(c, c->cold_ready, c->cold, c->size);
 	*hot = emitter(c, c->hot, c->hot_end);
-	*cold = emitter(c, c->cold, c->size);
+	*cold = emitter(c, MIN(align_up(c->cold, 8), c->size), c->size);
 	emit_align(hot, 16, 0);
 }
 
@@ -493,6 +494,7 @@ void cache_flush(struct soft_vm *vm)
 {
 	struct cache *c = vm->cache;
 
+	reload_keep_all(vm);
 	for (u32 n = 0; n < c->blocks; n++)
 		for (u32 k = 0; k < 2; k++)
 			if (c->index[n]->page[k] != BLOCK_NO_PAGE) {

@@ -23,6 +23,8 @@ enum {
 	BLOCK_MAX_INSNS = 64,
 	BLOCK_NO_PAGE = -1,
 	MAX_PEEKS = 8,
+	PEEK_BYTES = 256,         /* of a peek at most */
+	CACHE_ENTRY_BYTES = 4096, /* at the start of code memory: the trampolines */
 };
 
 /* A direct branch out of a block to the same guest page. */
@@ -34,6 +36,7 @@ struct block_exit {
 	u16 target;                       /* page offset of the target */
 	bool backward;                    /* goes through the target's poll */
 	bool single;                      /* leads to the MODE_SINGLE variant */
+	u32 stub; /* offset in code memory of where site leads before anybody asks */
 };
 
 struct block {
@@ -59,6 +62,7 @@ struct block {
 	u32 *host_off;    /* [insns]: where each instruction's hot code starts, relative to code */
 	u16 *guest_off;   /* [insns]: each instruction's offset from pa */
 	s16 *sp_lag;      /* [insns]: what HOST_SP lacks of guest rsp when it faults */
+	struct block_origin *origin; /* reload.c; NULL: not to be kept from run to run */
 };
 
 /* Trampolines at fixed places in code memory: rel32-reachable from everywhere in it. */
@@ -110,7 +114,11 @@ bool cache_may_have(const struct cache *c, s64 page, u32 offset);
  * when full. */
 struct block *cache_block_alloc(struct cache *c, u32 insns, u32 exits);
 
-/* Start emitting hot and cold code; *hot and *cold are bounded by what is free. */
+/* @size bytes of metadata that live as long as the blocks; NULL when full. */
+void *cache_alloc(struct cache *c, u64 size);
+
+/* Start emitting hot and cold code, at multiples of 16 and 8; *hot and *cold are bounded by what is
+ * free. */
 void cache_emit_begin(struct cache *c, struct emit *hot, struct emit *cold);
 
 /* @b, the latest one allocated, keeps its first @exits exits. */

@@ -5,6 +5,7 @@
  * A branch within the guest page is a jump that cache_link() patches; one to another page, and
  * every indirect one, goes through the indirect-branch table of the current context.
  */
+#include "engine/soft/reload.h"
 #include "engine/soft/translate.h"
 #include "engine/soft/translation.h"
 #include "engine/soft/util.h"
@@ -16,23 +17,24 @@ static u16 live_before(const struct insn *i, u16 after)
 	return (u16)((after & ~i->flags_kill) | i->flags_read);
 }
 
-/* The translation depends on the bytes from page offset @from to @to being as they are. */
-static void note_peek(struct translation *t, s64 from, s64 to)
+/* The translation depends on the @n bytes from page offset @from on being as they are at @bytes. */
+static void note_peek(struct translation *t, s64 from, u32 n, const u8 *bytes)
 {
+	if (t->c->vm->store)
+		soft_copy(t->peek_bytes[t->peeks], bytes, n);
 	t->peek_from[t->peeks] = (u16)from;
-	t->peek_to[t->peeks++] = (u16)MIN(to, (s64)PAGE_SIZE);
+	t->peek_to[t->peeks++] = (u16)(from + n);
 }
 
 /* Instruction at page offset @off, which need not be in the block. False when it cannot be known.
  */
-static bool decode_ahead(const struct translation *t, s64 off, struct insn *i)
+static bool decode_ahead(const struct translation *t, s64 off, struct insn *i, u8 bytes[15])
 {
-	u8 bytes[15];
 	u32 len;
 
 	if (off < 0 || off >= (s64)PAGE_SIZE)
 		return false;
-	len = MIN((u32)(PAGE_SIZE - off), (u32)sizeof(bytes));
+	len = MIN((u32)(PAGE_SIZE - off), 15u);
 	soft_copy(bytes, t->page_host + off, len);
 	decode_insn(t, i, bytes, len);
 	return i->len;
@@ -43,10 +45,11 @@ static bool decode_ahead(const struct translation *t, s64 off, struct insn *i)
 static u16 look_ahead(struct translation *t, s64 off, u32 insns)
 {
 	u16 unknown = RFLAGS_ARITH, killed = 0, read = 0;
+	u8 seen[PEEK_INSNS * 15 + 15];
 	s64 start = off, next = -1;
 	struct insn i;
 
-	while (insns-- && unknown && decode_ahead(t, off, &i)) {
+	while (insns-- && unknown && decode_ahead(t, off, &i, seen + (off - start))) {
 		read |= i.flags_read & ~killed;
 		killed |= i.flags_kill;
 		unknown &= (u16)~killed;
@@ -58,10 +61,24 @@ static u16 look_ahead(struct translation *t, s64 off, u32 insns)
 	}
 	if ((read | unknown) == RFLAGS_ARITH && next < 0)
 		return RFLAGS_ARITH;
-	note_peek(t, start, off);
+	note_peek(t, start, (u32)(off - start), seen);
 	if (unknown && next >= 0 && t->peeks < MAX_PEEKS)
 		unknown &= look_ahead(t, next, insns);
 	return read | unknown;
+}
+
+/*
+ * Does block @b say by itself that no flags are live where it begins? Where translations are kept,
+ * only if it is known which bytes it was made from; and when they are checked not at all, because
+ * which blocks there are is different from run to run.
+ */
+static bool may_rely_on(const struct translation *t, const struct block *b)
+{
+	const struct soft_vm *vm = t->c->vm;
+
+	if (b->page[1] != BLOCK_NO_PAGE || b->flags_live || b->size > PEEK_BYTES)
+		return false;
+	return !vm->store || (reload_bytes(b) && !vm->options.check_translations);
 }
 
 u16 peek_live(struct translation *t, s64 off)
@@ -73,8 +90,8 @@ u16 peek_live(struct translation *t, s64 off)
 	if (cache_may_have(t->cache, t->page[0], (u32)off))
 		b = cache_find(t->cache, (t->pa & PAGE_MASK) + (u64)off,
 			       t->mode & ~(u32)MODE_SINGLE);
-	if (b && b->page[1] == BLOCK_NO_PAGE && !b->flags_live) {
-		note_peek(t, off, off + b->size);
+	if (b && may_rely_on(t, b)) {
+		note_peek(t, off, b->size, reload_bytes(b));
 		return 0;
 	}
 	return look_ahead(t, off, PEEK_INSNS);
@@ -124,12 +141,10 @@ void emit_rip(struct translation *t, struct emit *e, s64 off)
 static u8 *emit_branch(struct emit *e, u32 branch)
 {
 	if (branch == BRANCH_CALL)
-		emit_call(e, emit_here(e));
-	else if (branch == BRANCH_JMP)
+		return emit_call_forward(e);
+	if (branch == BRANCH_JMP)
 		return emit_jmp_forward(e);
-	else
-		return emit_jcc_forward(e, branch & 15);
-	return e->p - 4;
+	return emit_jcc_forward(e, branch & 15);
 }
 
 /*

@@ -45,20 +45,51 @@ static int set_window_heat(const char *value, struct soft_options *o, struct err
 	return 0;
 }
 
+static int set_translations(const char *value, struct soft_options *o, struct err *e)
+{
+	u64 len = strlen(value);
+
+	if (!strcmp(value, "off"))
+		o->translations = TRANSLATIONS_OFF;
+	else if (!strcmp(value, "on"))
+		o->translations = TRANSLATIONS_ON;
+	else if (!strcmp(value, "auto"))
+		o->translations = TRANSLATIONS_AUTO;
+	else if (!strchr(value, '/') || len >= sizeof(o->translations_dir))
+		return err_set(e, -EINVAL,
+			       "translations=%s is neither on, off, auto nor a directory (with a "
+			       "'/' in it)",
+			       value);
+	else
+		o->translations = TRANSLATIONS_IN;
+	if (o->translations == TRANSLATIONS_IN)
+		memcpy(o->translations_dir, value, len + 1);
+	return 0;
+}
+
+static int set_switch(const char *key, const char *value, bool *on, struct err *e)
+{
+	if (strcmp(value, "off") && strcmp(value, "on"))
+		return err_set(e, -EINVAL, "%s=%s is neither on nor off", key, value);
+	*on = !strcmp(value, "on");
+	return 0;
+}
+
 static int set_mechanism(u32 m, const char *value, struct soft_options *o, struct err *e)
 {
-	if (!strcmp(value, "off"))
-		o->off |= (u32)BIT(m);
-	else if (!strcmp(value, "on"))
+	bool on = true;
+	int r = set_switch(mechanisms[m], value, &on, e);
+
+	if (on)
 		o->off &= (u32)~BIT(m);
 	else
-		return err_set(e, -EINVAL, "%s=%s is neither on nor off", mechanisms[m], value);
-	return 0;
+		o->off |= (u32)BIT(m);
+	return r;
 }
 
 static int unknown_option(const char *key, struct err *e)
 {
-	char known[300] = "code-cache window-heat";
+	char known[400] = "code-cache window-heat translations translations-check";
 	u64 n = strlen(known);
 
 	for (u32 m = 0; m < SOFT_MECHANISMS && n < sizeof(known); m++)
@@ -73,6 +104,10 @@ static int set_option(const char *key, const char *value, struct soft_options *o
 		return set_code_cache(value, o, e);
 	if (!strcmp(key, "window-heat"))
 		return set_window_heat(value, o, e);
+	if (!strcmp(key, "translations"))
+		return set_translations(value, o, e);
+	if (!strcmp(key, "translations-check"))
+		return set_switch(key, value, &o->check_translations, e);
 	for (u32 m = 0; m < SOFT_MECHANISMS; m++)
 		if (!strcmp(key, mechanisms[m]))
 			return set_mechanism(m, value, o, e);
@@ -81,7 +116,7 @@ static int set_option(const char *key, const char *value, struct soft_options *o
 
 int soft_options_parse(const char *text, struct soft_options *o, struct err *e)
 {
-	char part[64];
+	char part[320];
 	int r = 0;
 
 	*o = (struct soft_options){.code_cache = SOFT_CODE_CACHE, .window_heat = SOFT_WINDOW_HEAT};

@@ -27,11 +27,22 @@ enum soft_mechanism {
 	SOFT_MECHANISMS,
 };
 
+/* Whether translations are kept from run to run. */
+enum soft_translations {
+	TRANSLATIONS_AUTO, /* if the user's directory for that is there */
+	TRANSLATIONS_OFF,
+	TRANSLATIONS_ON, /* the directory is made */
+	TRANSLATIONS_IN, /* one that the option names, made likewise */
+};
+
 struct soft_options {
 	u64 code_cache;  /* bytes */
 	u32 window_heat; /* ticks in user code before an address space gets a window; 0: none are
 			    waited for */
 	u32 off;         /* BIT(enum soft_mechanism) of those switched off */
+	enum soft_translations translations;
+	bool check_translations;    /* translate as well, and compare */
+	char translations_dir[256]; /* TRANSLATIONS_IN */
 };
 
 enum {

@@ -8,6 +8,7 @@
  * its result is appended to cpu->frag[] and the instruction starts over, finding it there.
  */
 #include "engine/soft/layout.h"
+#include "engine/soft/reload.h"
 #include "engine/soft/tlb.h"
 #include "engine/soft/translate.h"
 #include "engine/soft/util.h"
@@ -111,6 +112,7 @@ static void written(void *opaque, gpa_t gpa, u64 len);
 
 static void vm_free(struct soft_vm *vm)
 {
+	reload_close(vm);
 	soft_cache_destroy(vm);
 	free((void *)vm->page_flags);
 	pthread_mutex_destroy(&vm->lock);
@@ -143,6 +145,7 @@ static int soft_vm_create(const struct engine_config *config, struct engine_vm *
 		vm_free(vm);
 		return r;
 	}
+	reload_open(vm, config->cache_dir);
 	physmap_listen(vm->physmap, (struct physmap_listener){.written = written, .opaque = vm});
 	*out = (struct engine_vm *)vm;
 	return 0;
@@ -466,17 +469,6 @@ static int make_room(struct soft_cpu *c)
 	return ok ? SOFT_OK : exit_kicked(c);
 }
 
-static struct block *translate(struct soft_cpu *c, const struct soft_xlat *x, u32 mode, int *status)
-{
-	u8 was = soft_doing(c, ACT_TRANSLATE);
-	u64 start = __builtin_ia32_rdtsc();
-	struct block *b = soft_translate_block(c, x, mode, status);
-
-	c->counters[COUNT_TRANSLATION_CYCLES] += __builtin_ia32_rdtsc() - start;
-	soft_doing(c, was);
-	return b;
-}
-
 /* With the lock held and vector state parked. */
 static int find_or_translate(struct soft_cpu *c, const struct soft_xlat *x, u32 mode,
 			     struct block **out)
@@ -489,7 +481,7 @@ static int find_or_translate(struct soft_cpu *c, const struct soft_xlat *x, u32 
 		if (status != SOFT_OK || b)
 			break;
 		soft_fpu_park(c);
-		b = translate(c, x, mode, &status);
+		b = reload_or_translate(c, x, mode, &status);
 		if (status != SOFT_OK || b)
 			break;
 		status = make_room(c);
@@ -969,6 +961,7 @@ static void soft_request_irq_window(struct engine_vcpu *vcpu)
 
 const struct engine_ops soft_engine = {
 	.name = "soft",
+	.sandbox = &reload_sandbox,
 	.sandbox_create = &create_sandbox,
 	.paravirt = true,
 	.maps_ram = true,

@@ -239,6 +239,10 @@ enum soft_counter {
 	COUNT_HOT_BYTES,   /* of code made of them */
 	COUNT_COLD_BYTES,
 	COUNT_TRANSLATION_CYCLES, /* TSC */
+	COUNT_BLOCKS_LOADED,      /* instead of being translated */
+	COUNT_LOADING_CYCLES,
+	COUNT_BLOCKS_COMPARED, /* translations-check */
+	COUNT_BLOCKS_DIFFERENT,
 	COUNT_INSNS_INTERPRETED,
 	COUNT_LOOKUPS,
 	COUNT_LINKS,
@@ -400,6 +404,7 @@ struct soft_vm {
 	_Atomic u8 *page_flags; /* physmap->pages entries */
 	bool dirty_log;         /* on; changed under lock */
 	struct cache *cache;    /* cache.c */
+	struct store *store;    /* translations kept from run to run; NULL: none */
 	pthread_mutex_t lock;   /* translation, invalidation, vCPU list */
 	pthread_mutex_t world;  /* world.c: guards holder; leaf */
 	pthread_cond_t world_changed;

@@ -17,6 +17,10 @@ static const char *const names[SOFT_COUNTERS] = {
 	[COUNT_HOT_BYTES] = "hot_bytes_emitted",
 	[COUNT_COLD_BYTES] = "cold_bytes_emitted",
 	[COUNT_TRANSLATION_CYCLES] = "translation_time",
+	[COUNT_BLOCKS_LOADED] = "blocks_loaded",
+	[COUNT_LOADING_CYCLES] = "loading_time",
+	[COUNT_BLOCKS_COMPARED] = "blocks_compared",
+	[COUNT_BLOCKS_DIFFERENT] = "blocks_different",
 	[COUNT_INSNS_INTERPRETED] = "instructions_interpreted",
 	[COUNT_LOOKUPS] = "block_lookups",
 	[COUNT_LINKS] = "block_links",
@@ -54,6 +58,7 @@ static enum engine_unit unit_of(u32 n)
 	case COUNT_GUEST_BYTES:
 	case COUNT_HOT_BYTES:
 	case COUNT_COLD_BYTES: return UNIT_BYTES;
+	case COUNT_LOADING_CYCLES:
 	case COUNT_TRANSLATION_CYCLES:
 	case COUNT_WINDOW_CYCLES: return UNIT_NS;
 	default: return UNIT_COUNT;

@@ -23,6 +23,7 @@
  */
 #include "engine/soft/translation.h"
 
+#include "engine/soft/reload.h"
 #include "engine/soft/translate.h"
 #include "engine/soft/util.h"
 
@@ -523,6 +524,7 @@ static void emit_block(struct translation *t)
 	emit_entries(t);
 	for (u32 k = 0; k < t->n; k++) {
 		u8 *hot, *cold;
+		u32 sites;
 		s32 sp;
 
 		t->b->host_off[k] = (u32)(emit_here(&t->hot) - t->b->code);
@@ -535,11 +537,13 @@ static void emit_block(struct translation *t)
 		t->defers_sp = may_defer_sp(t, k);
 		hot = t->hot.p;
 		cold = t->cold.p;
+		sites = t->sites.n;
 		t->skips = t->access = 0;
 		t->current = k;
 		if (!emit_one(t, k)) {
 			t->hot.p = hot;
 			t->cold.p = cold;
+			t->sites.n = sites;
 			t->skips = 0;
 			t->sp = sp;
 			flush_sp(t);
@@ -629,6 +633,8 @@ static struct block *finish(struct translation *t)
 	b->size = (u16)(t->off[t->n] - t->off[0]);
 	b->flags_live = flags_live_by_itself(t);
 	cache_emit_begin(t->cache, &t->hot, &t->cold);
+	t->hot.sites = t->cold.sites = &t->sites;
+	t->sites.n = 0;
 	t->cold_start = t->cold.p;
 	emit_block(t);
 	b->exits = t->exits;
@@ -640,6 +646,9 @@ static struct block *finish(struct translation *t)
 	if (t->hot.overflow || t->cold.overflow)
 		return NULL;
 	cache_block_trim(t->cache, b, t->exits);
+	for (u32 k = 0; k < b->exits; k++)
+		b->exit[k].stub = (u32)(b->exit[k].unlinked - t->cache->rx);
+	reload_note(t);
 	cache_insert(t->cache, b, &t->hot, &t->cold);
 	return b;
 }
@@ -666,6 +675,7 @@ struct block *soft_translate_block(struct soft_cpu *c, const struct soft_xlat *x
 		c->counters[COUNT_GUEST_BYTES] += b->size;
 		c->counters[COUNT_HOT_BYTES] += b->code_size;
 		c->counters[COUNT_COLD_BYTES] += (u64)(t.cold.p - t.cold_start);
+		reload_check(c, x, b);
 	}
 	return b;
 }

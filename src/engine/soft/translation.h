@@ -47,6 +47,7 @@ struct translation {
 	struct cache *cache;
 	struct block *b;
 	struct emit hot, cold;
+	struct emit_sites sites;
 	const u8 *cold_start;
 	u32 mode;
 	u32 bits;
@@ -60,8 +61,9 @@ struct translation {
 	u32 exits;
 	u32 peeks; /* byte ranges outside the block that liveness relies on */
 	u16 peek_from[MAX_PEEKS], peek_to[MAX_PEEKS];
-	bool ended;  /* the last instruction emitted its own way out */
-	s64 page[2]; /* as in struct block */
+	u8 peek_bytes[MAX_PEEKS][PEEK_BYTES]; /* as they were when they were looked at */
+	bool ended;                           /* the last instruction emitted its own way out */
+	s64 page[2];                          /* as in struct block */
 	gpa_t pa, second;
 	u32 groups;
 	struct group group[MAX_GROUPS];
