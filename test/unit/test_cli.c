@@ -128,6 +128,8 @@ static void bad_command_lines(void **state)
 		{"--kernel k --engine soft,groups=off,links", "lacks a value"},
 		{"--kernel k --engine soft,groups=maybe", "maybe"},
 		{"--kernel k --engine soft,warp=on", "warp"},
+		{"--kernel k --engine soft,translations=maybe", "maybe"},
+		{"--kernel k --engine soft,translations-check=maybe", "maybe"},
 		{"--kernel k --engine soft,groups=off,,links=off", "lacks"},
 		{"--kernel k --engine kvm,groups=off", "groups"},
 		{"--kernel k --engine auto,groups=off", "name"},
