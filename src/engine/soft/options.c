@@ -1,5 +1,6 @@
 #include "engine/soft/options.h"
 
+#include "base/keyvalue.h"
 #include "base/size.h"
 
 #include <errno.h>
@@ -98,8 +99,10 @@ static int unknown_option(const char *key, struct err *e)
 		       known);
 }
 
-static int set_option(const char *key, const char *value, struct soft_options *o, struct err *e)
+static int set_option(void *opaque, const char *key, const char *value, struct err *e)
 {
+	struct soft_options *o = opaque;
+
 	if (!strcmp(key, "code-cache"))
 		return set_code_cache(value, o, e);
 	if (!strcmp(key, "window-heat"))
@@ -116,24 +119,6 @@ static int set_option(const char *key, const char *value, struct soft_options *o
 
 int soft_options_parse(const char *text, struct soft_options *o, struct err *e)
 {
-	char part[320];
-	int r = 0;
-
 	*o = (struct soft_options){.code_cache = SOFT_CODE_CACHE, .window_heat = SOFT_WINDOW_HEAT};
-	while (text && !r) {
-		u64 n = strcspn(text, ",");
-		char *value;
-
-		if (n >= sizeof(part))
-			return err_set(e, -EINVAL, "'%.40s...' is not an option", text);
-		memcpy(part, text, n);
-		part[n] = 0;
-		value = strchr(part, '=');
-		if (!value)
-			return err_set(e, -EINVAL, "'%s' lacks a value", part);
-		*value++ = 0;
-		r = set_option(part, value, o, e);
-		text = text[n] ? text + n + 1 : NULL;
-	}
-	return r;
+	return key_values(text, set_option, o, e);
 }
