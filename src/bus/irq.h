@@ -27,4 +27,10 @@ static inline void irq_pulse(struct irq_line line)
 struct msi_sink {
 	void (*send)(void *opaque, u64 address, u32 data);
 	void *opaque;
+
+	/*
+	 * From now on (@on) each event on descriptor @fd sends this message, instead of the one it
+	 * sent so far; or it sends none. 0, or -errno, and then it sends none. NULL: no event does.
+	 */
+	int (*on_event)(void *opaque, int fd, u64 address, u32 data, bool on);
 };

@@ -38,6 +38,18 @@ static void reset_fpu(struct cpu_fpu *f)
 	f->area[XSAVE_XSTATE_BV] = XCR0_X87 | XCR0_SSE;
 }
 
+/* SDM vol. 3, 11.4.7.1 */
+static void reset_apic(struct cpu_apic *a)
+{
+	const u32 masked = 1u << 16;
+
+	a->base = 0xfee00000 | BIT(11);
+	a->reg[APIC_DFR] = ~0u;
+	a->reg[APIC_SVR] = 0xff;
+	for (u32 i = APIC_LVT_TIMER; i <= APIC_LVT_ERROR; i++)
+		a->reg[i] = masked;
+}
+
 void cpu_state_reset(struct cpu_state *s)
 {
 	memset(s, 0, sizeof(*s));
@@ -51,4 +63,5 @@ void cpu_state_reset(struct cpu_state *s)
 	s->dr.dr7 = 0x400;
 	msr_reset(&s->msr);
 	reset_fpu(&s->fpu);
+	reset_apic(&s->apic);
 }

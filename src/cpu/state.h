@@ -90,7 +90,31 @@ struct cpu_intr {
 	bool nmi_blocked; /* between NMI delivery and IRET */
 	bool shadow_sti;  /* one-instruction interrupt shadow */
 	bool shadow_mov_ss;
-	bool halted;
+};
+
+/* Local APIC registers by number, MMIO offset / 16 (SDM vol. 3, table 11-1). */
+enum apic_reg {
+	APIC_ID = 0x02,
+	APIC_TPR = 0x08,
+	APIC_LDR = 0x0d,
+	APIC_DFR = 0x0e,
+	APIC_SVR = 0x0f,
+	APIC_LVT_TIMER = 0x32,
+	APIC_LVT_LINT0 = 0x35,
+	APIC_LVT_ERROR = 0x37,
+	APIC_REGS = 0x40,
+};
+
+/*
+ * The local APIC, and what only it knows: of engines that have it (struct engine_chips). Where CR8
+ * is set with it, the task priority is CR8's.
+ */
+struct cpu_apic {
+	u64 base; /* IA32_APIC_BASE; bit 8, the bootstrap processor, is the machine's to set */
+	u64 tsc_deadline;
+	u32 reg[APIC_REGS];  /* APIC_ID is the vCPU's number whatever is here */
+	bool waits_for_sipi; /* not started, or after INIT */
+	bool halted;         /* HLT without an interrupt yet */
 };
 
 enum cpu_part {
@@ -101,7 +125,8 @@ enum cpu_part {
 	CPU_PART_MSR = 1 << 4,
 	CPU_PART_FPU = 1 << 5,
 	CPU_PART_INTR = 1 << 6,
-	CPU_PART_ALL = (1 << 7) - 1,
+	CPU_PART_APIC = 1 << 7,
+	CPU_PART_ALL = (1 << 8) - 1,
 };
 
 struct cpu_state {
@@ -112,6 +137,7 @@ struct cpu_state {
 	struct cpu_msrs msr;
 	struct cpu_fpu fpu;
 	struct cpu_intr intr;
+	struct cpu_apic apic;
 };
 
 /* What to add to the host's TSC to get the guest's. */

@@ -75,6 +75,38 @@ struct engine_config {
 	const char *cache_dir;
 };
 
+/*
+ * Acceleration: interrupt controllers of the engine's own. A VM that has them has all of a PC's, at
+ * their usual places: two 8259s, an I/O APIC, a local APIC for each vCPU (CPU_PART_APIC of its
+ * state), and an 8254 with port 61H. It answers accesses to them itself, delivers their interrupts,
+ * halts, and takes INIT and SIPI; there is no EXIT_HLT or EXIT_IRQ_WINDOW, and irq_ready,
+ * inject_irq and request_irq_window are not for use.
+ *
+ * The hooks may be called from any thread, also while vCPUs run.
+ */
+struct engine_chips {
+	/*
+	 * Drive input @gsi of the I/O APIC and, if it is below 16, of the 8259s. The 8254 has
+	 * input 0 of these and input 2 of the I/O APIC for itself.
+	 */
+	void (*set_line)(struct engine_vm *vm, u32 gsi, bool level);
+
+	/* Deliver the interrupt that a store of @data to @address asks for (SDM vol. 3, 11.11). */
+	void (*send_msi)(struct engine_vm *vm, u64 address, u32 data);
+
+	/*
+	 * From now on (@on) each event on descriptor @fd delivers such an interrupt; another one,
+	 * if @fd had one already. Or no longer. 0, or -errno, and then @fd delivers nothing.
+	 */
+	int (*msi_event)(struct engine_vm *vm, int fd, u64 address, u32 data, bool on);
+
+	/*
+	 * All but the local APICs as after power-on; inputs are low. No vCPU is inside run(). 0, or
+	 * -errno with @e.
+	 */
+	int (*reset)(struct engine_vm *vm, struct err *e);
+};
+
 enum engine_unit { UNIT_COUNT, UNIT_BYTES, UNIT_NS };
 
 /* One row of counters an engine reports; names are stable and used in --json output. */
@@ -146,6 +178,9 @@ struct engine_ops {
 	 */
 	int (*doorbell)(struct engine_vm *vm, gpa_t gpa, int fd, bool on);
 
+	/* The interrupt controllers of this VM, or NULL: it has none, the machine's are used. */
+	const struct engine_chips *(*chips)(struct engine_vm *vm);
+
 	/* The monitor stored to guest RAM (DMA): translated code there is stale. Any thread. */
 	void (*code_written)(struct engine_vm *vm, gpa_t gpa, u64 len);
 
@@ -166,7 +201,7 @@ struct engine_ops {
 	void (*kick)(struct engine_vcpu *vcpu);
 
 	/* Move the parts in @parts (CPU_PART_*). state_set returns -EINVAL for values no CPU can
-	 * hold. */
+	 * hold. CPU_PART_APIC is left alone by a VM without chips(). */
 	int (*state_get)(struct engine_vcpu *vcpu, u32 parts, struct cpu_state *s);
 	int (*state_set)(struct engine_vcpu *vcpu, u32 parts, const struct cpu_state *s);
 

@@ -56,6 +56,8 @@ static u64 send_ipi(struct vcpu *v, u64 low, u64 high, u64 first, u64 icr)
 	struct vcpu_set *set = v->set;
 	u64 sent = 0;
 
+	if (!set->env.lapics)
+		return CALL_UNKNOWN; /* they are the engine's */
 	pthread_mutex_lock(set->env.machine_lock);
 	for (u32 n = 0; n < 128; n++) {
 		if (!((n < 64 ? low >> n : high >> (n - 64)) & 1) || first + n >= set->count)

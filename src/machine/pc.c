@@ -16,9 +16,6 @@
 #include "device/chip/debugexit.h"
 #include "device/chip/fwcfg.h"
 #include "device/chip/i8042.h"
-#include "device/chip/ioapic.h"
-#include "device/chip/pic.h"
-#include "device/chip/pit.h"
 #include "device/chip/pm.h"
 #include "device/chip/pvpanic.h"
 #include "device/chip/rtc.h"
@@ -30,6 +27,7 @@
 #include "host/chardev.h"
 #include "host/memory.h"
 #include "machine/acpi.h"
+#include "machine/chips.h"
 #include "machine/gsi.h"
 #include "machine/layout.h"
 #include "machine/lockdown.h"
@@ -79,10 +77,7 @@ struct pc {
 	struct bus bus;
 	struct doorbells doorbells;
 	struct cpuid_model cpuid;
-	struct lapic_set lapics;
-	struct ioapic ioapic;
-	struct pic pic;
-	struct pit pit;
+	struct chips chips;
 	struct rtc rtc;
 	struct pm acpi_pm;
 	struct i8042 i8042;
@@ -192,59 +187,9 @@ static void on_escape(void *opaque, enum chardev_escape what)
 
 /* ---- interrupts ---- */
 
-/* Global system interrupt @pin: ISA interrupts go to both kinds of controller. */
-static void gsi_set(void *opaque, u32 pin, bool level)
-{
-	struct pc *pc = opaque;
-
-	if (pin < GSI_ISA)
-		pic_set_irq(&pc->pic, pin == GSI_PIT ? 0 : pin, level);
-	ioapic_set_irq(&pc->ioapic, pin, level);
-}
-
 static struct irq_line gsi(struct pc *pc, u32 pin)
 {
-	return (struct irq_line){.set = gsi_set, .opaque = pc, .pin = pin};
-}
-
-static void on_eoi(void *opaque, u8 vector)
-{
-	ioapic_eoi(&((struct pc *)opaque)->ioapic, vector);
-}
-
-static u8 on_intack(void *opaque)
-{
-	return pic_intack(&((struct pc *)opaque)->pic);
-}
-
-static void on_notify(void *opaque, u32 cpu)
-{
-	vcpus_notify(&((struct pc *)opaque)->vcpus, cpu);
-}
-
-static void on_nmi(void *opaque, u32 cpu)
-{
-	vcpus_nmi(&((struct pc *)opaque)->vcpus, cpu);
-}
-
-static void on_init(void *opaque, u32 cpu)
-{
-	vcpus_init(&((struct pc *)opaque)->vcpus, cpu);
-}
-
-static void on_sipi(void *opaque, u32 cpu, u8 vector)
-{
-	vcpus_sipi(&((struct pc *)opaque)->vcpus, cpu, vector);
-}
-
-static u64 on_tsc(void *opaque, u32 cpu)
-{
-	return vcpus_tsc(&((struct pc *)opaque)->vcpus, cpu);
-}
-
-static struct msi_sink msi(struct pc *pc)
-{
-	return (struct msi_sink){.send = lapic_deliver_msi, .opaque = &pc->lapics};
+	return chips_line(&pc->chips, pin);
 }
 
 static int listen_to_doorbell(void *opaque, u64 gpa, int fd, bool on)
@@ -349,30 +294,29 @@ static void unbuild_nothing(struct pc *pc)
 
 static int build_interrupts(struct pc *pc, struct err *e)
 {
-	const struct lapic_ops ops = {
-		.notify = on_notify,
-		.nmi = on_nmi,
-		.init = on_init,
-		.sipi = on_sipi,
-		.tsc = on_tsc,
-		.eoi = on_eoi,
-		.intack = on_intack,
-		.opaque = pc,
+	const struct chips_env env = {
+		.engine = engine_of(pc),
+		.vm = pc->vm,
+		.bus = &pc->bus,
+		.loop = pc->loop,
+		.machine_lock = &pc->lock,
+		.cpus = &pc->vcpus,
+		.count = pc->config.vcpus,
+		.tsc_hz = pc->cpuid.tsc_hz,
 	};
-	const struct irq_line intr = {.set = lapic_set_lint0, .opaque = &pc->lapics};
-	int r = lapic_set_init(&pc->lapics, pc->config.vcpus, &ops, pc->cpuid.tsc_hz, pc->loop,
-			       &pc->lock, e);
+	int r = chips_init(&pc->chips, &env, e);
 
-	if (!r)
-		r = pic_init(&pc->pic, &pc->bus, intr, e);
-	if (!r)
-		r = ioapic_init(&pc->ioapic, &pc->bus, IOAPIC_BASE, 0, msi(pc), e);
-	return r;
+	if (r || !pc->chips.engine || pc->config.engines == 1)
+		return r;
+	return err_set(e, -EINVAL,
+		       "with '%s' the %s engine has interrupt controllers of its own, which no other "
+		       "engine can go on with: name one engine, or leave that option out",
+		       pc->config.engine_options, engine_of(pc)->name);
 }
 
 static void unbuild_interrupts(struct pc *pc)
 {
-	lapic_set_destroy(&pc->lapics);
+	chips_destroy(&pc->chips);
 }
 
 static u64 utc_ns(void)
@@ -389,11 +333,8 @@ static int build_timers(struct pc *pc, struct err *e)
 				     .power_off = on_power_off,
 				     .reset = on_reset,
 				     .opaque = pc};
-	int r = pit_init(&pc->pit, &pc->bus, gsi(pc, GSI_PIT), pc->loop, &pc->lock, e);
+	int r = rtc_init(&pc->rtc, &pc->bus, gsi(pc, GSI_RTC), utc_ns(), pc->loop, &pc->lock, e);
 
-	if (!r)
-		r = rtc_init(&pc->rtc, &pc->bus, gsi(pc, GSI_RTC), utc_ns(), pc->loop, &pc->lock,
-			     e);
 	if (!r)
 		r = pm_init(&pc->acpi_pm, &pc->bus, &pm, pc->loop, &pc->lock, e);
 	if (!r)
@@ -405,7 +346,6 @@ static void unbuild_timers(struct pc *pc)
 {
 	pm_destroy(&pc->acpi_pm);
 	rtc_destroy(&pc->rtc);
-	pit_destroy(&pc->pit);
 }
 
 static int build_console(struct pc *pc, struct err *e)
@@ -473,7 +413,7 @@ static int build_pci(struct pc *pc, struct err *e)
 {
 	const struct irq_line intx[4] = {gsi(pc, GSI_PCI), gsi(pc, GSI_PCI + 1),
 					 gsi(pc, GSI_PCI + 2), gsi(pc, GSI_PCI + 3)};
-	int r = pci_host_init(&pc->pci, &pc->bus, msi(pc), intx, LAYOUT_ECAM, e);
+	int r = pci_host_init(&pc->pci, &pc->bus, chips_msi(&pc->chips), intx, LAYOUT_ECAM, e);
 
 	if (!r)
 		pci_host_claim_reset_port(&pc->pci, &pm_reset_control_ops, &pc->acpi_pm);
@@ -716,7 +656,7 @@ static int build_cpus(struct pc *pc, struct err *e)
 		.vm = pc->vm,
 		.bus = &pc->bus,
 		.physmap = &pc->pm,
-		.lapics = &pc->lapics,
+		.lapics = chips_lapics(&pc->chips),
 		.machine_lock = &pc->lock,
 		.triple_fault = on_triple_fault,
 		.failed = on_engine_failure,
@@ -830,10 +770,6 @@ static void reset_devices(struct pc *pc)
 	device_reset(&i8042_ops, &pc->i8042);
 	device_reset(&pm_ops, &pc->acpi_pm);
 	device_reset(&rtc_ops, &pc->rtc);
-	device_reset(&pit_ops, &pc->pit);
-	device_reset(&ioapic_ops, &pc->ioapic);
-	device_reset(&pic_ops, &pc->pic);
-	lapic_set_reset(&pc->lapics);
 	pc->panicked = false;
 }
 
@@ -844,7 +780,9 @@ static int reset(struct pc *pc)
 
 	pthread_mutex_lock(&pc->lock);
 	reset_devices(pc);
-	r = boot(pc, &e);
+	r = chips_reset(&pc->chips, &e);
+	if (!r)
+		r = boot(pc, &e);
 	pthread_mutex_unlock(&pc->lock);
 	if (r)
 		log_error("reset: %s", e.text);

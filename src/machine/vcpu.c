@@ -67,6 +67,12 @@ static void machine_unlock(struct vcpu *v)
 	pthread_mutex_unlock(v->set->env.machine_lock);
 }
 
+/* Without the machine lock. With the engine's local APICs interrupts are its own business. */
+static bool has_interrupt(const struct vcpu *v)
+{
+	return v->lapic && lapic_attention(v->lapic);
+}
+
 /* ---- waking ---- */
 
 static void wake(struct vcpu *v)
@@ -196,6 +202,19 @@ static void take_events(struct vcpu *v)
 	}
 }
 
+/* For an engine with local APICs of its own; the others do not look at it. */
+static void reset_apic(struct vcpu *v)
+{
+	struct cpu_apic *a = &v->state.apic;
+
+	a->waits_for_sipi = v->id != 0;
+	if (v->id)
+		return;
+	a->base |= APIC_BASE_BSP;
+	/* As firmware leaves it: see lapic_reset(). */
+	a->reg[APIC_LVT_LINT0] = LAPIC_LINT0_BY_FIRMWARE;
+}
+
 /* The whole machine was reset. Called under set->lock, while it stands still. */
 static void take_reset(struct vcpu *v)
 {
@@ -210,13 +229,14 @@ static void take_reset(struct vcpu *v)
 	}
 	v->state.msr.tsc = 0;
 	v->state.msr.tsc_host = v->set->tsc_start; /* all time-stamp counters agree */
+	reset_apic(v);
 	if (engine_of(v)->state_set(v->engine, CPU_PART_ALL, &v->state))
 		log_error("cpu %u: the engine refuses its start state", v->id);
 	refresh_tsc_offset(v);
 	v->hlt = v->unhalted = v->owes = false;
 	v->cr8 = 0;
 	v->tpr_changed = false;
-	v->waits_for_sipi = v->id != 0;
+	v->waits_for_sipi = v->lapic && v->id != 0;
 }
 
 /* ---- moving to another engine ---- */
@@ -365,7 +385,7 @@ void vcpus_reset(struct vcpu_set *set, const struct cpu_state *entry)
 /* MOV CR8 goes to the engine, TPR accesses to the local APIC; they are one (SDM vol. 3, 11.8.6). */
 static void read_cr8(struct vcpu *v)
 {
-	if (v->tpr_changed)
+	if (v->tpr_changed || !v->lapic)
 		return;
 	engine_of(v)->state_get(v->engine, CPU_PART_CR, &v->state);
 	if (v->state.cr.cr8 == v->cr8)
@@ -397,7 +417,7 @@ static void deliver_interrupt(struct vcpu *v)
 	int vector;
 
 	read_cr8(v);
-	if (!lapic_attention(v->lapic))
+	if (!has_interrupt(v))
 		return;
 	if (!engine_of(v)->irq_ready(v->engine)) {
 		engine_of(v)->request_irq_window(v->engine);
@@ -420,7 +440,7 @@ static bool must_wake(struct vcpu *v)
 {
 	if (atomic_load(&v->set->stop) || atomic_load(&v->events))
 		return true;
-	return !v->waits_for_sipi && lapic_attention(v->lapic) &&
+	return !v->waits_for_sipi && has_interrupt(v) &&
 	       engine_of(v)->irq_ready(v->engine);
 }
 
@@ -530,7 +550,7 @@ static void complete_lapic(struct vcpu *v, struct vm_exit *x)
 static void complete_mmio(struct vcpu *v, struct vm_exit *x)
 {
 	struct bus *bus = v->set->env.bus;
-	bool own = lapic_claims(v->lapic, x->mmio.gpa);
+	bool own = v->lapic && lapic_claims(v->lapic, x->mmio.gpa);
 
 	if (own && shows_priority(x->mmio.gpa % LAPIC_SIZE >> 4))
 		read_cr8(v);
@@ -548,6 +568,10 @@ static void complete_msr(struct vcpu *v, struct vm_exit *x)
 {
 	bool ok;
 
+	if (!v->lapic) {
+		x->msr.fault = true; /* the engine answers those that exist */
+		return;
+	}
 	if (x->msr.index == MSR_TSC_DEADLINE)
 		refresh_tsc_offset(v);
 	if (shows_priority(x->msr.index - MSR_X2APIC_FIRST))
@@ -622,7 +646,7 @@ static void run(struct vcpu *v)
 			    atomic_load(&v->events))
 				continue;
 		}
-		if (lapic_attention(v->lapic))
+		if (has_interrupt(v))
 			deliver_interrupt(v);
 		if (v->hlt)
 			continue;
@@ -669,7 +693,7 @@ static void init_vcpu(struct vcpu_set *set, u32 id)
 
 	v->set = set;
 	v->id = id;
-	v->lapic = &set->env.lapics->cpu[id];
+	v->lapic = set->env.lapics ? &set->env.lapics->cpu[id] : NULL;
 	pthread_mutex_init(&v->mutex, NULL);
 	pthread_condattr_init(&attr);
 	pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);

@@ -25,7 +25,7 @@ enum vcpu_task { VCPU_STAY, VCPU_PREPARE, VCPU_COMMIT, VCPU_CANCEL };
 
 struct vcpu {
 	struct vcpu_set *set;
-	struct lapic *lapic;
+	struct lapic *lapic; /* NULL: the engine's */
 	struct engine_vcpu *engine;
 	pthread_t thread;
 	u32 id;
@@ -64,7 +64,7 @@ struct vcpu_env {
 	struct engine_vm *vm;
 	struct bus *bus;
 	struct physmap *physmap;
-	struct lapic_set *lapics;
+	struct lapic_set *lapics; /* NULL: the engine has local APICs (struct engine_chips) */
 	pthread_mutex_t *machine_lock;
 
 	/* Called on the vCPU's thread, without locks. */

@@ -175,7 +175,7 @@ static int connect(struct machine *m)
 	const struct lapic_ops ops = {on_cpu, on_cpu, on_cpu,    on_sipi,
 				      on_tsc, on_eoi, on_intack, m};
 	const struct irq_line intr = {lapic_set_lint0, &m->lapics, 0};
-	const struct msi_sink msi = {lapic_deliver_msi, &m->lapics};
+	const struct msi_sink msi = {.send = lapic_deliver_msi, .opaque = &m->lapics};
 	const struct pm_config pm = {gsi(m, 9), on_event, on_event, m};
 	const struct i8042_config i8042 = {gsi(m, 1), gsi(m, 12), on_event, on_a20, m};
 

@@ -111,7 +111,7 @@ int LLVMFuzzerTestOneInput(const u8 *data, size_t len)
 	bus_init(&bus);
 	for (u32 i = 0; i < 4; i++)
 		line[i] = (struct irq_line){set_line, lines, i};
-	if (pci_host_init(&host, &bus, (struct msi_sink){send, NULL}, line, ECAM, NULL))
+	if (pci_host_init(&host, &bus, (struct msi_sink){.send = send}, line, ECAM, NULL))
 		abort();
 	for (u32 i = 0; i < FUNCTIONS; i++)
 		add_function(&host, &f[i]);

@@ -70,7 +70,7 @@ static struct machine *machine_new(void)
 	for (u32 i = 0; i < 4; i++)
 		line[i] = wire_line(&m->wire, i);
 	assert_int_equal(
-		pci_host_init(&m->host, &m->bus, (struct msi_sink){send, m}, line, ECAM, NULL), 0);
+		pci_host_init(&m->host, &m->bus, (struct msi_sink){.send = send, .opaque = m}, line, ECAM, NULL), 0);
 	add_function(m, &m->f, 3);
 	return m;
 }

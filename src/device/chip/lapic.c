@@ -18,8 +18,6 @@
 #include <errno.h>
 #include <string.h>
 
-enum { LVT_EXTINT_BY_FIRMWARE = MODE_EXTINT << 8 };
-
 /* Bitmaps of 256 vectors -------------------------------------------------- */
 
 static void vector_set(u32 *map, u32 v)
@@ -368,7 +366,7 @@ static void lapic_reset(void *dev)
 	/* Firmware leaves the 8259 connected to the bootstrap processor (MP
 	 * specification 1.4, 3.6.2.2); a kernel entered without firmware expects the same. */
 	if (!l->id)
-		l->lvt[LVT_LINT0] = LVT_EXTINT_BY_FIRMWARE;
+		l->lvt[LVT_LINT0] = LAPIC_LINT0_BY_FIRMWARE;
 	lapic_refresh(l);
 }
 

@@ -200,7 +200,9 @@ static int set_up(struct kvm_vm *vm, struct err *e)
 		return failed(e, r, "KVM_SET_TSS_ADDR");
 	r = enable_user_msrs(vm->fd, e);
 	if (!r)
-		r = kvm_msr_filter(vm->fd, e);
+		r = kvm_msr_filter(vm, e);
+	if (!r && vm->options.kernel_chips)
+		r = kvm_chips_create(vm, e);
 	if (r)
 		return r;
 	r = kvm_ioctl_value(vm->device, KVM_GET_VCPU_MMAP_SIZE, 0);
@@ -212,6 +214,7 @@ static int set_up(struct kvm_vm *vm, struct err *e)
 
 static void vm_free(struct kvm_vm *vm)
 {
+	kvm_chips_destroy(vm);
 	if (vm->fd >= 0)
 		close(vm->fd);
 	kvm_host_close(vm->own_host);
@@ -246,7 +249,9 @@ static int kvm_vm_create(const struct engine_config *config, struct engine_vm **
 	vm->physmap = config->physmap;
 	vm->cpuid = config->cpuid;
 	vm->fd = -1;
-	r = vm_init(vm, config->host, e);
+	r = kvm_options_parse(config->options, &vm->options, e);
+	if (!r)
+		r = vm_init(vm, config->host, e);
 	if (r) {
 		vm_free(vm);
 		return r;
@@ -276,6 +281,8 @@ static u32 kvm_counters(struct engine_vm *vm, struct engine_counter *out, u32 ma
 		[KVM_COUNT_KICKS] = "kick_signals",
 		[KVM_COUNT_INTERRUPTS] = "interrupts",
 		[KVM_COUNT_MSRS] = "msrs_from_table",
+		[KVM_COUNT_LINES] = "interrupt_lines",
+		[KVM_COUNT_MESSAGES] = "interrupt_messages",
 	};
 	u32 n;
 
@@ -289,7 +296,9 @@ static const char *const activities[] = {"outside", "guest", NULL};
 
 static int kvm_check_options(const char *options, struct err *e)
 {
-	return err_set(e, -EINVAL, "the kvm engine has no options: '%s'", options);
+	struct kvm_options o;
+
+	return kvm_options_parse(options, &o, e);
 }
 
 extern const struct engine_ops kvm_engine;
@@ -308,6 +317,7 @@ const struct engine_ops kvm_engine = {
 	.dirty_log = kvm_dirty_log,
 	.dirty_fetch = kvm_dirty_fetch,
 	.doorbell = kvm_doorbell,
+	.chips = kvm_chips,
 	.code_written = kvm_code_written,
 	.vcpu_create = kvm_vcpu_create,
 	.vcpu_destroy = kvm_vcpu_destroy,

@@ -4,7 +4,8 @@
  * The engine drives Linux' KVM through its device file. It uses the kernel for what the processor
  * does (execution, paging, exceptions) and for nothing else: interrupt controllers and timers are
  * the machine's, the registers that belong to the model are those of cpu/msr.c. So the kernel holds
- * only architectural state, which state_get and state_set move completely.
+ * only architectural state, which state_get and state_set move completely. With chips=kernel it has
+ * the interrupt controllers and the 8254 as well (chips.c).
  *
  * What is needed of the host's kernel: Linux 5.10 (KVM_CAP_X86_USER_SPACE_MSR,
  * KVM_CAP_X86_MSR_FILTER).
@@ -23,6 +24,8 @@ enum kvm_count {
 	KVM_COUNT_KICKS,      /* signals sent to bring a vCPU out of the guest */
 	KVM_COUNT_INTERRUPTS, /* injected */
 	KVM_COUNT_MSRS,       /* MSR accesses answered from the table */
+	KVM_COUNT_LINES,      /* changes of interrupt lines told to the kernel's chips */
+	KVM_COUNT_MESSAGES,   /* message-signalled interrupts, but for those by event */
 	KVM_COUNTS,
 };
 
@@ -34,6 +37,31 @@ struct kvm_slot {
 	u32 flags; /* PHYSMAP_* */
 };
 
+struct kvm_options {
+	bool kernel_chips;
+};
+
+/* A message that an event descriptor stands for. */
+struct kvm_event {
+	bool used;
+	int fd;
+	u32 data;
+	u64 address;
+};
+
+enum { KVM_CHIPS = 3 }; /* two 8259s and the I/O APIC */
+
+/* The interrupt controllers in the kernel. */
+struct kvm_chips {
+	bool used;
+	struct kvm_irqchip fresh[KVM_CHIPS]; /* as after power-on */
+	struct kvm_pit_state2 fresh_pit;
+
+	pthread_mutex_t lock; /* of what follows; a leaf */
+	struct kvm_event *event;
+	u32 events;
+};
+
 struct kvm_vm {
 	struct engine_host *own_host; /* NULL: the caller's */
 	int device, fd;
@@ -42,6 +70,8 @@ struct kvm_vm {
 	u32 run_size; /* bytes of a vCPU's shared page */
 	struct kvm_slot slot[PHYSMAP_MAX_REGIONS];
 	u32 slots;
+	struct kvm_options options;
+	struct kvm_chips chips;
 
 	/* Dirty log of the monitor's own stores; the kernel keeps that of the guest's. */
 	atomic_bool dirty_log;
@@ -99,17 +129,29 @@ int kvm_dirty_fetch(struct engine_vm *vm, u32 region, u64 *bitmap);
 int kvm_doorbell(struct engine_vm *vm, gpa_t gpa, int fd, bool on);
 void kvm_memory_written(void *vm, gpa_t gpa, u64 len);
 
+/* options.c: @text may be NULL. 0, or -EINVAL with what is wrong in @e. */
+int kvm_options_parse(const char *text, struct kvm_options *o, struct err *e);
+
+/* chips.c: for a new VM without vCPUs. What is there when this fails, destroying gives back. */
+int kvm_chips_create(struct kvm_vm *vm, struct err *e);
+void kvm_chips_destroy(struct kvm_vm *vm);
+const struct engine_chips *kvm_chips(struct engine_vm *vm);
+
 /* cpuid.c: take from @m what the kernel cannot do, and add what mitigates for real. */
 int kvm_cpuid_limit(int device, struct cpuid_model *m, struct err *e);
 int kvm_cpuid_set(struct kvm_vcpu *v, struct err *e);
 
 /* msr.c */
-int kvm_msr_filter(int vm, struct err *e);
+int kvm_msr_filter(struct kvm_vm *vm, struct err *e);
 void kvm_msr_find_held(struct kvm_vcpu *v);
 /* Answer the MSR exit at hand. False: it belongs to the machine, @exit is filled in. */
 bool kvm_msr_exit(struct kvm_vcpu *v, struct vm_exit *exit);
 int kvm_msr_get(struct kvm_vcpu *v, struct cpu_msrs *m);
 int kvm_msr_put(struct kvm_vcpu *v, const struct cpu_msrs *m);
+
+/* apic.c: the kernel's local APIC, CPU_PART_APIC. */
+int kvm_apic_get(struct kvm_vcpu *v, struct cpu_apic *a);
+int kvm_apic_set(struct kvm_vcpu *v, const struct cpu_apic *a);
 
 /* state.c */
 int kvm_state_get(struct engine_vcpu *vcpu, u32 parts, struct cpu_state *s);

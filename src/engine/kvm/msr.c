@@ -3,7 +3,8 @@
  *
  * The kernel denies the guest every register but those that the processor or KVM itself acts on
  * (kvm_held). What is denied ends KVM_RUN and is answered from the table of cpu/msr.c, as in every
- * engine, or by the machine. A held register that the kernel refuses raises #GP.
+ * engine, or by the machine. A held register that the kernel refuses raises #GP. With the kernel's
+ * local APIC that one's registers are held as well.
  *
  * The time-stamp counter can be read but not written by the guest alone: the paravirtual clock
  * moves with it. A write goes through the table and comes back as a new offset.
@@ -19,6 +20,10 @@ enum { READ = KVM_MSR_FILTER_READ, WRITE = KVM_MSR_FILTER_WRITE };
 static const struct held_range {
 	u32 first, count, access;
 } kvm_held[] = {
+	/* Of the local APIC, see held_ranges(). Its x2APIC registers cannot be filtered. */
+	{MSR_APIC_BASE, 1, READ | WRITE},
+	{MSR_TSC_DEADLINE, 1, READ | WRITE},
+	/* Of the processor. */
 	{MSR_TSC, 1, READ},
 	{MSR_SPEC_CTRL, 2, READ | WRITE}, /* and PRED_CMD */
 	{MSR_ARCH_CAPS, 2, READ | WRITE}, /* and FLUSH_CMD */
@@ -29,29 +34,47 @@ static const struct held_range {
 	{MSR_VIRT_SPEC_CTRL, 1, READ | WRITE},
 };
 
-int kvm_msr_filter(int vm, struct err *e)
+enum { APIC_RANGES = 2 };
+
+/* The ranges that @vm's kernel holds, and how many they are. */
+static const struct held_range *held_ranges(const struct kvm_vm *vm, u32 *count)
+{
+	const u32 first = vm->options.kernel_chips ? 0 : APIC_RANGES;
+
+	*count = ARRAY_SIZE(kvm_held) - first;
+	return kvm_held + first;
+}
+
+int kvm_msr_filter(struct kvm_vm *vm, struct err *e)
 {
 	static u8 all = 0xff;
 	struct kvm_msr_filter filter = {.flags = KVM_MSR_FILTER_DEFAULT_DENY};
+	u32 count;
+	const struct held_range *held = held_ranges(vm, &count);
 	int r;
 
 	_Static_assert(ARRAY_SIZE(kvm_held) <= KVM_MSR_FILTER_MAX_RANGES, "one range each");
-	for (u32 i = 0; i < ARRAY_SIZE(kvm_held); i++)
+	for (u32 i = 0; i < count; i++)
 		filter.ranges[i] = (struct kvm_msr_filter_range){
-			.flags = kvm_held[i].access,
-			.nmsrs = kvm_held[i].count,
-			.base = kvm_held[i].first,
+			.flags = held[i].access,
+			.nmsrs = held[i].count,
+			.base = held[i].first,
 			.bitmap = &all,
 		};
-	r = kvm_ioctl(vm, KVM_X86_SET_MSR_FILTER, &filter);
+	r = kvm_ioctl(vm->fd, KVM_X86_SET_MSR_FILTER, &filter);
 	return r < 0 ? err_set(e, r, "KVM_X86_SET_MSR_FILTER: %s", strerror(-r)) : 0;
 }
 
-static bool is_held(u32 index, u32 access)
+static bool is_held(const struct kvm_vm *vm, u32 index, u32 access)
 {
-	for (u32 i = 0; i < ARRAY_SIZE(kvm_held); i++)
-		if (index - kvm_held[i].first < kvm_held[i].count)
-			return kvm_held[i].access & access;
+	u32 count;
+	const struct held_range *held = held_ranges(vm, &count);
+
+	if (vm->options.kernel_chips && index >= MSR_X2APIC_FIRST && index <= MSR_X2APIC_LAST)
+		return true;
+	for (u32 i = 0; i < count; i++)
+		if (index - held[i].first < held[i].count)
+			return held[i].access & access;
 	return false;
 }
 
@@ -100,7 +123,7 @@ bool kvm_msr_exit(struct kvm_vcpu *v, struct vm_exit *exit)
 	u64 value = v->run->msr.data;
 	enum msr_result r = MSR_GP;
 
-	if (!is_held(index, write ? WRITE : READ))
+	if (!is_held(v->vm, index, write ? WRITE : READ))
 		r = access_table(v, write, index, &value);
 	if (r == MSR_MACHINE) {
 		exit->type = write ? EXIT_WRMSR : EXIT_RDMSR;

@@ -13,8 +13,8 @@
 /* Interrupt shadow in struct kvm_vcpu_events (KVM API, 4.31). */
 enum { SHADOW_MOV_SS = 1, SHADOW_STI = 2 };
 
-/* Where the kernel believes the local APIC to be, and that it is on: CPUID's APIC bit follows that.
- */
+/* Where the kernel believes the local APIC to be that it does not have, and that it is on: CPUID's
+ * APIC bit follows that. */
 static const u64 apic_base = 0xfee00800;
 
 static struct kvm_vcpu *vcpu_of(struct engine_vcpu *vcpu)
@@ -191,7 +191,8 @@ static int set_system(struct kvm_vcpu *v, u32 parts, const struct cpu_state *s)
 		return r;
 	/* What is in flight belongs to CPU_PART_INTR; a bit here would queue it a second time. */
 	memset(sregs.interrupt_bitmap, 0, sizeof(sregs.interrupt_bitmap));
-	sregs.apic_base = apic_base | (v->id ? 0 : BIT(8));
+	if (!v->vm->options.kernel_chips)
+		sregs.apic_base = apic_base | (v->id ? 0 : BIT(8));
 	if (parts & CPU_PART_SEG)
 		segs_to(&sregs, &s->segs);
 	if (parts & CPU_PART_CR)
@@ -313,6 +314,8 @@ int kvm_state_get(struct engine_vcpu *vcpu, u32 parts, struct cpu_state *s)
 		r = get_fpu(v, &s->fpu);
 	if (!r && parts & CPU_PART_INTR)
 		r = get_intr(v, &s->intr);
+	if (!r && parts & CPU_PART_APIC && v->vm->options.kernel_chips)
+		r = kvm_apic_get(v, &s->apic);
 	return r;
 }
 
@@ -344,6 +347,15 @@ static bool is_valid(const struct kvm_vcpu *v, u32 parts, const struct cpu_state
 	return true;
 }
 
+static int set_apic(struct kvm_vcpu *v, u32 parts, const struct cpu_state *s)
+{
+	struct cpu_apic apic = s->apic;
+
+	if (parts & CPU_PART_CR && apic.reg[APIC_TPR] >> 4 != s->cr.cr8)
+		apic.reg[APIC_TPR] = (u32)s->cr.cr8 << 4;
+	return kvm_apic_set(v, &apic);
+}
+
 static int set_parts(struct kvm_vcpu *v, u32 parts, const struct cpu_state *s)
 {
 	int r = 0;
@@ -358,6 +370,8 @@ static int set_parts(struct kvm_vcpu *v, u32 parts, const struct cpu_state *s)
 		r = kvm_msr_put(v, &s->msr);
 	if (!r && parts & CPU_PART_FPU)
 		r = set_fpu(v, &s->fpu);
+	if (!r && parts & CPU_PART_APIC && v->vm->options.kernel_chips)
+		r = set_apic(v, parts, s);
 	/* Last: setting registers drops a pending exception. */
 	if (!r && parts & CPU_PART_INTR)
 		r = set_intr(v, &s->intr);
@@ -385,5 +399,5 @@ int kvm_state_set(struct engine_vcpu *vcpu, u32 parts, const struct cpu_state *s
 	if (!is_valid(v, parts, s))
 		return -EINVAL;
 	r = set_parts(v, parts, s);
-	return r ? r : look_again(v);
+	return r || v->vm->options.kernel_chips ? r : look_again(v);
 }

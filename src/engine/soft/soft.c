@@ -263,6 +263,12 @@ static int soft_doorbell(struct engine_vm *vm, gpa_t gpa, int fd, bool on)
 	return -ENOTSUP;
 }
 
+static const struct engine_chips *soft_chips(struct engine_vm *vm)
+{
+	(void)vm;
+	return NULL;
+}
+
 static void soft_code_written(struct engine_vm *vm, gpa_t gpa, u64 len)
 {
 	written(vm_of(vm), gpa, len);
@@ -976,6 +982,7 @@ const struct engine_ops soft_engine = {
 	.dirty_log = soft_dirty_log,
 	.dirty_fetch = soft_dirty_fetch,
 	.doorbell = soft_doorbell,
+	.chips = soft_chips,
 	.code_written = soft_code_written,
 	.vcpu_create = soft_vcpu_create,
 	.vcpu_destroy = soft_vcpu_destroy,
