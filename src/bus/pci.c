@@ -2,8 +2,8 @@
  * Theory of operation
  *
  * config[] always holds what a read returns; a write changes only the bits of wmask[], then
- * config_changed() brings everything derived from it in line: BAR regions, the INTx wire, MSI-X
- * messages that a mask had held back. All of these compare what should be with what is, so they can
+ * config_changed() brings everything derived from it in line: BAR regions, the INTx wire, events
+ * that stand for MSI-X messages, messages that a mask had held back. All of these compare what should be with what is, so they can
  * be called after any change, a reset or a restore.
  *
  * A BAR is on the bus when its decode bit is set and its range is free. The guest may place BARs
@@ -207,15 +207,51 @@ void pci_msix_notify(struct pci_function *f, u32 v)
 		return;
 	entry = &f->msix[v];
 	entry->pending = msix_is_masked(f, v);
-	if (!entry->pending)
+	if (!entry->pending && !msi_event_raise(&entry->event))
 		f->host->msi.send(f->host->msi.opaque, entry->address, entry->data);
 }
 
-static void msix_send_pending(struct pci_function *f)
+/*
+ * Bring the events in line with the table: a masked vector's stays as it is, since drivers mask
+ * vectors for a moment to move them, and nobody raises it meanwhile.
+ */
+static void msix_wire(struct pci_function *f)
 {
+	const struct msi_sink *sink = &f->host->msi;
+
+	for (u32 v = 0; v < f->msix_count; v++) {
+		struct pci_msix_entry *entry = &f->msix[v];
+
+		if (!pci_msix_enabled(f))
+			msi_event_unwire(&entry->event, sink);
+		else if (!msix_is_masked(f, v))
+			msi_event_wire(&entry->event, sink, entry->address, entry->data);
+	}
+}
+
+static void msix_changed(struct pci_function *f)
+{
+	msix_wire(f);
 	for (u32 v = 0; v < f->msix_count; v++)
 		if (f->msix[v].pending && !msix_is_masked(f, v))
 			pci_msix_notify(f, v);
+}
+
+int pci_msix_open_events(struct pci_function *f, struct err *e)
+{
+	int r = 0;
+
+	for (u32 v = 0; v < f->msix_count && !r; v++)
+		r = msi_event_open(&f->msix[v].event, &f->host->msi, e);
+	if (r)
+		pci_msix_close_events(f);
+	return r;
+}
+
+void pci_msix_close_events(struct pci_function *f)
+{
+	for (u32 v = 0; v < f->msix_count; v++)
+		msi_event_close(&f->msix[v].event, &f->host->msi);
 }
 
 static void intx_update(struct pci_function *f)
@@ -294,7 +330,7 @@ static void msix_bar_write(void *dev, u64 off, u32 size, u64 value)
 	msix_write32(f, off, (u32)value);
 	if (size == 8)
 		msix_write32(f, off + 4, (u32)(value >> 32));
-	msix_send_pending(f);
+	msix_changed(f);
 }
 
 static const struct bus_ops msix_bar_ops = {
@@ -306,7 +342,7 @@ static void config_changed(struct pci_function *f)
 {
 	intx_update(f);
 	bars_update(f);
-	msix_send_pending(f);
+	msix_changed(f);
 }
 
 static u32 config_read(struct pci_host *h, u32 slot, u32 off, u32 len)
@@ -480,9 +516,9 @@ u32 pci_function_capability(struct pci_function *f, u8 id, const void *body, u32
 
 static void msix_reset(struct pci_function *f)
 {
-	memset(f->msix, 0, sizeof(f->msix));
 	for (u32 v = 0; v < PCI_MSIX_MAX; v++)
-		f->msix[v].control = MSIX_ENTRY_MASKED;
+		f->msix[v] = (struct pci_msix_entry){.control = MSIX_ENTRY_MASKED,
+						     .event = f->msix[v].event};
 }
 
 void pci_function_msix(struct pci_function *f, u32 bar, u32 count)

@@ -15,6 +15,7 @@
 #include "base/err.h"
 #include "bus/bus.h"
 #include "bus/irq.h"
+#include "bus/msi_event.h"
 #include "device/device.h"
 
 enum {
@@ -37,6 +38,7 @@ struct pci_msix_entry {
 	u32 data;
 	u32 control; /* bit 0: masked */
 	bool pending;
+	struct msi_event event;
 };
 
 struct pci_function {
@@ -118,6 +120,11 @@ void pci_function_msix(struct pci_function *f, u32 bar, u32 count);
 /* Plug into the first free slot, or into @slot when it is >= 0. 0 or -ENOSPC. The configuration
  * space as it is now is what pci_host_reset() goes back to. */
 int pci_attach(struct pci_host *h, struct pci_function *f, int slot);
+
+/* Let events stand for the messages of the function's vectors, if the host's sink can do that; to be
+ * undone before the host goes. 0 or -errno with @e. */
+int pci_msix_open_events(struct pci_function *f, struct err *e);
+void pci_msix_close_events(struct pci_function *f);
 
 /* Send vector @v if MSI-X is enabled and unmasked, else latch it as pending. */
 void pci_msix_notify(struct pci_function *f, u32 v);

@@ -34,18 +34,20 @@ trial() {
 	name=$1
 	shift
 	case $name in $only) ;; *) return ;; esac
-	echo "@@ begin $name"
+	echo "@@ begin $name"; read up idle </proc/uptime
 	timeout -s KILL "$limit" "$@" </dev/null
-	echo "@@ end $name $?"
+	status=$?; read now idle </proc/uptime; echo "@@ end $name $status"; echo "# $name from $up to $now s"
 }
-doppel="/test/doppel run --engine kvm --net none --no-reboot"
+doppel="/test/doppel run --net none --no-reboot --engine kvm"
 limit=120
 trial check /test/doppel check
 trial engine /test/test_engine kvm
 trial crossing /test/test_crossing
 trial vcpus /test/test_vcpus
-for elf in $guests; do
-	trial "$elf" $doppel -m 64M --kernel "$elf"
+for chips in user kernel; do
+	for elf in $guests; do
+		trial "$elf:$chips" $doppel,chips=$chips -m 64M --kernel "$elf"
+	done
 done
 limit=150
 trial debian $doppel -m 256M --kernel vmlinuz --initrd initramfs \\
@@ -54,6 +56,10 @@ trial processors $doppel -m 256M -c 2 --kernel vmlinuz --initrd initramfs \
 	--append 'console=ttyS0 doppel.cmd="grep -c ^processor /proc/cpuinfo; dmesg | grep -c clocksource:"'
 trial doorbells $doppel -m 256M --doorbells loop --stats --kernel vmlinuz --initrd initramfs \\
 	--append 'console=ttyS0 quiet doppel.cmd="dd if=/dev/hwrng bs=64 count=200 2>/dev/null | wc -c"'
+trial debian:kernel $doppel,chips=kernel -m 256M --stats --kernel vmlinuz --initrd initramfs \\
+	--append 'console=ttyS0 doppel.cmd="cat /proc/cpuinfo; seq 1 20000 | sort -rn | md5sum; dmesg -r | grep ^.[0-4]; cat /proc/interrupts"'
+trial processors:kernel $doppel,chips=kernel -m 256M -c 2 --stats --kernel vmlinuz --initrd initramfs \\
+	--append 'console=ttyS0 doppel.cmd="grep -c ^processor /proc/cpuinfo; cat /proc/interrupts"'
 trial moving1 /test/moving kvm,soft 1
 trial moving2 /test/moving soft,kvm 2
 echo "@@ all done"

@@ -327,6 +327,8 @@ void virtio_pci_detach(struct virtio_device *d)
 {
 	for (u32 q = 0; q < d->queue_count; q++)
 		doorbell_close(&d->doorbell[q]);
+	if (d->pci.host)
+		pci_msix_close_events(&d->pci);
 }
 
 static int open_doorbells(struct virtio_device *d, struct err *e)
@@ -369,7 +371,10 @@ int virtio_pci_attach(struct virtio_device *d, struct pci_host *pci, struct err 
 		virtio_pci_detach(d);
 		return err_set(e, ret, "%s: no free PCI slot", d->ops->name);
 	}
-	return 0;
+	ret = pci_msix_open_events(&d->pci, e);
+	if (ret)
+		virtio_pci_detach(d);
+	return ret;
 }
 
 static void interrupt(struct virtio_device *d, u16 vector, u8 isr)
