@@ -96,7 +96,8 @@ struct engine_chips {
 
 	/*
 	 * From now on (@on) each event on descriptor @fd delivers such an interrupt; another one,
-	 * if @fd had one already. Or no longer. 0, or -errno, and then @fd delivers nothing.
+	 * if @fd had one already. Or no longer, to be said before @fd is closed. 0, or -errno, and
+	 * then @fd delivers nothing.
 	 */
 	int (*msi_event)(struct engine_vm *vm, int fd, u64 address, u32 data, bool on);
 

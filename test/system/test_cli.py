@@ -277,6 +277,19 @@ class Engines(suite.Case):
         self.assertIn("kvm.entries", done.stderr)
         self.assertEqual("emulated" in done.stderr.split("\n")[0], not kvm["native"])
 
+    def test_chips_stay(self):
+        """interrupt controllers of the kvm engine's own and a second engine: refused in one line"""
+        if not self.engines()["kvm"]["usable"]:
+            self.skipTest("needs /dev/kvm")
+        done = subprocess.run(guest.doppel("--net", "none", "--engine", "kvm,soft,chips=kernel",
+                                           append="quiet"),
+                              stdin=subprocess.DEVNULL, text=True, stdout=subprocess.PIPE,
+                              stderr=subprocess.PIPE, timeout=60 * guest.PATIENCE)
+        self.assertEqual(done.returncode, FAILURE)
+        self.assertEqual(done.stderr.count("\n"), 1, done.stderr)
+        self.assertIn("'chips=kernel'", done.stderr)
+        self.assertEqual(done.stdout, "")
+
 
 class Statistics(suite.Case):
     """--stats, for people and for programs."""

@@ -80,10 +80,11 @@ static void own_fault_signals(void)
 /* What a failed test left behind: a thread has one vCPU of the soft engine. */
 static struct guest *leftover;
 
-struct guest *guest_new_with(const struct engine_ops *engine, const struct cpuid_model *cpuid)
+static struct guest *make_guest(const struct engine_ops *engine, const struct cpuid_model *cpuid,
+				const char *options)
 {
 	struct guest *g = calloc(1, sizeof(*g));
-	struct engine_config config = {.options = NULL};
+	struct engine_config config = {.options = options};
 	struct err e = {0};
 
 	if (!g)
@@ -108,11 +109,21 @@ struct guest *guest_new_with(const struct engine_ops *engine, const struct cpuid
 	return g;
 }
 
-struct guest *guest_new(const struct engine_ops *engine)
+struct guest *guest_new_with(const struct engine_ops *engine, const struct cpuid_model *cpuid)
+{
+	return make_guest(engine, cpuid, NULL);
+}
+
+struct guest *guest_new_options(const struct engine_ops *engine, const char *options)
 {
 	if (leftover)
 		guest_free(leftover);
-	return guest_new_with(engine, model());
+	return make_guest(engine, model(), options);
+}
+
+struct guest *guest_new(const struct engine_ops *engine)
+{
+	return guest_new_options(engine, NULL);
 }
 
 void guest_free(struct guest *g)

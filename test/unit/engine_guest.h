@@ -38,6 +38,7 @@ struct guest {
 
 /* Memory, tables and a VM; aborts when that fails. Frees what a failed test left. */
 struct guest *guest_new(const struct engine_ops *engine);
+struct guest *guest_new_options(const struct engine_ops *engine, const char *options);
 /* The same with a CPU model given, besides guests that are there. */
 struct guest *guest_new_with(const struct engine_ops *engine, const struct cpuid_model *cpuid);
 void guest_free(struct guest *g);

@@ -132,6 +132,8 @@ static void bad_command_lines(void **state)
 		{"--kernel k --engine soft,translations-check=maybe", "maybe"},
 		{"--kernel k --engine soft,groups=off,,links=off", "lacks"},
 		{"--kernel k --engine kvm,groups=off", "groups"},
+		{"--kernel k --engine kvm,chips=maybe", "user nor kernel"},
+		{"--kernel k --engine kvm,chips", "chips"},
 		{"--kernel k --engine auto,groups=off", "name"},
 		{"--kernel k --sandbox maybe", "maybe"},
 		{"--kernel k --virtio-console stdio", "only one console"},
