@@ -24,8 +24,9 @@ static void setup(struct machine *m)
 {
 	memset(m, 0, sizeof(*m));
 	bus_init(&m->bus);
-	assert_int_equal(
-		ioapic_init(&m->io, &m->bus, IOAPIC_BASE, 2, (struct msi_sink){.send = send, .opaque = m}, NULL), 0);
+	assert_int_equal(ioapic_init(&m->io, &m->bus, IOAPIC_BASE, 2,
+				     (struct msi_sink){.send = send, .opaque = m}, NULL),
+			 0);
 }
 
 static u32 reg_read(struct machine *m, u8 reg)

@@ -2,7 +2,9 @@
 #include "bus/pci.h"
 #include "chip_test.h"
 
+#include <errno.h>
 #include <string.h>
+#include <unistd.h>
 
 enum { ECAM = 0xe0000000, MSIX_AT = 0x91000000 };
 
@@ -13,6 +15,12 @@ struct machine {
 	struct wire wire;
 	u64 msi_address;
 	u32 msi_data, msi_count;
+	/* The one event that stands for a message, with events_on(). */
+	int event_fd;
+	u64 event_address;
+	u32 event_data;
+	u32 wirings; /* changes of it */
+	bool wired, refuses;
 	u64 last_off;
 };
 
@@ -69,8 +77,10 @@ static struct machine *machine_new(void)
 	bus_init(&m->bus);
 	for (u32 i = 0; i < 4; i++)
 		line[i] = wire_line(&m->wire, i);
-	assert_int_equal(
-		pci_host_init(&m->host, &m->bus, (struct msi_sink){.send = send, .opaque = m}, line, ECAM, NULL), 0);
+	assert_int_equal(pci_host_init(&m->host, &m->bus,
+				       (struct msi_sink){.send = send, .opaque = m}, line, ECAM,
+				       NULL),
+			 0);
 	add_function(m, &m->f, 3);
 	return m;
 }
@@ -263,6 +273,116 @@ static void pci_6_8_2_msix_delivers_masks_and_pends(void **state)
 	machine_free(m);
 }
 
+/* ---- messages by event ---- */
+
+static int on_event(void *opaque, int fd, u64 address, u32 data, bool on)
+{
+	struct machine *m = opaque;
+
+	m->wirings++;
+	m->wired = on && !m->refuses;
+	m->event_fd = fd;
+	m->event_address = address;
+	m->event_data = data;
+	return on && m->refuses ? -EINVAL : 0;
+}
+
+static struct machine *machine_with_events(void)
+{
+	struct machine *m = machine_new();
+	struct err e = {0};
+
+	m->host.msi.on_event = on_event;
+	assert_int_equal(pci_msix_open_events(&m->f, &e), 0);
+	enable_msix(m);
+	bus_write(&m->bus, BUS_MEMORY, MSIX_AT + 16, 8, 0xfee01000);
+	bus_write(&m->bus, BUS_MEMORY, MSIX_AT + 24, 4, 0x41);
+	return m;
+}
+
+static void mask_vector(struct machine *m, bool masked)
+{
+	bus_write(&m->bus, BUS_MEMORY, MSIX_AT + 28, 4, masked);
+}
+
+static u64 events_raised(struct machine *m)
+{
+	u64 count = 0;
+
+	return read(m->event_fd, &count, sizeof(count)) == sizeof(count) ? count : 0;
+}
+
+static void expect_wired(struct machine *m, u64 address, u32 data, u32 wirings)
+{
+	assert_true(m->wired);
+	assert_int_equal(m->event_address, address);
+	assert_int_equal(m->event_data, data);
+	assert_int_equal(m->wirings, wirings);
+}
+
+/* An event stands for an unmasked vector's message, and is changed when that has changed. */
+static void msix_events_follow_the_table(void **state)
+{
+	struct machine *m = machine_with_events();
+
+	(void)state;
+	assert_int_equal(m->wirings, 0); /* masked */
+	mask_vector(m, false);
+	expect_wired(m, 0xfee01000, 0x41, 1);
+	pci_msix_notify(&m->f, 1);
+	assert_int_equal(events_raised(m), 1);
+	mask_vector(m, true);
+	pci_msix_notify(&m->f, 1);
+	assert_int_equal(events_raised(m), 0);
+	mask_vector(m, false);
+	expect_wired(m, 0xfee01000, 0x41, 1);
+	assert_int_equal(events_raised(m), 1); /* it was pending */
+	mask_vector(m, true);
+	bus_write(&m->bus, BUS_MEMORY, MSIX_AT + 16, 4, 0xfee02000);
+	bus_write(&m->bus, BUS_MEMORY, MSIX_AT + 24, 4, 0x42);
+	mask_vector(m, false);
+	expect_wired(m, 0xfee02000, 0x42, 2);
+	assert_int_equal(m->msi_count, 0);
+	pci_msix_close_events(&m->f);
+	assert_false(m->wired);
+	pci_msix_notify(&m->f, 1);
+	assert_int_equal(m->msi_count, 1);
+	machine_free(m);
+}
+
+static void msix_events_end_with_msix(void **state)
+{
+	struct machine *m = machine_with_events();
+
+	(void)state;
+	mask_vector(m, false);
+	config_write(m, find_msix(m) + 2, 2, 0);
+	assert_false(m->wired);
+	config_write(m, find_msix(m) + 2, 2, 0x8000);
+	expect_wired(m, 0xfee01000, 0x41, 3);
+	pci_host_reset(&m->host);
+	assert_false(m->wired);
+	assert_int_equal(m->msi_count, 0);
+	pci_msix_close_events(&m->f);
+	machine_free(m);
+}
+
+/* What the sink does not take is sent. */
+static void refused_event_is_sent(void **state)
+{
+	struct machine *m = machine_with_events();
+
+	(void)state;
+	m->refuses = true;
+	mask_vector(m, false);
+	assert_int_equal(m->wirings, 1);
+	pci_msix_notify(&m->f, 1);
+	assert_int_equal(m->msi_count, 1);
+	assert_int_equal(m->msi_data, 0x41);
+	pci_msix_close_events(&m->f);
+	machine_free(m);
+}
+
 static void msix_table_has_no_more_entries_than_vectors(void **state)
 {
 	struct machine *m = machine_new();
@@ -426,6 +546,9 @@ int main(void)
 		cmocka_unit_test(overlapping_bar_waits_for_its_range),
 		cmocka_unit_test(pci_6_1_read_only_fields_do_not_change),
 		cmocka_unit_test(pci_6_8_2_msix_delivers_masks_and_pends),
+		cmocka_unit_test(msix_events_follow_the_table),
+		cmocka_unit_test(msix_events_end_with_msix),
+		cmocka_unit_test(refused_event_is_sent),
 		cmocka_unit_test(msix_table_has_no_more_entries_than_vectors),
 		cmocka_unit_test(pci_6_2_2_intx_disable_and_status),
 		cmocka_unit_test(intx_lines_are_shared),
