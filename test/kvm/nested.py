@@ -27,6 +27,12 @@ spec.loader.exec_module(conformance)
 PLACE = "kvm-nested"
 ENDLESS = conformance.endless(PLACE)
 WORK_SECONDS = 8
+# Guests that run with interrupt controllers in user space only.
+USER_ONLY = {
+    "engine-debug.elf": "QEMU 7.2 misses data breakpoints in all but the first machine that sets them",
+    "engine-smp_code.elf": "takes minutes with several processors that share QEMU's one",
+    "engine-smp_memory.elf": "needs processors that run at the same time",
+}
 # "seq 1 20000 | sort -rn | md5sum"
 SORTED = hashlib.md5("".join(f"{n}\n" for n in range(20000, 0, -1)).encode()).hexdigest()
 
@@ -51,6 +57,7 @@ trial vcpus /test/test_vcpus
 trial chips /test/test_chips kvm
 for elf in $guests; do
 	for chips in user kernel; do
+		case $elf:$chips in $left_out) continue ;; esac
 		case $elf in engine-smp.elf) cpus=4 ;; *) cpus=1 ;; esac
 		trial "$elf:$chips" $doppel,chips=$chips -m 64M -c $cpus --kernel "$elf"
 	done
@@ -58,10 +65,8 @@ done
 limit=150
 trial debian $doppel -m 256M --kernel vmlinuz --initrd initramfs \\
 	--append 'console=ttyS0 doppel.cmd="cat /proc/cpuinfo; seq 1 20000 | sort -rn | md5sum; dmesg -r | grep ^.[0-4]"'
-trial processors $doppel -m 256M -c 2 --kernel vmlinuz --initrd initramfs \
-	--append 'console=ttyS0 doppel.cmd="grep -c ^processor /proc/cpuinfo; dmesg | grep -c clocksource:"'
-trial doorbells $doppel -m 256M --doorbells loop --stats --kernel vmlinuz --initrd initramfs \\
-	--append 'console=ttyS0 quiet doppel.cmd="dd if=/dev/hwrng bs=64 count=200 2>/dev/null | wc -c"'
+trial processors $doppel -m 256M -c 2 --doorbells loop --stats --kernel vmlinuz --initrd initramfs \\
+	--append 'console=ttyS0 quiet doppel.cmd="grep -c ^processor /proc/cpuinfo; dd if=/dev/hwrng bs=64 count=200 2>/dev/null | wc -c"'
 trial debian:kernel $doppel,chips=kernel -m 256M -c 2 --doorbells loop --stats --kernel vmlinuz --initrd initramfs \\
 	--append 'console=ttyS0 quiet doppel.cmd="grep -c ^processor /proc/cpuinfo; seq 1 20000 | sort -rn | md5sum; dd if=/dev/hwrng bs=64 count=200 2>/dev/null | wc -c; cat /proc/interrupts; dmesg -r | grep ^.[0-4]"'
 trial moving1 /test/moving kvm,soft 1
@@ -131,6 +136,7 @@ def make_initramfs(build, directory, elves, only):
     with open(script, "w", encoding="ascii") as file:
         names = [os.path.basename(elf) for elf in elves]
         script_text = SCRIPT.replace("$only", only)
+        script_text = script_text.replace("$left_out", "|".join(f"{name}:kernel" for name in USER_ONLY))
         script_text = script_text.replace("$guests", " ".join(n for n in names if n not in ENDLESS))
         file.write(script_text.replace("$endless", " ".join(n for n in names if n in ENDLESS)))
     os.chmod(script, 0o755)
@@ -281,11 +287,14 @@ def main():
         report_program(report, found.get(name), name)
     for elf in elves:
         name = os.path.basename(elf)
-        for chips in ("user",) if name in ENDLESS else ("user", "kernel"):
-            report_guest(report, found.get(f"{name}:{chips}"), elf, chips)
+        report_guest(report, found.get(f"{name}:user"), elf, "user")
+        if name in USER_ONLY:
+            report.case(True, f"{name} (chips=kernel)", "# SKIP " + USER_ONLY[name])
+        elif name not in ENDLESS:
+            report_guest(report, found.get(f"{name}:kernel"), elf, "kernel")
     report_debian(report, found.get("debian"))
     report_processors(report, found.get("processors"))
-    report_doorbells(report, found.get("doorbells"))
+    report_doorbells(report, found.get("processors"))
     report_kernel_chips(report, found.get("debian:kernel"))
     report_moving(report, found.get("moving1"), "one processor that changes its engine")
     report_moving(report, found.get("moving2"), "two processors that change their engine")
