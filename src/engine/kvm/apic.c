@@ -24,7 +24,7 @@ static int get_msrs(struct kvm_vcpu *v, struct cpu_apic *a)
 		.header.nmsrs = 2,
 		.entry = {{.index = MSR_APIC_BASE}, {.index = MSR_TSC_DEADLINE}},
 	};
-	int r = kvm_ioctl(v->fd, KVM_GET_MSRS, &list);
+	int r = kvm_vcpu_ioctl(v, KVM_GET_MSRS, &list);
 
 	if (r != 2)
 		return r < 0 ? r : -EIO;
@@ -36,7 +36,7 @@ static int get_msrs(struct kvm_vcpu *v, struct cpu_apic *a)
 static int set_msr(struct kvm_vcpu *v, u32 index, u64 value)
 {
 	struct msr_pair list = {.header.nmsrs = 1, .entry = {{.index = index, .data = value}}};
-	int r = kvm_ioctl(v->fd, KVM_SET_MSRS, &list);
+	int r = kvm_vcpu_ioctl(v, KVM_SET_MSRS, &list);
 
 	if (r == 1)
 		return 0;
@@ -50,9 +50,9 @@ int kvm_apic_get(struct kvm_vcpu *v, struct cpu_apic *a)
 	int r = get_msrs(v, a);
 
 	if (!r)
-		r = kvm_ioctl(v->fd, KVM_GET_LAPIC, &page);
+		r = kvm_vcpu_ioctl(v, KVM_GET_LAPIC, &page);
 	if (!r)
-		r = kvm_ioctl(v->fd, KVM_GET_MP_STATE, &mp);
+		r = kvm_vcpu_ioctl(v, KVM_GET_MP_STATE, &mp);
 	if (r)
 		return r;
 	for (u32 i = 0; i < APIC_REGS; i++)
@@ -71,7 +71,7 @@ static int set_page(struct kvm_vcpu *v, const struct cpu_apic *a)
 	for (u32 i = 0; i < APIC_REGS; i++)
 		memcpy(page.regs + (u64)i * REG_BYTES, &a->reg[i], sizeof(u32));
 	memcpy(page.regs + (u64)APIC_ID * REG_BYTES, &id, sizeof(id));
-	return kvm_ioctl(v->fd, KVM_SET_LAPIC, &page);
+	return kvm_vcpu_ioctl(v, KVM_SET_LAPIC, &page);
 }
 
 /* The mode comes before the registers, and the timer's mode, one of these, before its deadline. */
@@ -88,5 +88,5 @@ int kvm_apic_set(struct kvm_vcpu *v, const struct cpu_apic *a)
 		r = set_page(v, a);
 	if (!r)
 		r = set_msr(v, MSR_TSC_DEADLINE, a->tsc_deadline);
-	return r ? r : kvm_ioctl(v->fd, KVM_SET_MP_STATE, &mp);
+	return r ? r : kvm_vcpu_ioctl(v, KVM_SET_MP_STATE, &mp);
 }

@@ -211,7 +211,7 @@ int kvm_cpuid_set(struct kvm_vcpu *v, struct err *e)
 			.edx = reg[EDX],
 		};
 	}
-	r = kvm_ioctl(v->fd, KVM_SET_CPUID2, list);
+	r = kvm_vcpu_ioctl(v, KVM_SET_CPUID2, list);
 	free(list);
 	return r < 0 ? err_set(e, r, "KVM_SET_CPUID2: %s", strerror(-r)) : 0;
 }

@@ -278,6 +278,7 @@ static u32 kvm_counters(struct engine_vm *vm, struct engine_counter *out, u32 ma
 {
 	static const char *const names[KVM_COUNTS] = {
 		[KVM_COUNT_ENTRIES] = "entries",
+		[KVM_COUNT_CALLS] = "state_calls",
 		[KVM_COUNT_KICKS] = "kick_signals",
 		[KVM_COUNT_INTERRUPTS] = "interrupts",
 		[KVM_COUNT_MSRS] = "msrs_from_table",

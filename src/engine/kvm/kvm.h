@@ -21,6 +21,7 @@
 
 enum kvm_count {
 	KVM_COUNT_ENTRIES,    /* KVM_RUN */
+	KVM_COUNT_CALLS,      /* other system calls for a vCPU's state */
 	KVM_COUNT_KICKS,      /* signals sent to bring a vCPU out of the guest */
 	KVM_COUNT_INTERRUPTS, /* injected */
 	KVM_COUNT_MSRS,       /* MSR accesses answered from the table */
@@ -116,6 +117,8 @@ struct kvm_vcpu {
 /* ioctl() that returns -errno. */
 int kvm_ioctl(int fd, unsigned long request, const void *arg);
 int kvm_ioctl_value(int fd, unsigned long request, unsigned long value);
+/* The same on a vCPU, counted. Not for KVM_RUN. */
+int kvm_vcpu_ioctl(struct kvm_vcpu *v, unsigned long request, const void *arg);
 
 static inline void kvm_count(struct kvm_vm *vm, enum kvm_count what)
 {

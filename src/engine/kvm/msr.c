@@ -181,10 +181,10 @@ void kvm_msr_find_held(struct kvm_vcpu *v)
 	for (u32 i = 0; i < ARRAY_SIZE(saved); i++) {
 		struct msr_list list = {.header.nmsrs = 1, .entry[0].index = saved[i].index};
 
-		if (kvm_ioctl(v->fd, KVM_GET_MSRS, &list) == 1)
+		if (kvm_vcpu_ioctl(v, KVM_GET_MSRS, &list) == 1)
 			v->held[v->helds++] = saved[i].index;
 	}
-	v->has_tsc_offset = !kvm_ioctl(v->fd, KVM_HAS_DEVICE_ATTR, &offset);
+	v->has_tsc_offset = !kvm_vcpu_ioctl(v, KVM_HAS_DEVICE_ATTR, &offset);
 }
 
 int kvm_msr_get(struct kvm_vcpu *v, struct cpu_msrs *m)
@@ -194,7 +194,7 @@ int kvm_msr_get(struct kvm_vcpu *v, struct cpu_msrs *m)
 
 	for (u32 i = 0; i < v->helds; i++)
 		list.entry[i].index = v->held[i];
-	r = kvm_ioctl(v->fd, KVM_GET_MSRS, &list);
+	r = kvm_vcpu_ioctl(v, KVM_GET_MSRS, &list);
 	if (r != (int)v->helds)
 		return r < 0 ? r : -EIO;
 	*m = v->msr;
@@ -217,15 +217,15 @@ static int set_tsc(struct kvm_vcpu *v, u64 offset)
 	int r;
 
 	if (v->has_tsc_offset) {
-		r = kvm_ioctl(v->fd, KVM_SET_DEVICE_ATTR, &attr);
+		r = kvm_vcpu_ioctl(v, KVM_SET_DEVICE_ATTR, &attr);
 		if (!r)
 			v->tsc_offset = offset;
 		return r;
 	}
 	list.entry[0].data = __builtin_ia32_rdtsc() + offset;
-	r = kvm_ioctl(v->fd, KVM_SET_MSRS, &list);
+	r = kvm_vcpu_ioctl(v, KVM_SET_MSRS, &list);
 	if (r == 1)
-		r = kvm_ioctl(v->fd, KVM_GET_MSRS, &list);
+		r = kvm_vcpu_ioctl(v, KVM_GET_MSRS, &list);
 	if (r != 1)
 		return r < 0 ? r : -EIO;
 	v->tsc_offset = list.entry[0].data - __builtin_ia32_rdtsc();
@@ -241,7 +241,7 @@ int kvm_msr_put(struct kvm_vcpu *v, const struct cpu_msrs *m)
 	for (u32 i = 0; i < v->helds; i++)
 		list.entry[i] = (struct kvm_msr_entry){.index = v->held[i],
 						       .data = *field_of(&copy, v->held[i])};
-	r = kvm_ioctl(v->fd, KVM_SET_MSRS, &list);
+	r = kvm_vcpu_ioctl(v, KVM_SET_MSRS, &list);
 	if (r != (int)v->helds)
 		return r < 0 ? r : -EINVAL;
 	v->msr = *m;

@@ -39,7 +39,7 @@ static const u16 gpr_offset[GPR_COUNT] = {
 static int get_gpr(struct kvm_vcpu *v, struct cpu_gpr *g)
 {
 	struct kvm_regs regs = {0};
-	int r = kvm_ioctl(v->fd, KVM_GET_REGS, &regs);
+	int r = kvm_vcpu_ioctl(v, KVM_GET_REGS, &regs);
 
 	if (r)
 		return r;
@@ -56,7 +56,7 @@ static int set_gpr(struct kvm_vcpu *v, const struct cpu_gpr *g)
 
 	for (u32 i = 0; i < GPR_COUNT; i++)
 		memcpy((u8 *)&regs + gpr_offset[i], &g->r[i], sizeof(u64));
-	return kvm_ioctl(v->fd, KVM_SET_REGS, &regs);
+	return kvm_vcpu_ioctl(v, KVM_SET_REGS, &regs);
 }
 
 /* ---- segments and control registers ---- */
@@ -152,7 +152,7 @@ static void cr_to(struct kvm_sregs *s, const struct cpu_cr *cr)
 static int get_xcr0(struct kvm_vcpu *v, u64 *xcr0)
 {
 	struct kvm_xcrs xcrs = {0};
-	int r = kvm_ioctl(v->fd, KVM_GET_XCRS, &xcrs);
+	int r = kvm_vcpu_ioctl(v, KVM_GET_XCRS, &xcrs);
 
 	for (u32 i = 0; i < xcrs.nr_xcrs; i++)
 		if (!xcrs.xcrs[i].xcr)
@@ -164,13 +164,13 @@ static int set_xcr0(struct kvm_vcpu *v, u64 xcr0)
 {
 	const struct kvm_xcrs xcrs = {.nr_xcrs = 1, .xcrs[0] = {.xcr = 0, .value = xcr0}};
 
-	return kvm_ioctl(v->fd, KVM_SET_XCRS, &xcrs);
+	return kvm_vcpu_ioctl(v, KVM_SET_XCRS, &xcrs);
 }
 
 static int get_system(struct kvm_vcpu *v, u32 parts, struct cpu_state *s)
 {
 	struct kvm_sregs sregs = {0};
-	int r = kvm_ioctl(v->fd, KVM_GET_SREGS, &sregs);
+	int r = kvm_vcpu_ioctl(v, KVM_GET_SREGS, &sregs);
 
 	if (r)
 		return r;
@@ -185,7 +185,7 @@ static int get_system(struct kvm_vcpu *v, u32 parts, struct cpu_state *s)
 static int set_system(struct kvm_vcpu *v, u32 parts, const struct cpu_state *s)
 {
 	struct kvm_sregs sregs = {0};
-	int r = kvm_ioctl(v->fd, KVM_GET_SREGS, &sregs);
+	int r = kvm_vcpu_ioctl(v, KVM_GET_SREGS, &sregs);
 
 	if (r)
 		return r;
@@ -197,7 +197,7 @@ static int set_system(struct kvm_vcpu *v, u32 parts, const struct cpu_state *s)
 		segs_to(&sregs, &s->segs);
 	if (parts & CPU_PART_CR)
 		cr_to(&sregs, &s->cr);
-	r = kvm_ioctl(v->fd, KVM_SET_SREGS, &sregs);
+	r = kvm_vcpu_ioctl(v, KVM_SET_SREGS, &sregs);
 	if (r || !(parts & CPU_PART_CR))
 		return r;
 	v->run->cr8 = s->cr.cr8;
@@ -209,7 +209,7 @@ static int set_system(struct kvm_vcpu *v, u32 parts, const struct cpu_state *s)
 static int get_dr(struct kvm_vcpu *v, struct cpu_dr *d)
 {
 	struct kvm_debugregs regs = {0};
-	int r = kvm_ioctl(v->fd, KVM_GET_DEBUGREGS, &regs);
+	int r = kvm_vcpu_ioctl(v, KVM_GET_DEBUGREGS, &regs);
 
 	if (r)
 		return r;
@@ -226,7 +226,7 @@ static int set_dr(struct kvm_vcpu *v, const struct cpu_dr *d)
 
 	for (u32 i = 0; i < ARRAY_SIZE(d->dr); i++)
 		regs.db[i] = d->dr[i];
-	return kvm_ioctl(v->fd, KVM_SET_DEBUGREGS, &regs);
+	return kvm_vcpu_ioctl(v, KVM_SET_DEBUGREGS, &regs);
 }
 
 /* The image is in the standard format on both sides (KVM API, 4.42; SDM vol. 1, 13.4). */
@@ -234,12 +234,12 @@ static int get_fpu(struct kvm_vcpu *v, struct cpu_fpu *f)
 {
 	_Static_assert(sizeof(((struct kvm_xsave *)0)->region) == CPU_XSAVE_MAX, "struct cpu_fpu");
 	f->size = v->vm->cpuid->xsave_max;
-	return kvm_ioctl(v->fd, KVM_GET_XSAVE, f->area);
+	return kvm_vcpu_ioctl(v, KVM_GET_XSAVE, f->area);
 }
 
 static int set_fpu(struct kvm_vcpu *v, const struct cpu_fpu *f)
 {
-	return kvm_ioctl(v->fd, KVM_SET_XSAVE, f->area);
+	return kvm_vcpu_ioctl(v, KVM_SET_XSAVE, f->area);
 }
 
 /* ---- what is in flight ---- */
@@ -267,7 +267,7 @@ static void intr_from(struct cpu_intr *i, const struct kvm_vcpu_events *x)
 static int get_intr(struct kvm_vcpu *v, struct cpu_intr *i)
 {
 	struct kvm_vcpu_events events = {0};
-	int r = kvm_ioctl(v->fd, KVM_GET_VCPU_EVENTS, &events);
+	int r = kvm_vcpu_ioctl(v, KVM_GET_VCPU_EVENTS, &events);
 
 	if (!r)
 		intr_from(i, &events);
@@ -292,7 +292,7 @@ static int set_intr(struct kvm_vcpu *v, const struct cpu_intr *i)
 		x.interrupt.injected = 1;
 		x.interrupt.nr = i->vector;
 	}
-	return kvm_ioctl(v->fd, KVM_SET_VCPU_EVENTS, &x);
+	return kvm_vcpu_ioctl(v, KVM_SET_VCPU_EVENTS, &x);
 }
 
 /* ---- all parts ---- */

@@ -27,6 +27,12 @@ static struct kvm_vcpu *vcpu_of(struct engine_vcpu *vcpu)
 	return (struct kvm_vcpu *)vcpu;
 }
 
+int kvm_vcpu_ioctl(struct kvm_vcpu *v, unsigned long request, const void *arg)
+{
+	kvm_count(v->vm, KVM_COUNT_CALLS);
+	return kvm_ioctl(v->fd, request, arg);
+}
+
 /* ---- kicking ---- */
 
 static int kick_signal(void)
@@ -247,7 +253,7 @@ static bool error(struct kvm_vcpu *v, struct vm_exit *x, const char *what, u64 d
 {
 	struct kvm_regs regs = {0};
 
-	kvm_ioctl(v->fd, KVM_GET_REGS, &regs);
+	kvm_vcpu_ioctl(v, KVM_GET_REGS, &regs);
 	snprintf(v->error, sizeof(v->error), "%s (%#lx) at rip %#lx", what, detail, (u64)regs.rip);
 	x->type = EXIT_ERROR;
 	x->error = v->error;
@@ -350,7 +356,7 @@ int kvm_vcpu_inject_irq(struct engine_vcpu *vcpu, u8 vector)
 
 	if (!kvm_vcpu_irq_ready(vcpu))
 		return -EBUSY;
-	r = kvm_ioctl(v->fd, KVM_INTERRUPT, &irq);
+	r = kvm_vcpu_ioctl(v, KVM_INTERRUPT, &irq);
 	if (r)
 		return r;
 	v->irq_open = false;
@@ -360,7 +366,7 @@ int kvm_vcpu_inject_irq(struct engine_vcpu *vcpu, u8 vector)
 
 int kvm_vcpu_inject_nmi(struct engine_vcpu *vcpu)
 {
-	return kvm_ioctl_value(vcpu_of(vcpu)->fd, KVM_NMI, 0);
+	return kvm_vcpu_ioctl(vcpu_of(vcpu), KVM_NMI, NULL);
 }
 
 void kvm_vcpu_request_irq_window(struct engine_vcpu *vcpu)
