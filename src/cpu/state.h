@@ -127,6 +127,11 @@ enum cpu_part {
 	CPU_PART_INTR = 1 << 6,
 	CPU_PART_APIC = 1 << 7,
 	CPU_PART_ALL = (1 << 8) - 1,
+
+	/* What the others hold as well, for who needs no more of it: cr.cr8; msr.tsc and tsc_host.
+	 */
+	CPU_PART_CR8 = 1 << 8,
+	CPU_PART_TSC = 1 << 9,
 };
 
 struct cpu_state {

@@ -143,7 +143,7 @@ u64 vcpus_tsc(void *set, u32 cpu)
 /* The guest may have written its TSC since the last look. On the vCPU's thread. */
 static void refresh_tsc_offset(struct vcpu *v)
 {
-	engine_of(v)->state_get(v->engine, CPU_PART_MSR, &v->state);
+	engine_of(v)->state_get(v->engine, CPU_PART_TSC, &v->state);
 	atomic_store(&v->tsc_offset, cpu_tsc_offset(&v->state.msr));
 }
 
@@ -387,7 +387,7 @@ static void read_cr8(struct vcpu *v)
 {
 	if (v->tpr_changed || !v->lapic)
 		return;
-	engine_of(v)->state_get(v->engine, CPU_PART_CR, &v->state);
+	engine_of(v)->state_get(v->engine, CPU_PART_CR8, &v->state);
 	if (v->state.cr.cr8 == v->cr8)
 		return;
 	v->cr8 = v->state.cr.cr8;
@@ -405,11 +405,11 @@ static void write_cr8(struct vcpu *v)
 	machine_lock(v);
 	v->cr8 = lapic_get_cr8(v->lapic);
 	machine_unlock(v);
-	engine_of(v)->state_get(v->engine, CPU_PART_CR, &v->state);
+	engine_of(v)->state_get(v->engine, CPU_PART_CR8, &v->state);
 	if (v->state.cr.cr8 == v->cr8)
 		return;
 	v->state.cr.cr8 = v->cr8;
-	engine_of(v)->state_set(v->engine, CPU_PART_CR, &v->state);
+	engine_of(v)->state_set(v->engine, CPU_PART_CR8, &v->state);
 }
 
 static void deliver_interrupt(struct vcpu *v)
@@ -440,8 +440,7 @@ static bool must_wake(struct vcpu *v)
 {
 	if (atomic_load(&v->set->stop) || atomic_load(&v->events))
 		return true;
-	return !v->waits_for_sipi && has_interrupt(v) &&
-	       engine_of(v)->irq_ready(v->engine);
+	return !v->waits_for_sipi && has_interrupt(v) && engine_of(v)->irq_ready(v->engine);
 }
 
 static struct timespec to_timespec(u64 ns)

@@ -82,8 +82,8 @@ static u32 event_gsi(const struct kvm_chips *chips, const struct kvm_event *even
 static int set_routes(struct kvm_vm *vm)
 {
 	const struct kvm_chips *chips = &vm->chips;
-	struct kvm_irq_routing *table = calloc(
-		1, sizeof(*table) + (WIRES_MAX + chips->events) * sizeof(table->entries[0]));
+	struct kvm_irq_routing *table =
+		calloc(1, sizeof(*table) + (WIRES_MAX + chips->events) * sizeof(table->entries[0]));
 	int r;
 
 	if (!table)
@@ -193,9 +193,8 @@ static void chips_set_line(struct engine_vm *vm, u32 gsi, bool level)
 /* -EPERM is no failure: no processor took it, as on the bus. */
 static void chips_send_msi(struct engine_vm *vm, u64 address, u32 data)
 {
-	const struct kvm_msi msi = {.address_lo = (u32)address,
-				    .address_hi = (u32)(address >> 32),
-				    .data = data};
+	const struct kvm_msi msi = {
+		.address_lo = (u32)address, .address_hi = (u32)(address >> 32), .data = data};
 
 	kvm_count(vm_of(vm), KVM_COUNT_MESSAGES);
 	kvm_ioctl(vm_of(vm)->fd, KVM_SIGNAL_MSI, &msi);
@@ -248,10 +247,11 @@ static int check_capabilities(const struct kvm_vm *vm, struct err *e)
 	for (u32 i = 0; i < ARRAY_SIZE(needed); i++)
 		if (kvm_ioctl_value(vm->device, KVM_CHECK_EXTENSION,
 				    (unsigned long)needed[i].number) <= 0)
-			return err_set(e, -ENOTSUP,
-				       "chips=kernel needs %s, which the host's KVM lacks: leave it "
-				       "out, or say chips=user",
-				       needed[i].name);
+			return err_set(
+				e, -ENOTSUP,
+				"chips=kernel needs %s, which the host's KVM lacks: leave it "
+				"out, or say chips=user",
+				needed[i].name);
 	return 0;
 }
 

@@ -151,6 +151,8 @@ void kvm_msr_find_held(struct kvm_vcpu *v);
 bool kvm_msr_exit(struct kvm_vcpu *v, struct vm_exit *exit);
 int kvm_msr_get(struct kvm_vcpu *v, struct cpu_msrs *m);
 int kvm_msr_put(struct kvm_vcpu *v, const struct cpu_msrs *m);
+void kvm_tsc_get(const struct kvm_vcpu *v, struct cpu_msrs *m);
+int kvm_tsc_put(struct kvm_vcpu *v, const struct cpu_msrs *m);
 
 /* apic.c: the kernel's local APIC, CPU_PART_APIC. */
 int kvm_apic_get(struct kvm_vcpu *v, struct cpu_apic *a);

@@ -187,6 +187,12 @@ void kvm_msr_find_held(struct kvm_vcpu *v)
 	v->has_tsc_offset = !kvm_vcpu_ioctl(v, KVM_HAS_DEVICE_ATTR, &offset);
 }
 
+void kvm_tsc_get(const struct kvm_vcpu *v, struct cpu_msrs *m)
+{
+	m->tsc_host = __builtin_ia32_rdtsc();
+	m->tsc = m->tsc_host + v->tsc_offset;
+}
+
 int kvm_msr_get(struct kvm_vcpu *v, struct cpu_msrs *m)
 {
 	struct msr_list list = {.header.nmsrs = v->helds};
@@ -200,8 +206,7 @@ int kvm_msr_get(struct kvm_vcpu *v, struct cpu_msrs *m)
 	*m = v->msr;
 	for (u32 i = 0; i < v->helds; i++)
 		*field_of(m, v->held[i]) = list.entry[i].data;
-	m->tsc_host = __builtin_ia32_rdtsc();
-	m->tsc = m->tsc_host + v->tsc_offset;
+	kvm_tsc_get(v, m);
 	return 0;
 }
 
@@ -232,6 +237,11 @@ static int set_tsc(struct kvm_vcpu *v, u64 offset)
 	return 0;
 }
 
+int kvm_tsc_put(struct kvm_vcpu *v, const struct cpu_msrs *m)
+{
+	return set_tsc(v, cpu_tsc_offset(m));
+}
+
 int kvm_msr_put(struct kvm_vcpu *v, const struct cpu_msrs *m)
 {
 	struct msr_list list = {.header.nmsrs = v->helds};
@@ -245,5 +255,5 @@ int kvm_msr_put(struct kvm_vcpu *v, const struct cpu_msrs *m)
 	if (r != (int)v->helds)
 		return r < 0 ? r : -EINVAL;
 	v->msr = *m;
-	return set_tsc(v, cpu_tsc_offset(m));
+	return kvm_tsc_put(v, m);
 }

@@ -11,8 +11,8 @@ static int set_option(void *opaque, const char *key, const char *value, struct e
 	struct kvm_options *o = opaque;
 
 	if (strcmp(key, "chips"))
-		return err_set(e, -EINVAL, "'%s' is not an option of the kvm engine, which has: chips",
-			       key);
+		return err_set(e, -EINVAL,
+			       "'%s' is not an option of the kvm engine, which has: chips", key);
 	o->kernel_chips = !strcmp(value, "kernel");
 	if (o->kernel_chips || !strcmp(value, "user"))
 		return 0;

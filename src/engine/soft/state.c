@@ -75,8 +75,11 @@ static void get_parts(struct soft_cpu *c, u32 parts, struct cpu_state *s)
 		s->dr.dr6 = c->dr6;
 		s->dr.dr7 = c->dr7;
 	}
-	if (parts & CPU_PART_MSR) {
+	if (parts & CPU_PART_CR8)
+		s->cr.cr8 = c->cr8;
+	if (parts & CPU_PART_MSR)
 		s->msr = c->msr;
+	if (parts & (CPU_PART_MSR | CPU_PART_TSC)) {
 		s->msr.tsc_host = __builtin_ia32_rdtsc();
 		s->msr.tsc = s->msr.tsc_host + c->tsc_offset;
 	}
@@ -142,10 +145,12 @@ static void set_parts(struct soft_cpu *c, u32 parts, const struct cpu_state *s)
 		c->dr6 = s->dr.dr6;
 		c->dr7 = s->dr.dr7;
 	}
-	if (parts & CPU_PART_MSR) {
+	if (parts & CPU_PART_CR8)
+		c->cr8 = s->cr.cr8;
+	if (parts & CPU_PART_MSR)
 		c->msr = s->msr;
+	if (parts & (CPU_PART_MSR | CPU_PART_TSC))
 		c->tsc_offset = cpu_tsc_offset(&s->msr);
-	}
 	if (parts & CPU_PART_FPU) {
 		memcpy(c->fpu_area, s->fpu.area, sizeof(c->fpu_area));
 		/* Components marked as initial get their initial values in the image, too. */
