@@ -67,8 +67,11 @@ trial debian $doppel -m 256M --kernel vmlinuz --initrd initramfs \\
 	--append 'console=ttyS0 doppel.cmd="cat /proc/cpuinfo; seq 1 20000 | sort -rn | md5sum; dmesg -r | grep ^.[0-4]"'
 trial processors $doppel -m 256M -c 2 --doorbells loop --stats --kernel vmlinuz --initrd initramfs \\
 	--append 'console=ttyS0 quiet doppel.cmd="grep -c ^processor /proc/cpuinfo; dd if=/dev/hwrng bs=64 count=200 2>/dev/null | wc -c"'
-trial debian:kernel $doppel,chips=kernel -m 256M -c 2 --doorbells loop --stats --kernel vmlinuz --initrd initramfs \\
-	--append 'console=ttyS0 quiet doppel.cmd="grep -c ^processor /proc/cpuinfo; seq 1 20000 | sort -rn | md5sum; dd if=/dev/hwrng bs=64 count=200 2>/dev/null | wc -c; cat /proc/interrupts; dmesg -r | grep ^.[0-4]"'
+dd if=/dev/zero of=disk bs=64k count=1 2>/dev/null
+trial debian:kernel /test/doppel run --net none --engine kvm,chips=kernel -m 256M -c 2 --doorbells loop --stats \\
+	--kernel vmlinuz --initrd initramfs --disk path=/test/disk \\
+	--append 'console=ttyS0 quiet doppel.cmd="if grep -q rebooted /dev/vda; then echo second life; else
+$first_life; echo rebooted >/dev/vda; sync; reboot -f; fi"'
 trial moving1 /test/moving kvm,soft 1
 trial moving2 /test/moving soft,kvm 2
 echo "@@ all done"
@@ -77,6 +80,10 @@ for elf in $endless; do
 	trial "$elf:user" $doppel -m 64M --kernel "$elf"
 done
 """
+
+# Of Debian with the kernel's chips, before it reboots.
+FIRST_LIFE = ("grep -c ^processor /proc/cpuinfo; seq 1 20000 | sort -rn | md5sum; "
+              "dd if=/dev/hwrng bs=64 count=200 2>/dev/null | wc -c; cat /proc/interrupts")
 
 MOVING = """#!/bin/sh
 # moving ENGINES CPUS: Debian at work, until it ends; the next engine takes over again and again.
@@ -135,7 +142,7 @@ def make_initramfs(build, directory, elves, only):
     script = os.path.join(directory, "run")
     with open(script, "w", encoding="ascii") as file:
         names = [os.path.basename(elf) for elf in elves]
-        script_text = SCRIPT.replace("$only", only)
+        script_text = SCRIPT.replace("$only", only).replace("else\n$first_life", "else " + FIRST_LIFE)
         script_text = script_text.replace("$left_out", "|".join(f"{name}:kernel" for name in USER_ONLY))
         script_text = script_text.replace("$guests", " ".join(n for n in names if n not in ENDLESS))
         file.write(script_text.replace("$endless", " ".join(n for n in names if n in ENDLESS)))
@@ -248,6 +255,7 @@ def report_kernel_chips(report, trial):
                 "Debian with two processors and the kernel's chips")
     report.case(SORTED in text, "Debian computes with the kernel's chips")
     report.case("12800" in text, "virtio-rng delivers with the kernel's chips")
+    report.case("second life" in text, "Debian reboots with the kernel's chips")
     vectors = re.findall(r"^ *\d+: +(\d+) +(\d+) +PCI-MSI .*virtio", text, re.M)
     report.case(sum(int(n) for row in vectors for n in row) > 50 and
                 counts.get("kvm.interrupt_messages") == "0", "virtio's interrupts come by event")
