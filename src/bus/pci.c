@@ -3,8 +3,8 @@
  *
  * config[] always holds what a read returns; a write changes only the bits of wmask[], then
  * config_changed() brings everything derived from it in line: BAR regions, the INTx wire, events
- * that stand for MSI-X messages, messages that a mask had held back. All of these compare what should be with what is, so they can
- * be called after any change, a reset or a restore.
+ * that stand for MSI-X messages, messages that a mask had held back. All of these compare what
+ * should be with what is, so they can be called after any change, a reset or a restore.
  *
  * A BAR is on the bus when its decode bit is set and its range is free. The guest may place BARs
  * over each other or over other devices: then the one that came first keeps the range, and whenever

@@ -121,8 +121,8 @@ void pci_function_msix(struct pci_function *f, u32 bar, u32 count);
  * space as it is now is what pci_host_reset() goes back to. */
 int pci_attach(struct pci_host *h, struct pci_function *f, int slot);
 
-/* Let events stand for the messages of the function's vectors, if the host's sink can do that; to be
- * undone before the host goes. 0 or -errno with @e. */
+/* Let events stand for the messages of the function's vectors, if the host's sink can do that; to
+ * be undone before the host goes. 0 or -errno with @e. */
 int pci_msix_open_events(struct pci_function *f, struct err *e);
 void pci_msix_close_events(struct pci_function *f);
 

@@ -1,6 +1,7 @@
 /*
- * Interrupt controllers and the interval timer of a PC: those of device/chip/, or the engine's where
- * it has them (engine.h, struct engine_chips). Devices see lines and a message sink either way.
+ * Interrupt controllers and the interval timer of a PC: those of device/chip/, or the engine's
+ * where it has them (engine.h, struct engine_chips). Devices see lines and a message sink either
+ * way.
  *
  * Threads: everything under the machine lock.
  */

@@ -308,10 +308,11 @@ static int build_interrupts(struct pc *pc, struct err *e)
 
 	if (r || !pc->chips.engine || pc->config.engines == 1)
 		return r;
-	return err_set(e, -EINVAL,
-		       "with '%s' the %s engine has interrupt controllers of its own, which no other "
-		       "engine can go on with: name one engine, or leave that option out",
-		       pc->config.engine_options, engine_of(pc)->name);
+	return err_set(
+		e, -EINVAL,
+		"with '%s' the %s engine has interrupt controllers of its own, which no other "
+		"engine can go on with: name one engine, or leave that option out",
+		pc->config.engine_options, engine_of(pc)->name);
 }
 
 static void unbuild_interrupts(struct pc *pc)

@@ -22,8 +22,8 @@
 enum {
 	LAPIC_MAX = 64,
 	LAPIC_SIZE = 0x1000,
-	LAPIC_VERSION = 0x14,        /* integrated APIC */
-	LAPIC_TIMER_HZ = 1000000000, /* APIC timer input clock, before the divider */
+	LAPIC_VERSION = 0x14,             /* integrated APIC */
+	LAPIC_TIMER_HZ = 1000000000,      /* APIC timer input clock, before the divider */
 	LAPIC_LINT0_BY_FIRMWARE = 7 << 8, /* ExtINT: what the first one's LINT0 does at first */
 	LAPIC_VECTOR_NONE = -1,
 	LAPIC_EXTINT =

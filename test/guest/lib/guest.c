@@ -136,8 +136,8 @@ static void reset_apic(void)
 	apic_write(APIC_LVT_TIMER, APIC_MASKED);
 	apic_write(APIC_TIMER_COUNT, 0);
 	apic_write(APIC_LVT_LINT0, 0x700); /* ExtINT: the 8259A's interrupts come through */
-	/* QEMU 7.2, as the host of virtual machines, dies when one writes CR8 while its monitor has a
-	 * virtual interrupt pending: not without need. */
+	/* QEMU 7.2, as the host of virtual machines, dies when one writes CR8 while its monitor has
+	 * a virtual interrupt pending: not without need. */
 	if (read_cr8())
 		write_cr8(0);
 	for (u32 i = 0; i < 256; i++)
