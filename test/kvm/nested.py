@@ -5,6 +5,8 @@ QEMU emulates a processor with SVM. On it runs Debian's kernel with Debian's kvm
 conformance guests, the engine's own tests and Debian's kernel once more, each under doppel --engine kvm, with
 interrupt controllers in user space and with the kernel's; and
 Debian at work (test/guest/work.sh) while the kvm and the soft engine take turns at random moments.
+QEMU's VMRUN drops STI's shadow (control.int_state): an interrupt may come between STI and HLT, so two processors
+could wait for each other forever. Those cases are told to leave it (no-sti-shadow).
 The report is one line per case in the Test Anything Protocol. The console's log is kept on failure.
 """
 
@@ -51,7 +53,7 @@ trial() {
 doppel="/test/doppel run --net none --no-reboot --engine kvm"
 limit=120
 trial check /test/doppel check
-trial engine /test/test_engine kvm
+trial engine /test/test_engine kvm no-sti-shadow
 trial crossing /test/test_crossing
 trial vcpus /test/test_vcpus
 trial chips /test/test_chips kvm
@@ -59,7 +61,7 @@ for elf in $guests; do
 	for chips in user kernel; do
 		case $elf:$chips in $left_out) continue ;; esac
 		case $elf in engine-smp.elf) cpus=4 ;; *) cpus=1 ;; esac
-		trial "$elf:$chips" $doppel,chips=$chips -m 64M -c $cpus --kernel "$elf"
+		trial "$elf:$chips" $doppel,chips=$chips -m 64M -c $cpus --kernel "$elf" --append no-sti-shadow
 	done
 done
 limit=150

@@ -1,5 +1,6 @@
 /*
- * The engine contract (engine/engine.h), the same cases on every engine: test_engine NAME.
+ * The engine contract (engine/engine.h), the same cases on every engine: test_engine NAME
+ * [no-sti-shadow].
  *
  * An engine that this host cannot run is skipped. Where the host's KVM emulates what runs in ring 0
  * instruction by instruction, the cases that need more than its emulator knows are skipped, too.
@@ -27,6 +28,7 @@ enum { HOLE_SIZE = 1 << 30 };
 
 static const struct engine_ops *engine;
 static void *hole;
+static bool no_sti_shadow; /* as an argument: the processor loses it between two entries */
 
 static struct guest *fresh(const u8 *code, u32 len)
 {
@@ -438,6 +440,27 @@ static void sdm2_hlt_wakes(void **state)
 	assert_int_equal(engine->inject_irq(g->cpu, 0x55), 0);
 	expect_exit(g, &x, EXIT_PIO);
 	assert_int_equal(guest_count(g, 0x55), 1);
+	guest_free(g);
+}
+
+/* STI's shadow is state: HLT behind it comes before the interrupt, which would not wake it later.
+ */
+static void sdm2_sti_shadow_moves(void **state)
+{
+	struct guest *g = fresh(CODE_OF(sti_hlt));
+	struct vm_exit x = {0};
+	struct cpu_state *s = guest_state(g, CPU_PART_GPR | CPU_PART_INTR);
+
+	(void)state;
+	if (no_sti_shadow)
+		skip();
+	s->gpr.rip = CODE_AT + 1;
+	s->gpr.rflags |= RFLAGS_IF;
+	s->intr.shadow_sti = true;
+	assert_int_equal(engine->state_set(g->cpu, CPU_PART_GPR | CPU_PART_INTR, s), 0);
+	assert_false(engine->irq_ready(g->cpu));
+	engine->request_irq_window(g->cpu);
+	expect_exit(g, &x, EXIT_HLT);
 	guest_free(g);
 }
 
@@ -1028,6 +1051,7 @@ int main(int argc, char **argv)
 		cmocka_unit_test(window_opens_with_sti),
 		cmocka_unit_test(interrupt_is_delivered),
 		cmocka_unit_test(sdm2_hlt_wakes),
+		cmocka_unit_test(sdm2_sti_shadow_moves),
 		cmocka_unit_test(nmi_with_interrupts_off),
 		cmocka_unit_test(sdm3_6_5_pending_trap_is_delivered),
 		cmocka_unit_test(sdm3_6_15_pending_fault_is_delivered),
@@ -1037,6 +1061,7 @@ int main(int argc, char **argv)
 	int failed;
 
 	hole = mmap(NULL, HOLE_SIZE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	no_sti_shadow = argc > 2 && !strcmp(argv[2], "no-sti-shadow");
 	engine = engine_by_name(name);
 	if (!engine || engine->probe(&e)) {
 		printf("%s cannot run here: %s\n", name, engine ? e.text : "no such engine");
