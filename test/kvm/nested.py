@@ -53,7 +53,8 @@ trial() {
 doppel="/test/doppel run --net none --no-reboot --engine kvm"
 limit=120
 trial check /test/doppel check
-trial engine /test/test_engine kvm no-sti-shadow
+trial engine /test/test_engine kvm
+trial parts /test/test_parts kvm no-sti-shadow
 trial crossing /test/test_crossing
 trial vcpus /test/test_vcpus
 trial chips /test/test_chips kvm
@@ -157,7 +158,7 @@ def make_initramfs(build, directory, elves, only):
     subprocess.run([os.path.join(ROOT, "tools/mkinitramfs"), guest, working, "--add",
                     os.path.join(ROOT, "test/guest/work.sh") + "=/bin/work"], check=True)
     programs = {"doppel": os.path.join(build, "doppel")}
-    for name in ("test_engine", "test_crossing", "test_vcpus", "test_chips"):
+    for name in ("test_engine", "test_crossing", "test_vcpus", "test_chips", "test_parts"):
         programs[name] = os.path.join(build, "test/unit", name)
     add = [f"{script}=/test/run", f"{guest}/vmlinuz=/test/vmlinuz",
            f"{guest}/initramfs=/test/initramfs", f"{moving}=/test/moving", f"{working}=/test/working"]
@@ -307,7 +308,7 @@ def main():
                              log_file)
     report = Report()
     found = trials(log)
-    for name in ("check", "engine", "crossing", "vcpus", "chips"):
+    for name in ("check", "engine", "parts", "crossing", "vcpus", "chips"):
         report_program(report, found.get(name), name)
     for elf in elves:
         name = os.path.basename(elf)

@@ -1,6 +1,5 @@
 /*
- * The engine contract (engine/engine.h), the same cases on every engine: test_engine NAME
- * [no-sti-shadow].
+ * The engine contract (engine/engine.h), the same cases on every engine: test_engine NAME.
  *
  * An engine that this host cannot run is skipped. Where the host's KVM emulates what runs in ring 0
  * instruction by instruction, the cases that need more than its emulator knows are skipped, too.
@@ -28,7 +27,6 @@ enum { HOLE_SIZE = 1 << 30 };
 
 static const struct engine_ops *engine;
 static void *hole;
-static bool no_sti_shadow; /* as an argument: the processor loses it between two entries */
 
 static struct guest *fresh(const u8 *code, u32 len)
 {
@@ -443,27 +441,6 @@ static void sdm2_hlt_wakes(void **state)
 	guest_free(g);
 }
 
-/* STI's shadow is state: HLT behind it comes before the interrupt, which would not wake it later.
- */
-static void sdm2_sti_shadow_moves(void **state)
-{
-	struct guest *g = fresh(CODE_OF(sti_hlt));
-	struct vm_exit x = {0};
-	struct cpu_state *s = guest_state(g, CPU_PART_GPR | CPU_PART_INTR);
-
-	(void)state;
-	if (no_sti_shadow)
-		skip();
-	s->gpr.rip = CODE_AT + 1;
-	s->gpr.rflags |= RFLAGS_IF;
-	s->intr.shadow_sti = true;
-	assert_int_equal(engine->state_set(g->cpu, CPU_PART_GPR | CPU_PART_INTR, s), 0);
-	assert_false(engine->irq_ready(g->cpu));
-	engine->request_irq_window(g->cpu);
-	expect_exit(g, &x, EXIT_HLT);
-	guest_free(g);
-}
-
 static void nmi_with_interrupts_off(void **state)
 {
 	struct guest *g = fresh(CODE_OF(cli_out));
@@ -838,36 +815,6 @@ static void state_parts_come_back(void **state)
 	guest_free(g);
 }
 
-CODE(cr8, "mov %cr8, %rax; out %al, $0x80; hlt");
-
-/* Parts of parts are the same registers, and leave the rest of what is passed alone. */
-static void small_parts_agree_with_large_ones(void **state)
-{
-	struct guest *g = fresh(CODE_OF(cr8));
-	static struct cpu_state s, t;
-	struct vm_exit x = {0};
-
-	(void)state;
-	s.cr.cr8 = 9;
-	s.msr.tsc = 1ul << 40;
-	s.msr.tsc_host = 5000;
-	assert_int_equal(engine->state_set(g->cpu, CPU_PART_CR8 | CPU_PART_TSC, &s), 0);
-	t = *guest_state(g, CPU_PART_CR | CPU_PART_MSR);
-	assert_int_equal(t.cr.cr8, 9);
-	assert_int_equal(t.cr.cr3, TABLES_AT);
-	assert_int_equal(t.msr.tsc - t.msr.tsc_host, (1ul << 40) - 5000);
-	t.cr.cr8 = 3;
-	t.msr.tsc += 1000;
-	assert_int_equal(engine->state_set(g->cpu, CPU_PART_CR | CPU_PART_MSR, &t), 0);
-	s = *guest_state(g, CPU_PART_CR8 | CPU_PART_TSC);
-	assert_int_equal(s.cr.cr8, 3);
-	assert_int_equal(s.cr.cr3, 0);
-	assert_int_equal(s.msr.tsc - s.msr.tsc_host, t.msr.tsc - t.msr.tsc_host);
-	expect_exit(g, &x, EXIT_PIO);
-	assert_int_equal(x.pio.data, 3);
-	guest_free(g);
-}
-
 /* An exception on its way to its handler moves with the rest of the state. */
 static void pending_exception_moves(void **state)
 {
@@ -1016,7 +963,6 @@ int main(int argc, char **argv)
 		cmocka_unit_test(stores_to_rom_are_dropped),
 		cmocka_unit_test(state_round_trip_anywhere),
 		cmocka_unit_test(state_parts_come_back),
-		cmocka_unit_test(small_parts_agree_with_large_ones),
 		cmocka_unit_test(pending_exception_moves),
 		cmocka_unit_test(doorbell_becomes_an_event),
 		cmocka_unit_test(impossible_state_is_refused),
@@ -1030,7 +976,6 @@ int main(int argc, char **argv)
 		cmocka_unit_test(window_opens_with_sti),
 		cmocka_unit_test(interrupt_is_delivered),
 		cmocka_unit_test(sdm2_hlt_wakes),
-		cmocka_unit_test(sdm2_sti_shadow_moves),
 		cmocka_unit_test(nmi_with_interrupts_off),
 		cmocka_unit_test(sdm3_6_5_pending_trap_is_delivered),
 		cmocka_unit_test(sdm3_6_15_pending_fault_is_delivered),
@@ -1040,7 +985,6 @@ int main(int argc, char **argv)
 	int failed;
 
 	hole = mmap(NULL, HOLE_SIZE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	no_sti_shadow = argc > 2 && !strcmp(argv[2], "no-sti-shadow");
 	engine = engine_by_name(name);
 	if (!engine || engine->probe(&e)) {
 		printf("%s cannot run here: %s\n", name, engine ? e.text : "no such engine");

@@ -1,0 +1,114 @@
+/*
+ * More of the engine contract, on state in parts: test_parts NAME [no-sti-shadow]. See
+ * test_engine.c. The second argument says that the processor loses STI's shadow between two
+ * entries.
+ */
+#include "engine_guest.h"
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+static const struct engine_ops *engine;
+
+static struct guest *fresh(const u8 *code, u32 len)
+{
+	struct guest *g = guest_new(engine);
+
+	guest_load(g, code, len);
+	return g;
+}
+
+CODE(cr8, "mov %cr8, %rax; out %al, $0x80; hlt");
+
+/* Parts of parts are the same registers, and leave the rest of what is passed alone. */
+static void small_parts_agree_with_large_ones(void **state)
+{
+	struct guest *g = fresh(CODE_OF(cr8));
+	static struct cpu_state s, t;
+	struct vm_exit x = {0};
+
+	(void)state;
+	s.cr.cr8 = 9;
+	s.msr.tsc = 1ul << 40;
+	s.msr.tsc_host = 5000;
+	assert_int_equal(engine->state_set(g->cpu, CPU_PART_CR8 | CPU_PART_TSC, &s), 0);
+	t = *guest_state(g, CPU_PART_CR | CPU_PART_MSR);
+	assert_int_equal(t.cr.cr8, 9);
+	assert_int_equal(t.cr.cr3, TABLES_AT);
+	assert_int_equal(t.msr.tsc - t.msr.tsc_host, (1ul << 40) - 5000);
+	t.cr.cr8 = 3;
+	t.msr.tsc += 1000;
+	assert_int_equal(engine->state_set(g->cpu, CPU_PART_CR | CPU_PART_MSR, &t), 0);
+	s = *guest_state(g, CPU_PART_CR8 | CPU_PART_TSC);
+	assert_int_equal(s.cr.cr8, 3);
+	assert_int_equal(s.cr.cr3, 0);
+	assert_int_equal(s.msr.tsc - s.msr.tsc_host, t.msr.tsc - t.msr.tsc_host);
+	assert_int_equal(guest_run(g, &x), EXIT_PIO);
+	assert_int_equal(x.pio.data, 3);
+	guest_free(g);
+}
+
+CODE(sti_hlt, "sti; hlt; out %al, $0x80; hlt");
+
+/* STI's shadow is state: HLT behind it comes before the interrupt, which would not wake it later.
+ */
+static void sdm2_sti_shadow_moves(void **state)
+{
+	struct guest *g = fresh(CODE_OF(sti_hlt));
+	struct vm_exit x = {0};
+	struct cpu_state *s = guest_state(g, CPU_PART_GPR | CPU_PART_INTR);
+
+	(void)state;
+	s->gpr.rip = CODE_AT + 1;
+	s->gpr.rflags |= RFLAGS_IF;
+	s->intr.shadow_sti = true;
+	assert_int_equal(engine->state_set(g->cpu, CPU_PART_GPR | CPU_PART_INTR, s), 0);
+	assert_false(engine->irq_ready(g->cpu));
+	engine->request_irq_window(g->cpu);
+	assert_int_equal(guest_run(g, &x), EXIT_HLT);
+	guest_free(g);
+}
+
+/* The emulator of a KVM that does not run ring 0 on the processor lacks LDMXCSR, and windows. */
+CODE(stmxcsr, "stmxcsr 0x100000; hlt");
+
+static bool ring0_is_emulated(void)
+{
+	struct guest *g = fresh(CODE_OF(stmxcsr));
+	struct vm_exit x = {0};
+	bool r = engine->run(g->cpu, &x) || x.type == EXIT_ERROR;
+
+	guest_free(g);
+	return r;
+}
+
+int main(int argc, char **argv)
+{
+	const struct CMUnitTest everywhere[] = {
+		cmocka_unit_test(small_parts_agree_with_large_ones),
+	};
+	const struct CMUnitTest with_shadow[] = {
+		cmocka_unit_test(sdm2_sti_shadow_moves),
+	};
+	const char *name = argc > 1 ? argv[1] : "soft";
+	struct err e = {0};
+	int failed;
+
+	engine = engine_by_name(name);
+	if (!engine || engine->probe(&e)) {
+		printf("%s cannot run here: %s\n", name, engine ? e.text : "no such engine");
+		return 77;
+	}
+	failed = cmocka_run_group_tests_name(name, everywhere, NULL, NULL);
+	if (argc > 2 && !strcmp(argv[2], "no-sti-shadow"))
+		printf("%s: the processor loses STI's shadow\n", name);
+	else if (ring0_is_emulated())
+		printf("%s: ring 0 is emulated here, STI's shadow is left out\n", name);
+	else
+		failed += cmocka_run_group_tests_name(name, with_shadow, NULL, NULL);
+	return failed;
+}
