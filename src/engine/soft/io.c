@@ -6,6 +6,8 @@
  */
 #include "engine/soft/system.h"
 
+#include <errno.h>
+
 enum { TSS_IO_MAP_BASE = 102 };
 
 int io_check(struct soft_cpu *c, u16 port, u32 size)
@@ -135,4 +137,18 @@ int op_outs(struct soft_cpu *c, const struct insn *i)
 	if (r == SOFT_OK)
 		advance(c, i, RSI, size);
 	return r;
+}
+
+/* ---- accelerations, which this engine does not offer ---- */
+
+int soft_doorbell(struct engine_vm *vm, gpa_t gpa, int fd, bool on)
+{
+	(void)vm, (void)gpa, (void)fd, (void)on;
+	return -ENOTSUP;
+}
+
+const struct engine_chips *soft_chips(struct engine_vm *vm)
+{
+	(void)vm;
+	return NULL;
 }

@@ -257,18 +257,6 @@ static void written(void *opaque, gpa_t gpa, u64 len)
 	}
 }
 
-static int soft_doorbell(struct engine_vm *vm, gpa_t gpa, int fd, bool on)
-{
-	(void)vm, (void)gpa, (void)fd, (void)on;
-	return -ENOTSUP;
-}
-
-static const struct engine_chips *soft_chips(struct engine_vm *vm)
-{
-	(void)vm;
-	return NULL;
-}
-
 static void soft_code_written(struct engine_vm *vm, gpa_t gpa, u64 len)
 {
 	written(vm_of(vm), gpa, len);

@@ -620,6 +620,12 @@ int soft_deliver_trap(struct soft_cpu *c);
 int soft_deliver_interrupt(struct soft_cpu *c, u8 vector);
 int soft_deliver_nmi(struct soft_cpu *c);
 
+/* ---- io.c ---- */
+
+/* See struct engine_ops. */
+int soft_doorbell(struct engine_vm *vm, gpa_t gpa, int fd, bool on);
+const struct engine_chips *soft_chips(struct engine_vm *vm);
+
 /* ---- state.c ---- */
 
 int soft_state_get(struct engine_vcpu *vcpu, u32 parts, struct cpu_state *s);
