@@ -246,6 +246,17 @@ static void move_to(struct fixture *f, const struct engine_ops *to)
 	pthread_mutex_unlock(&f->lock);
 }
 
+/* Also while the guest runs: its accesses happen under the machine lock. */
+static u32 rounds(struct fixture *f)
+{
+	u32 n;
+
+	pthread_mutex_lock(&f->lock);
+	n = f->round;
+	pthread_mutex_unlock(&f->lock);
+	return n;
+}
+
 /* ---- tests ---- */
 
 static u64 sum_to(u64 n)
@@ -313,7 +324,7 @@ static void refused_move_leaves_all_as_it_was(void **state)
 	for (u32 n = 0; n < 5; n++) {
 		usleep(2000);
 		vcpus_stop(&f->set);
-		before = f->round;
+		before = rounds(f);
 		pthread_mutex_lock(&f->lock);
 		assert_int_equal(vcpus_move(&f->set, &stubborn, vm, &e), -EINVAL);
 		pthread_mutex_unlock(&f->lock);
@@ -325,9 +336,9 @@ static void refused_move_leaves_all_as_it_was(void **state)
 		vm = make_vm(f, kvm);
 		vcpus_resume(&f->set);
 		/* On a crowded host the guest's thread may have to wait for its turn. */
-		for (u32 ms = 0; ms < 10000 && f->round == before; ms++)
+		for (u32 ms = 0; ms < 10000 && rounds(f) == before; ms++)
 			usleep(1000);
-		assert_int_not_equal(f->round, before);
+		assert_int_not_equal(rounds(f), before);
 	}
 	kvm->vm_destroy(vm);
 	vcpus_stop(&f->set);

@@ -59,8 +59,8 @@ void kvm_vcpu_kick(struct engine_vcpu *vcpu)
 {
 	struct kvm_vcpu *v = vcpu_of(vcpu);
 
-	__atomic_store_n(&v->run->immediate_exit, 1, __ATOMIC_SEQ_CST);
-	atomic_thread_fence(memory_order_seq_cst);
+	/* An exchange is a full barrier, for the kernel, too: see enter(). */
+	__atomic_exchange_n(&v->run->immediate_exit, 1, __ATOMIC_SEQ_CST);
 	if (!atomic_load(&v->inside) || pthread_equal(v->thread, pthread_self()))
 		return;
 	kvm_count(v->vm, KVM_COUNT_KICKS);
@@ -306,8 +306,8 @@ static int enter(struct kvm_vcpu *v)
 
 	v->run->request_interrupt_window = v->window;
 	kvm_count(v->vm, KVM_COUNT_ENTRIES);
-	atomic_store(&v->inside, true);
-	atomic_thread_fence(memory_order_seq_cst);
+	/* Before the kernel looks at immediate_exit: it or kvm_vcpu_kick() sees what the other did. */
+	atomic_exchange(&v->inside, true);
 	r = kvm_ioctl_value(v->fd, KVM_RUN, 0);
 	atomic_store(&v->inside, false);
 	v->irq_open = v->run->ready_for_interrupt_injection;
