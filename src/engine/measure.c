@@ -12,12 +12,12 @@
 #include <string.h>
 
 enum {
-	RAM_SIZE = 2 << 20,
+	RAM_SIZE = 256 << 10, /* less than a huge page, which would take longer to clear than the rest */
 	CODE_AT = 0x10000,
 	STACK_AT = 0x20000,
 	TABLES_AT = 0x4000,
-	SMALL = 100,
-	LARGE = 3000,       /* enough where guest code is emulated */
+	SMALL = 50,
+	LARGE = 500,        /* enough where guest code is emulated */
 	LARGEST = 10000000, /* enough where it runs a few instructions in a ns */
 	TRIES = 3,
 };
@@ -61,7 +61,7 @@ static int run_loop(struct probe *p, u32 cpl, u64 count, u64 *ns, struct err *e)
 
 static int run_loops(struct probe *p, u32 cpl, double *ns, struct err *e)
 {
-	const u64 long_enough = 500000;
+	const u64 long_enough = 100000;
 	u64 small = 0, large = 0, best = 0, count;
 	int r = 0;
 
