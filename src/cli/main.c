@@ -1,6 +1,7 @@
 /* doppel: the verbs. */
 #include "base/log.h"
 #include "cli/cli.h"
+#include "engine/engine.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -127,6 +128,7 @@ int main(int argc, char **argv)
 	int status;
 
 	open_standard_descriptors();
+	engines_trim_thread(NULL); /* vCPUs have threads of their own */
 	if (argc < 2)
 		return cli_usage_error("what to do? try 'doppel help'");
 	status = run_verb(argc, argv);

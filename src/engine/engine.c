@@ -18,3 +18,10 @@ const struct engine_ops *engine_by_name(const char *name)
 			return engines[i];
 	return NULL;
 }
+
+void engines_trim_thread(const struct engine_ops *used)
+{
+	for (u32 i = 0; engines[i]; i++)
+		if (engines[i] != used)
+			engines[i]->trim_thread();
+}

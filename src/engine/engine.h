@@ -141,6 +141,12 @@ struct engine_ops {
 	 */
 	int (*check_options)(const char *options, struct err *e);
 
+	/*
+	 * The calling thread runs no vCPU of this engine, now or before: what is thread-local here
+	 * need not take memory, which the C library populates by clearing it.
+	 */
+	void (*trim_thread)(void);
+
 	/* Can this host run it? 0, or -errno and what is missing in @e. No lasting side effects. */
 	int (*probe)(struct err *e);
 
@@ -231,4 +237,7 @@ struct engine_ops {
 extern const struct engine_ops *const engines[];
 
 /* The engine called @name, or NULL. */
+/* trim_thread() of all engines but @used, which may be NULL. */
+void engines_trim_thread(const struct engine_ops *used);
+
 const struct engine_ops *engine_by_name(const char *name);

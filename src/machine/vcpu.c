@@ -675,6 +675,7 @@ static void *vcpu_thread(void *opaque)
 	const struct vcpu_env *env = &v->set->env;
 	struct err e = {0};
 
+	engines_trim_thread(env->engine);
 	if (env->engine->vcpu_create(env->vm, v->id, &v->engine, &e)) {
 		report(v->set, &e);
 		return NULL;

@@ -295,6 +295,11 @@ static u32 kvm_counters(struct engine_vm *vm, struct engine_counter *out, u32 ma
 
 static const char *const activities[] = {"outside", "guest", NULL};
 
+/* Nothing is thread-local. */
+static void kvm_trim_thread(void)
+{
+}
+
 static int kvm_check_options(const char *options, struct err *e)
 {
 	struct kvm_options o;
@@ -308,6 +313,7 @@ const struct engine_ops kvm_engine = {
 	.name = "kvm",
 	.sandbox = &kvm_sandbox,
 	.check_options = kvm_check_options,
+	.trim_thread = kvm_trim_thread,
 	.probe = kvm_probe,
 	.host_open = kvm_host_open,
 	.host_close = kvm_host_close,
