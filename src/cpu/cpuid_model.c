@@ -261,26 +261,23 @@ static void add_topology(struct build *b)
 static void add_xsave(struct build *b)
 {
 	struct cpuid_model *m = b->m;
-	u32 reg[4] = {0};
+	u32 component[32][4] = {0};
+	u32 reg[4] = {(u32)m->xcr0};
 
 	m->xsave_max = 576;
-	for (u32 i = 2; i < 32; i++) {
-		query_host(b, 0xd, i, reg);
-		if (m->xcr0 & BIT(i))
-			m->xsave_max = MAX(m->xsave_max, reg[REG_EAX] + reg[REG_EBX]);
+	for (u32 i = 2; i < ARRAY_SIZE(component); i++) {
+		if (!(m->xcr0 & BIT(i)))
+			continue;
+		query_host(b, 0xd, i, component[i]);
+		component[i][REG_ECX] = component[i][REG_EDX] = 0;
+		m->xsave_max = MAX(m->xsave_max, component[i][REG_EAX] + component[i][REG_EBX]);
 	}
-	memset(reg, 0, sizeof(reg));
-	reg[REG_EAX] = (u32)m->xcr0;
 	reg[REG_ECX] = m->xsave_max;
 	add(b, 0xd, 0, reg);
 	add_features(b, 0xd, 1);
-	for (u32 i = 2; i < 32; i++) {
-		if (!(m->xcr0 & BIT(i)))
-			continue;
-		query_host(b, 0xd, i, reg);
-		reg[REG_ECX] = reg[REG_EDX] = 0;
-		add(b, 0xd, (s32)i, reg);
-	}
+	for (u32 i = 2; i < ARRAY_SIZE(component); i++)
+		if (m->xcr0 & BIT(i))
+			add(b, 0xd, (s32)i, component[i]);
 }
 
 static void add_structured_features(struct build *b)

@@ -66,7 +66,9 @@ struct vm_exit {
 
 /* Called by the engine on the vCPU's thread for a new or changed memory layout. */
 struct engine_config {
-	struct engine_host *host;  /* borrowed; outlives the VM; NULL: the VM opens its own */
+	/* Borrowed, outlives the VM; @cpuid has been through cpuid_limit() with it. NULL: the VM
+	 * opens its own, and limits. */
+	struct engine_host *host;
 	struct physmap *physmap;   /* borrowed; outlives the VM */
 	struct cpuid_model *cpuid; /* borrowed; outlives the VM */
 	const char *options;       /* see engine_ops.check_options; NULL: none */

@@ -231,7 +231,7 @@ static int vm_init(struct kvm_vm *vm, struct engine_host *host, struct err *e)
 		return r;
 	vm->device = host_of(host ? host : vm->own_host)->device;
 	r = kvm_kick_init(e);
-	if (!r)
+	if (!r && !host)
 		r = kvm_cpuid_limit(vm->device, vm->cpuid, e);
 	if (r)
 		return r;
