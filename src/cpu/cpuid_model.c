@@ -296,7 +296,8 @@ static void add_structured_features(struct build *b)
 
 /*
  * The KVM interface (Linux, Documentation/virt/kvm/x86/cpuid.rst) as far as it is implemented: no
- * I/O delays, the clock if the TSC can carry it, and what machine/paravirt.h does. Leaf 0x40000010
+ * I/O delays, the clock if the TSC can carry it, the end of interrupts without a register access
+ * (device/chip/lapic.h), and what machine/paravirt.h does on engines that make hypercalls. Leaf 0x40000010
  * gives TSC and APIC timer frequency in kHz.
  */
 static void add_hypervisor(struct build *b, const struct cpuid_request *req)
@@ -304,9 +305,10 @@ static void add_hypervisor(struct build *b, const struct cpuid_request *req)
 	/* Steal time, unhalt, TLB flush, send IPI. */
 	const u32 several = req->paravirt ? BITS4(5, 7, 9, 11) : 0;
 	const u32 nop_io_delay = BITS1(1), clocksource2 = BITS1(3), stable = BITS1(24);
+	const u32 pv_eoi = BITS1(6);
 	const bool has_clock = cpuid_has(b->m, 0x80000007, 0, REG_EDX, 8);
 	const u32 name[4] = {0x40000010, 0x4b4d564b, 0x564b4d56, 0x4d}; /* KVMKVMKVM */
-	const u32 kvm[4] = {nop_io_delay | several | (has_clock ? clocksource2 | stable : 0)};
+	const u32 kvm[4] = {nop_io_delay | pv_eoi | several | (has_clock ? clocksource2 | stable : 0)};
 	const u32 timing[4] = {(u32)(b->m->tsc_hz / 1000), LAPIC_BUS_KHZ};
 
 	add(b, 0x40000000, -1, name);

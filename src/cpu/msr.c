@@ -370,8 +370,14 @@ static u64 row_read(const struct msr_env *env, const struct msr_row *row, u32 n)
 
 bool msr_is_machine(u32 index)
 {
-	return index == MSR_APIC_BASE || index == MSR_TSC_DEADLINE ||
+	return index == MSR_APIC_BASE || index == MSR_TSC_DEADLINE || index == MSR_KVM_PV_EOI_EN ||
 	       (index >= MSR_X2APIC_FIRST && index <= MSR_X2APIC_LAST);
+}
+
+/* The machine's register @index, if the model has it. */
+static enum msr_result machine_msr(const struct msr_env *env, u32 index)
+{
+	return index == MSR_KVM_PV_EOI_EN && !env->cpuid->has_hypervisor ? MSR_GP : MSR_MACHINE;
 }
 
 enum msr_result msr_read(struct msr_env *env, u32 index, u64 *value)
@@ -379,7 +385,7 @@ enum msr_result msr_read(struct msr_env *env, u32 index, u64 *value)
 	const struct msr_row *row;
 
 	if (msr_is_machine(index))
-		return MSR_MACHINE;
+		return machine_msr(env, index);
 	row = row_find(env->cpuid, index);
 	if (!row || row->field == FIELD_WRITE_ONLY)
 		return MSR_GP;
@@ -393,7 +399,7 @@ enum msr_result msr_write(struct msr_env *env, u32 index, u64 value)
 
 	env->tsc_delta = 0;
 	if (msr_is_machine(index))
-		return MSR_MACHINE;
+		return machine_msr(env, index);
 	row = row_find(env->cpuid, index);
 	return row ? row->write(env, row, index - row->first, value) : MSR_GP;
 }

@@ -6,6 +6,12 @@
  * no interrupt: it adds a request to the record, by compare-exchange, and the sleeper drops all its
  * translations when it wakes, having taken the record back by exchange, before it runs anything.
  *
+ * An interrupt ends by a write to the local APIC's EOI register, which costs an exit. When nothing
+ * waits for that end, a bit in a word of the guest's (MSR_KVM_PV_EOI_EN) says so before the guest
+ * runs; it clears the bit, and the monitor finds that out when it has to know: when another
+ * interrupt arrives, when the guest reaches for its local APIC, or when it stands still. The word
+ * belongs to one processor and is changed here only while that is outside the engine.
+ *
  * Stolen time is what a vCPU wanted to run and did not: the time since it woke less what its thread
  * has used of a processor. It is brought up to date before sleeping, and every ACCOUNT_NS while
  * running.
@@ -24,6 +30,7 @@ enum {
 	RECORD_RESERVED = 0x3f,
 	PREEMPTED = 1 << 0,
 	FLUSH_TLB = 1 << 1,
+	EOI_BIT = 1 << 0, /* of the guest's word: no EOI needed */
 };
 
 #define CALL_UNKNOWN (-1000ul) /* KVM_ENOSYS */
@@ -81,6 +88,43 @@ void paravirt_call(struct vcpu *v, struct vm_exit *x)
 		break;
 	default: x->hypercall.result = CALL_UNKNOWN; break;
 	}
+}
+
+/* ---- the end of an interrupt ---- */
+
+/* Set the guest's bit to @on. False: there is no memory. @was: how it was. */
+static bool change_eoi_bit(struct vcpu *v, bool on, bool *was)
+{
+	struct physmap *pm = v->set->env.physmap;
+	gpa_t gpa = lapic_eoi_word(v->lapic);
+	u32 *word = mem_map(pm, gpa, sizeof(*word), MEM_WRITE);
+	u32 old;
+
+	if (!word)
+		return false;
+	old = on ? __atomic_fetch_or(word, EOI_BIT, __ATOMIC_SEQ_CST)
+		 : __atomic_fetch_and(word, ~(u32)EOI_BIT, __ATOMIC_SEQ_CST);
+	*was = old & EOI_BIT;
+	mem_unmap(pm, gpa, sizeof(*word));
+	return true;
+}
+
+void paravirt_settle_eoi(struct vcpu *v)
+{
+	bool waits = true;
+
+	if (!v->lapic->pv_eoi_offered)
+		return;
+	change_eoi_bit(v, false, &waits);
+	lapic_settle_eoi(v->lapic, !waits);
+}
+
+void paravirt_offer_eoi(struct vcpu *v)
+{
+	bool was;
+
+	if (lapic_offer_eoi(v->lapic) && !change_eoi_bit(v, true, &was))
+		lapic_settle_eoi(v->lapic, false);
 }
 
 /* ---- the record ---- */

@@ -102,7 +102,7 @@ u32 stats_rows(struct stats *s, struct stat *row, u32 max)
 	struct rows r = {.row = row, .max = max};
 	struct engine_counter c[COUNTERS_MAX];
 	u32 n = engine->counters(s->vcpus->env.vm, c, COUNTERS_MAX);
-	u64 sleeps = 0;
+	u64 sleeps = 0, eoi_writes = 0, eoi_quiet = 0;
 
 	if (s->loop)
 		add_times(&r, s);
@@ -111,9 +111,14 @@ u32 stats_rows(struct stats *s, struct stat *row, u32 max)
 			c[i].unit;
 	for (u32 i = 0; i < VCPU_EXIT_TYPES; i++)
 		add(&r, "exits", vcpu_exit_name(i), vcpus_exits(s->vcpus, i));
-	for (u32 i = 0; i < s->vcpus->count; i++)
+	for (u32 i = 0; i < s->vcpus->count; i++) {
 		sleeps += s->vcpus->cpu[i].halt_sleeps;
+		eoi_writes += s->vcpus->cpu[i].lapic->eoi_writes;
+		eoi_quiet += s->vcpus->cpu[i].lapic->eoi_quiet;
+	}
 	add(&r, "vcpus", "count", s->vcpus->count);
 	add(&r, "vcpus", "halt_sleeps", sleeps);
+	add(&r, "lapic", "eoi_writes", eoi_writes);
+	add(&r, "lapic", "eoi_quiet", eoi_quiet);
 	return r.n;
 }

@@ -424,7 +424,9 @@ static void deliver_interrupt(struct vcpu *v)
 		return;
 	}
 	machine_lock(v);
+	paravirt_settle_eoi(v);
 	vector = lapic_accept(v->lapic);
+	paravirt_offer_eoi(v);
 	machine_unlock(v);
 	if (vector < 0)
 		return;
@@ -539,6 +541,7 @@ static void complete_lapic(struct vcpu *v, struct vm_exit *x)
 {
 	u32 off = x->mmio.gpa % LAPIC_SIZE;
 
+	paravirt_settle_eoi(v);
 	if (x->mmio.write)
 		lapic_mmio_write(v->lapic, off, x->mmio.size, x->mmio.data);
 	else
@@ -576,6 +579,7 @@ static void complete_msr(struct vcpu *v, struct vm_exit *x)
 	if (shows_priority(x->msr.index - MSR_X2APIC_FIRST))
 		read_cr8(v);
 	machine_lock(v);
+	paravirt_settle_eoi(v);
 	if (x->type == EXIT_RDMSR)
 		ok = lapic_msr_read(v->lapic, x->msr.index, &x->msr.value);
 	else
@@ -623,6 +627,15 @@ static void complete(struct vcpu *v, struct vm_exit *x)
 
 /* ---- the thread ---- */
 
+/* Stand still between two instructions, all state in its place. False when the thread shall end. */
+static bool stop(struct vcpu *v)
+{
+	machine_lock(v);
+	paravirt_settle_eoi(v);
+	machine_unlock(v);
+	return park(v);
+}
+
 static void run(struct vcpu *v)
 {
 	const struct vcpu_env *env = &v->set->env;
@@ -630,7 +643,7 @@ static void run(struct vcpu *v)
 
 	for (;;) {
 		if (atomic_load(&v->set->stop)) {
-			if (!v->owes && !park(v))
+			if (!v->owes && !stop(v))
 				return;
 			/* The device has done its part: the instruction must not start over. */
 			if (v->owes)

@@ -8,7 +8,8 @@
  * lapic_complete() ends it.
  *
  * The attention flag repeats lapic_highest_pending() != LAPIC_VECTOR_NONE for readers without the
- * lock. It is stored with release before notify(), so a vCPU that was notified sees it.
+ * lock, and is set as well when an interrupt waits that may only seem blocked: the one in service
+ * can have ended in the guest's memory (lapic_offer_eoi()). It is stored with release before notify(), so a vCPU that was notified sees it.
  *
  * Hooks may re-enter: an EOI reaches the I/O APIC, which may send the next message at once. State
  * is therefore consistent before every hook.
@@ -80,7 +81,8 @@ bool lapic_refresh(struct lapic *l)
 	l->ppr = l->tpr;
 	if (in_service >= 0 && (u32)in_service >> 4 > l->tpr >> 4)
 		l->ppr = (u32)in_service & 0xf0;
-	attention = lapic_highest_pending(l) != LAPIC_VECTOR_NONE;
+	attention = lapic_highest_pending(l) != LAPIC_VECTOR_NONE ||
+		    (l->pv_eoi_offered && vector_highest(l->irr) >= 0);
 	__atomic_store_n(&l->attention, attention, __ATOMIC_RELEASE);
 	return attention;
 }
@@ -116,6 +118,43 @@ void lapic_complete(struct lapic *l)
 	lapic_refresh(l);
 	if (vector_test(l->tmr, (u32)v))
 		l->set->ops.eoi(l->set->ops.opaque, (u8)v);
+}
+
+/* The end of an interrupt in memory ----------------------------------------- */
+
+enum { PV_EOI_ENABLED = 1 << 0, PV_EOI_RESERVED = 1 << 1 };
+
+bool lapic_offer_eoi(struct lapic *l)
+{
+	int v = vector_highest(l->isr);
+
+	l->pv_eoi_offered = l->pv_eoi & PV_EOI_ENABLED && v >= 0 &&
+			    !vector_test(l->tmr, (u32)v) && vector_highest(l->irr) < 0;
+	return l->pv_eoi_offered;
+}
+
+void lapic_settle_eoi(struct lapic *l, bool ended)
+{
+	l->pv_eoi_offered = false;
+	if (ended) {
+		l->eoi_quiet++;
+		lapic_complete(l);
+	} else {
+		lapic_refresh(l);
+	}
+}
+
+gpa_t lapic_eoi_word(const struct lapic *l)
+{
+	return l->pv_eoi & ~(u64)(PV_EOI_ENABLED | PV_EOI_RESERVED);
+}
+
+bool lapic_set_pv_eoi(struct lapic *l, u64 value)
+{
+	if (value & PV_EOI_RESERVED) /* the word is aligned */
+		return false;
+	l->pv_eoi = value;
+	return true;
 }
 
 /* Arrival ----------------------------------------------------------------- */
@@ -348,6 +387,8 @@ void lapic_reset_registers(struct lapic *l)
 	l->timer_initial = l->timer_divide = 0;
 	l->tsc_deadline = 0;
 	l->extint = false;
+	l->pv_eoi = 0;
+	l->pv_eoi_offered = false;
 	for (u32 i = 0; i < LVT_COUNT; i++)
 		l->lvt[i] = APIC_LVT_MASKED;
 	memset(l->isr, 0, sizeof(l->isr));
@@ -383,6 +424,9 @@ static int lapic_loaded(void *dev, struct err *e)
 		return err_set(e, -EINVAL, "local APIC: state of another CPU (%u)", l->id);
 	if (l->base & APIC_BASE_EXTD && !(l->base & APIC_BASE_EN))
 		return err_set(e, -EINVAL, "local APIC: impossible base register %#lx", l->base);
+	if (l->pv_eoi & PV_EOI_RESERVED)
+		return err_set(e, -EINVAL, "local APIC: impossible word for the end of interrupts");
+	l->pv_eoi_offered = false;
 	l->tpr &= 0xff;
 	l->timer_divide &= 0xb;
 	/* Vectors below 16 cannot be in service or requested. */
@@ -414,6 +458,7 @@ static const struct field lapic_fields[] = {
 	FIELD(FIELD_BOOL, struct lapic, wait_for_sipi),
 	FIELD(FIELD_BOOL, struct lapic, extint),
 	FIELD(FIELD_U64, struct lapic, timer_left_ns),
+	FIELD(FIELD_U64, struct lapic, pv_eoi),
 };
 
 const struct device_ops lapic_device_ops = {
@@ -421,7 +466,7 @@ const struct device_ops lapic_device_ops = {
 	.reset = lapic_reset,
 	.state = {.field = lapic_fields,
 		  .count = ARRAY_SIZE(lapic_fields),
-		  .version = 1,
+		  .version = 2,
 		  .saving = lapic_saving,
 		  .loaded = lapic_loaded},
 };

@@ -56,10 +56,14 @@ struct lapic {
 	bool wait_for_sipi; /* after INIT, until SIPI */
 	bool extint;        /* ExtINT message (not the LINT0 pin) waiting */
 	u64 timer_left_ns;  /* saved form of timer_ns: time to the next expiry, 0: not armed */
+	u64 pv_eoi;         /* MSR_KVM_PV_EOI_EN */
 
 	/* Derived. */
+	bool pv_eoi_offered; /* the guest may have ended the interrupt in service; never saved */
+	u64 eoi_writes, eoi_quiet; /* interrupts ended by the register, and through memory */
 	u32 ppr;
-	u32 attention; /* atomic: lapic_highest_pending() may be other than -1 */
+	u32 attention; /* atomic: lapic_highest_pending() may be other than -1, or is once the
+			  * offered end of an interrupt is settled */
 	u64 timer_ns;  /* host_clock_ns() of the next expiry; 0: none */
 	u64 armed_ns;  /* deadline the loop's timer is armed for, never later than timer_ns; 0: not
 			  armed */
@@ -122,7 +126,7 @@ bool lapic_claims(const struct lapic *l, gpa_t gpa);
 u64 lapic_mmio_read(struct lapic *l, u32 off, u32 size);
 void lapic_mmio_write(struct lapic *l, u32 off, u32 size, u64 value);
 
-/* MSRs IA32_APIC_BASE, IA32_TSC_DEADLINE and 0x800-0x8ff. False means #GP(0). */
+/* MSRs IA32_APIC_BASE, IA32_TSC_DEADLINE, MSR_KVM_PV_EOI_EN and 0x800-0x8ff. False means #GP(0). */
 bool lapic_msr_read(struct lapic *l, u32 index, u64 *value);
 bool lapic_msr_write(struct lapic *l, u32 index, u64 value);
 
@@ -135,6 +139,23 @@ int lapic_highest_pending(struct lapic *l);
 
 /* Take it: INTA at the 8259, or IRR to ISR. Returns the vector, or LAPIC_VECTOR_NONE. */
 int lapic_accept(struct lapic *l);
+
+/*
+ * The end of an interrupt through guest memory (MSR_KVM_PV_EOI_EN; Linux,
+ * Documentation/virt/kvm/x86/msr.rst), the half that needs no memory: machine/paravirt.c has the
+ * other. A set bit in the guest's word says that the EOI register need not be written; the guest
+ * clears it instead, and what it then ends is the interrupt highest in service.
+ *
+ * lapic_offer_eoi() says whether that may be so now. Nothing may hang on the end of the interrupt:
+ * no other one waits, and no I/O APIC has to be told. From then on any arrival draws the attention
+ * of the vCPU, whose thread has to call lapic_settle_eoi() before it does anything else with this
+ * local APIC, with what the guest's word said.
+ */
+bool lapic_offer_eoi(struct lapic *l);
+void lapic_settle_eoi(struct lapic *l, bool ended);
+
+/* Where the guest's word is; valid while pv_eoi enables it. */
+gpa_t lapic_eoi_word(const struct lapic *l);
 
 /* Without the lock: false means that there is nothing to accept. */
 static inline bool lapic_attention(const struct lapic *l)

@@ -64,8 +64,11 @@ void lapic_local_interrupt(struct lapic *l, enum lapic_lvt i);
 /* Latch an error and raise the error interrupt. */
 void lapic_error(struct lapic *l, u32 esr_bit);
 
-/* The EOI register was written. */
+/* The interrupt highest in service has ended. */
 void lapic_complete(struct lapic *l);
+
+/* MSR_KVM_PV_EOI_EN was written; false: #GP. */
+bool lapic_set_pv_eoi(struct lapic *l, u64 value);
 
 /* The interrupt command register was written; @icr in the x2APIC layout. */
 void lapic_send_ipi(struct lapic *l, u64 icr);

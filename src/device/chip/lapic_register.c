@@ -132,7 +132,10 @@ static bool write_common(struct lapic *l, u32 reg, u32 value)
 {
 	switch (reg) {
 	case REG_TPR: write_tpr(l, value); return true;
-	case REG_EOI: lapic_complete(l); return true;
+	case REG_EOI:
+		l->eoi_writes++;
+		lapic_complete(l);
+		return true;
 	case REG_SVR: write_svr(l, value); return true;
 	case REG_ESR: write_esr(l); return true;
 	case REG_TIMER_INITIAL: lapic_timer_set_initial(l, value); return true;
@@ -263,6 +266,10 @@ bool lapic_msr_read(struct lapic *l, u32 index, u64 *value)
 		*value = l->tsc_deadline;
 		return true;
 	}
+	if (index == MSR_KVM_PV_EOI_EN) {
+		*value = l->pv_eoi;
+		return true;
+	}
 	if (index < MSR_X2APIC_FIRST || index > MSR_X2APIC_LAST || !lapic_is_x2apic(l))
 		return false;
 	if (!read_register(l, index - MSR_X2APIC_FIRST, &low))
@@ -281,6 +288,8 @@ bool lapic_msr_write(struct lapic *l, u32 index, u64 value)
 	}
 	if (index == MSR_APIC_BASE)
 		return write_base(l, value);
+	if (index == MSR_KVM_PV_EOI_EN)
+		return lapic_set_pv_eoi(l, value);
 	if (index < MSR_X2APIC_FIRST || index > MSR_X2APIC_LAST || !lapic_is_x2apic(l))
 		return false;
 	return write_x2apic(l, index - MSR_X2APIC_FIRST, value);
