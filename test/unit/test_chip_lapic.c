@@ -557,6 +557,136 @@ static void moving_the_deadline_needs_no_new_timer(void **state)
 	machine_free(m);
 }
 
+/* ---- the end of an interrupt in memory: Linux, Documentation/virt/kvm/x86/msr.rst ---- */
+
+static struct lapic *bsp_with_eoi_word(struct machine *m)
+{
+	struct lapic *l = enabled_bsp(m);
+
+	assert_true(lapic_msr_write(l, MSR_KVM_PV_EOI_EN, 0x5001));
+	assert_int_equal(msr(l, MSR_KVM_PV_EOI_EN), 0x5001);
+	assert_int_equal(lapic_eoi_word(l), 0x5000);
+	return l;
+}
+
+static void take(struct machine *m, u8 vector, u32 mode)
+{
+	lapic_deliver_msi(&m->set, 0xfee00000, vector | mode);
+	assert_int_equal(lapic_accept(&m->set.cpu[0]), vector);
+}
+
+static void pv_eoi_is_offered_when_nothing_hangs_on_it(void **state)
+{
+	struct machine *m = machine_new();
+	struct lapic *l = bsp_with_eoi_word(m);
+
+	(void)state;
+	assert_false(lapic_offer_eoi(l)); /* nothing in service */
+	take(m, 0x40, 0);
+	assert_true(lapic_offer_eoi(l));
+	lapic_settle_eoi(l, true);
+	assert_int_equal(mmio_read(l, 0x100 + 0x20), 0);
+	assert_int_equal(l->eoi_quiet, 1);
+	take(m, 0x41, BIT(15) | BIT(14)); /* level: the I/O APIC waits for it */
+	assert_false(lapic_offer_eoi(l));
+	mmio_write(l, 0xb0, 0);
+	assert_int_equal(m->eois, 1);
+	assert_int_equal(l->eoi_writes, 1);
+	take(m, 0x42, 0);
+	lapic_deliver_msi(&m->set, 0xfee00000, 0x43); /* waits for 0x42 to end */
+	assert_false(lapic_offer_eoi(l));
+	assert_false(lapic_attention(l));
+	machine_free(m);
+}
+
+static void pv_eoi_draws_attention_to_what_arrives(void **state)
+{
+	struct machine *m = machine_new();
+	struct lapic *l = bsp_with_eoi_word(m);
+
+	(void)state;
+	take(m, 0x80, 0);
+	assert_true(lapic_offer_eoi(l));
+	assert_false(lapic_attention(l));
+	m->notified[0] = 0;
+	lapic_deliver_msi(&m->set, 0xfee00000, 0x40); /* of lower priority than what has ended */
+	assert_true(lapic_attention(l));
+	assert_int_equal(m->notified[0], 1);
+	lapic_settle_eoi(l, true);
+	assert_int_equal(lapic_accept(l), 0x40);
+	assert_true(lapic_offer_eoi(l));
+	lapic_deliver_msi(&m->set, 0xfee00000, 0x30);
+	lapic_settle_eoi(l, false); /* has not ended: as if never offered */
+	assert_false(lapic_attention(l));
+	assert_int_equal(lapic_accept(l), LAPIC_VECTOR_NONE);
+	mmio_write(l, 0xb0, 0);
+	assert_int_equal(lapic_accept(l), 0x30);
+	machine_free(m);
+}
+
+static void pv_eoi_ends_the_innermost(void **state)
+{
+	struct machine *m = machine_new();
+	struct lapic *l = bsp_with_eoi_word(m);
+
+	(void)state;
+	take(m, 0x40, 0);
+	assert_true(lapic_offer_eoi(l));
+	lapic_deliver_msi(&m->set, 0xfee00000, 0x80);
+	lapic_settle_eoi(l, false);
+	assert_int_equal(lapic_accept(l), 0x80);
+	assert_true(lapic_offer_eoi(l));
+	lapic_settle_eoi(l, true);
+	assert_int_equal(mmio_read(l, 0x140), 0);
+	assert_int_equal(mmio_read(l, 0x120), 1);
+	machine_free(m);
+}
+
+static void pv_eoi_register_and_reset(void **state)
+{
+	struct machine *m = machine_new();
+	struct lapic *l = bsp_with_eoi_word(m);
+
+	(void)state;
+	assert_false(lapic_msr_write(l, MSR_KVM_PV_EOI_EN, 0x5003));
+	assert_false(lapic_msr_write(l, MSR_KVM_PV_EOI_EN, 0x5002));
+	assert_int_equal(msr(l, MSR_KVM_PV_EOI_EN), 0x5001);
+	assert_true(lapic_msr_write(l, MSR_KVM_PV_EOI_EN, 0x5000));
+	take(m, 0x40, 0);
+	assert_false(lapic_offer_eoi(l));
+	assert_true(lapic_msr_write(l, MSR_KVM_PV_EOI_EN, 0x5001));
+	assert_true(lapic_offer_eoi(l));
+	lapic_set_reset(&m->set);
+	assert_false(l->pv_eoi_offered);
+	assert_int_equal(msr(l, MSR_KVM_PV_EOI_EN), 0);
+	machine_free(m);
+}
+
+/* A machine that stands still has settled; the one that goes on offers anew. */
+static void pv_eoi_moves_with_the_state(void **state)
+{
+	struct machine *m = machine_new(), *n = machine_new();
+	struct lapic *l = bsp_with_eoi_word(m);
+	struct device_buf form = {0};
+	u64 used;
+
+	(void)state;
+	take(m, 0x40, 0);
+	assert_true(lapic_offer_eoi(l));
+	lapic_settle_eoi(l, false);
+	assert_int_equal(device_save(&lapic_device_ops, l, &form), 0);
+	l = &n->set.cpu[0];
+	assert_int_equal(device_load(&lapic_device_ops, l, form.data, form.len, &used, NULL), 0);
+	assert_int_equal(lapic_eoi_word(l), 0x5000);
+	assert_false(l->pv_eoi_offered);
+	assert_true(lapic_offer_eoi(l));
+	lapic_settle_eoi(l, true);
+	assert_int_equal(mmio_read(l, 0x120), 0);
+	device_buf_free(&form);
+	machine_free(m);
+	machine_free(n);
+}
+
 static void a_waking_vcpu_can_poll_its_timer(void **state)
 {
 	struct machine *m = machine_new();
@@ -669,6 +799,11 @@ int main(void)
 		cmocka_unit_test(timer_masked_or_stopped),
 		cmocka_unit_test(tsc_deadline_11_5_4_1),
 		cmocka_unit_test(moving_the_deadline_needs_no_new_timer),
+		cmocka_unit_test(pv_eoi_is_offered_when_nothing_hangs_on_it),
+		cmocka_unit_test(pv_eoi_draws_attention_to_what_arrives),
+		cmocka_unit_test(pv_eoi_ends_the_innermost),
+		cmocka_unit_test(pv_eoi_register_and_reset),
+		cmocka_unit_test(pv_eoi_moves_with_the_state),
 		cmocka_unit_test(a_waking_vcpu_can_poll_its_timer),
 		cmocka_unit_test(fast_timers_do_not_storm),
 		cmocka_unit_test(random_accesses_and_snapshots),

@@ -225,6 +225,7 @@ static void hypervisor_leaves_can_be_hidden(void **state)
 	query(&m, 0x40000010, 0, out);
 	assert_int_equal(out[EAX], 2500000);
 	assert_true(cpuid_has(&m, 1, 0, ECX, 31));
+	assert_true(cpuid_has(&m, 0x40000001, 0, EAX, 6)); /* the end of interrupts in memory */
 	assert_int_equal(cpuid_model_build(&m, &req, &src, NULL), 0);
 	assert_false(cpuid_has(&m, 1, 0, ECX, 31));
 	query(&m, 0x40000000, 0, out);
