@@ -343,14 +343,25 @@ struct litmus {
 
 static struct litmus litmus;
 static u32 outcomes, runs;
+static u32 rounds_together; /* that the first one began while the others ran, too */
+
+enum { SPINS = 200 };
 
 static void line_up(u32 me, u32 round)
 {
+	u32 longest = 0;
+
 	progress[me][0] = round;
-	for (u32 other = 0; other < litmus.threads; other++)
-		for (u32 spins = 0; progress[other][0] < round;)
-			if (++spins > 200) /* it may have lost its processor */
+	for (u32 other = 0; other < litmus.threads; other++) {
+		u32 spins = 0;
+
+		while (progress[other][0] < round)
+			if (++spins > SPINS) /* it may have lost its processor */
 				pause();
+		longest = spins > longest ? spins : longest;
+	}
+	if (me == 0 && longest && longest <= SPINS)
+		rounds_together++;
 }
 
 static void litmus_thread(void *argument)
@@ -386,7 +397,7 @@ static void litmus_thread(void *argument)
 static u32 run_litmus(const struct litmus *l, u32 tenths)
 {
 	litmus = *l;
-	outcomes = runs = 0;
+	outcomes = runs = rounds_together = 0;
 	litmus_end = rdtsc() + tenths * SPIN_TICKS / 10;
 	smp_together(litmus.threads, litmus_thread, NULL);
 	return outcomes;
@@ -475,20 +486,31 @@ static void sb_xchg_step(u32 thread, struct cell *c)
 	c->reg[thread][0] = loaded;
 }
 
+/*
+ * The outcome must be seen, but only processors that run side by side can show it, and the host may
+ * have none to spare. How often two of them arrived at a cell together tells: 1 in 5 such rounds
+ * shows the outcome on a Sapphire Rapids, and there are next to none when they take turns on one
+ * host processor.
+ */
 static void store_buffering(void)
 {
+	enum { ENOUGH = 1000 };
 	struct litmus l = {2, sb_step, sb_relaxed};
-	u32 seen = 0;
+	u32 seen = 0, together = 0;
 
 	if (processors() < 2) {
 		skip("needs more processors");
 		return;
 	}
-	for (u32 k = 0; k < 40 && !seen; k++) {
+	for (u32 k = 0; k < 40 && !seen && together < ENOUGH; k++) {
 		l.loose = k & 1;
 		seen = run_litmus(&l, 3);
+		together += l.loose ? 0 : rounds_together;
 	}
-	expect(seen);
+	if (!seen && together < ENOUGH)
+		skip("the host has no two processors free at once");
+	else
+		check(seen, "not seen in %u rounds side by side", together);
 }
 
 static void store_buffering_fenced(void)
