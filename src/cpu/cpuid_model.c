@@ -297,8 +297,8 @@ static void add_structured_features(struct build *b)
 /*
  * The KVM interface (Linux, Documentation/virt/kvm/x86/cpuid.rst) as far as it is implemented: no
  * I/O delays, the clock if the TSC can carry it, the end of interrupts without a register access
- * (device/chip/lapic.h), and what machine/paravirt.h does on engines that make hypercalls. Leaf 0x40000010
- * gives TSC and APIC timer frequency in kHz.
+ * (device/chip/lapic.h), and what machine/paravirt.h does on engines that make hypercalls. Leaf
+ * 0x40000010 gives TSC and APIC timer frequency in kHz.
  */
 static void add_hypervisor(struct build *b, const struct cpuid_request *req)
 {
@@ -308,7 +308,8 @@ static void add_hypervisor(struct build *b, const struct cpuid_request *req)
 	const u32 pv_eoi = BITS1(6);
 	const bool has_clock = cpuid_has(b->m, 0x80000007, 0, REG_EDX, 8);
 	const u32 name[4] = {0x40000010, 0x4b4d564b, 0x564b4d56, 0x4d}; /* KVMKVMKVM */
-	const u32 kvm[4] = {nop_io_delay | pv_eoi | several | (has_clock ? clocksource2 | stable : 0)};
+	const u32 clock = has_clock ? clocksource2 | stable : 0;
+	const u32 kvm[4] = {nop_io_delay | pv_eoi | several | clock};
 	const u32 timing[4] = {(u32)(b->m->tsc_hz / 1000), LAPIC_BUS_KHZ};
 
 	add(b, 0x40000000, -1, name);

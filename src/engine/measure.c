@@ -12,7 +12,7 @@
 #include <string.h>
 
 enum {
-	RAM_SIZE = 256 << 10, /* less than a huge page, which would take longer to clear than the rest */
+	RAM_SIZE = 256 << 10, /* less than a huge page, which takes long to clear */
 	CODE_AT = 0x10000,
 	STACK_AT = 0x20000,
 	TABLES_AT = 0x4000,

@@ -122,7 +122,8 @@ static void unknown_registers_fault(void **state)
 
 static void machine_registers_are_handed_on(void **state)
 {
-	static const u32 machine[] = {MSR_APIC_BASE, MSR_TSC_DEADLINE, MSR_KVM_PV_EOI_EN, 0x800, 0x80b, 0x8ff};
+	static const u32 machine[] = {
+		MSR_APIC_BASE, MSR_TSC_DEADLINE, MSR_KVM_PV_EOI_EN, 0x800, 0x80b, 0x8ff};
 	struct fixture *f = *state;
 	u64 value;
 

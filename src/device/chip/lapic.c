@@ -9,7 +9,8 @@
  *
  * The attention flag repeats lapic_highest_pending() != LAPIC_VECTOR_NONE for readers without the
  * lock, and is set as well when an interrupt waits that may only seem blocked: the one in service
- * can have ended in the guest's memory (lapic_offer_eoi()). It is stored with release before notify(), so a vCPU that was notified sees it.
+ * can have ended in the guest's memory (lapic_offer_eoi()). It is stored with release before
+ * notify(), so a vCPU that was notified sees it.
  *
  * Hooks may re-enter: an EOI reaches the I/O APIC, which may send the next message at once. State
  * is therefore consistent before every hook.
@@ -128,8 +129,8 @@ bool lapic_offer_eoi(struct lapic *l)
 {
 	int v = vector_highest(l->isr);
 
-	l->pv_eoi_offered = l->pv_eoi & PV_EOI_ENABLED && v >= 0 &&
-			    !vector_test(l->tmr, (u32)v) && vector_highest(l->irr) < 0;
+	l->pv_eoi_offered = l->pv_eoi & PV_EOI_ENABLED && v >= 0 && !vector_test(l->tmr, (u32)v) &&
+			    vector_highest(l->irr) < 0;
 	return l->pv_eoi_offered;
 }
 

@@ -62,11 +62,12 @@ struct lapic {
 	bool pv_eoi_offered; /* the guest may have ended the interrupt in service; never saved */
 	u64 eoi_writes, eoi_quiet; /* interrupts ended by the register, and through memory */
 	u32 ppr;
-	u32 attention; /* atomic: lapic_highest_pending() may be other than -1, or is once the
-			  * offered end of an interrupt is settled */
-	u64 timer_ns;  /* host_clock_ns() of the next expiry; 0: none */
-	u64 armed_ns;  /* deadline the loop's timer is armed for, never later than timer_ns; 0: not
-			  armed */
+	/* Atomic: lapic_highest_pending() may be other than -1, or will be when the offered end of
+	 * an interrupt is settled. */
+	u32 attention;
+	u64 timer_ns; /* host_clock_ns() of the next expiry; 0: none */
+	u64 armed_ns; /* deadline the loop's timer is armed for, never later than timer_ns; 0: not
+			 armed */
 	struct loop_timer timer;
 	struct lapic_set *set;
 };

@@ -306,7 +306,8 @@ static int enter(struct kvm_vcpu *v)
 
 	v->run->request_interrupt_window = v->window;
 	kvm_count(v->vm, KVM_COUNT_ENTRIES);
-	/* Before the kernel looks at immediate_exit: it or kvm_vcpu_kick() sees what the other did. */
+	/* Before the kernel looks at immediate_exit: one of it and kvm_vcpu_kick() sees what the
+	 * other did. */
 	atomic_exchange(&v->inside, true);
 	r = kvm_ioctl_value(v->fd, KVM_RUN, 0);
 	atomic_store(&v->inside, false);
