@@ -953,15 +953,6 @@ static void soft_request_irq_window(struct engine_vcpu *vcpu)
 	cpu_of(vcpu)->irq_window = 1;
 }
 
-/* It is all zeros, and whole pages of it read so again. */
-static void soft_trim_thread(void)
-{
-	const u64 start = (u64)&soft_tls_cpu, end = start + sizeof(soft_tls_cpu);
-	const u64 first = (start + PAGE_SIZE - 1) & PAGE_MASK, last = end & PAGE_MASK;
-
-	madvise((void *)first, last - first, MADV_DONTNEED);
-}
-
 const struct engine_ops soft_engine = {
 	.name = "soft",
 	.sandbox = &reload_sandbox,

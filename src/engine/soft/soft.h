@@ -631,6 +631,9 @@ const struct engine_chips *soft_chips(struct engine_vm *vm);
 int soft_state_get(struct engine_vcpu *vcpu, u32 parts, struct cpu_state *s);
 int soft_state_set(struct engine_vcpu *vcpu, u32 parts, const struct cpu_state *s);
 
+/* engine_ops.trim_thread */
+void soft_trim_thread(void);
+
 /* ---- interp.c ---- */
 
 /*

@@ -8,6 +8,7 @@
 
 #include <errno.h>
 #include <string.h>
+#include <sys/mman.h>
 
 static struct soft_cpu *cpu_of(struct engine_vcpu *vcpu)
 {
@@ -178,4 +179,13 @@ int soft_state_set(struct engine_vcpu *vcpu, u32 parts, const struct cpu_state *
 		soft_update_mode(c);
 	}
 	return 0;
+}
+
+/* A vCPU that was never created is all zeros, and whole pages of it read so again. */
+void soft_trim_thread(void)
+{
+	const u64 start = (u64)&soft_tls_cpu, end = start + sizeof(soft_tls_cpu);
+	const u64 first = (start + PAGE_SIZE - 1) & PAGE_MASK, last = end & PAGE_MASK;
+
+	madvise((void *)first, last - first, MADV_DONTNEED);
 }
