@@ -2,8 +2,8 @@
 
 The guest is bench/start.S. When its byte arrives, the monitor is asked of the kernel: the time that all its
 threads have run, from exec() on, and its resident memory besides the guest's RAM. RAM is what core dumps leave
-out; translated code (a file in memory of that name) is left out, too. Pages of the program and of its
-libraries count whole, though others may use them as well.
+out; translated code (a file in memory that is mapped for execution and a second time for writing) is left out,
+too. Pages of the program and of its libraries count whole, though others may use them as well.
 """
 
 import glob
@@ -12,7 +12,6 @@ import re
 
 import guest
 
-CODE = "memfd:doppel-code"
 FLAG_NOT_DUMPED = "dd"
 
 
@@ -38,11 +37,16 @@ def mappings(pid):
                 yield head, resident, line.split()[1:]
 
 
+def file_of(head):
+    """Device and inode in the first line of a mapping."""
+    return head.split()[3:5]
+
+
 def monitor_memory_mib(pid):
-    return sum(resident for head, resident, flags in mappings(pid)
-               if FLAG_NOT_DUMPED not in flags and CODE not in head) / 1024
-
-
+    found = list(mappings(pid))
+    code = [file_of(head) for head, _, _ in found if "-xs " in head]
+    return sum(resident for head, resident, flags in found
+               if FLAG_NOT_DUMPED not in flags and file_of(head) not in code) / 1024
 
 
 def run_once(results, engine, image):
