@@ -115,7 +115,7 @@ static int huge_file(void)
 
 int host_memory_file(void)
 {
-	int fd = shmem_is_huge() ? -1 : huge_file();
+	int fd = shmem_is_huge() || !MAY_CLONE ? -1 : huge_file();
 
 	if (fd < 0)
 		fd = memfd_create("guest-memory", MFD_CLOEXEC);
