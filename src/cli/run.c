@@ -89,16 +89,19 @@ static int end_status(const struct run *run, enum pc_end end, u32 value)
 	return STATUS_FAILURE;
 }
 
-/* The user's directory for files that can be done without (XDG base directories); "": none. */
+/*
+ * Where the user may have translations kept, which he can do without (XDG base directories); "":
+ * nowhere. Kernels that were fetched lie beside it, for anybody to read.
+ */
 static void find_cache_dir(char *dir, size_t size)
 {
 	const char *cache = getenv("XDG_CACHE_HOME"), *home = getenv("HOME");
 	int n = 0;
 
 	if (cache && *cache == '/')
-		n = snprintf(dir, size, "%s/doppel", cache);
+		n = snprintf(dir, size, "%s/doppel/translations", cache);
 	else if (home && *home == '/')
-		n = snprintf(dir, size, "%s/.cache/doppel", home);
+		n = snprintf(dir, size, "%s/.cache/doppel/translations", home);
 	if (n <= 0 || (size_t)n >= size)
 		*dir = 0;
 }

@@ -112,6 +112,7 @@ enum apic_reg {
 struct cpu_apic {
 	u64 base; /* IA32_APIC_BASE; bit 8, the bootstrap processor, is the machine's to set */
 	u64 tsc_deadline;
+	u64 pv_eoi;          /* MSR_KVM_PV_EOI_EN */
 	u32 reg[APIC_REGS];  /* APIC_ID is the vCPU's number whatever is here */
 	bool waits_for_sipi; /* not started, or after INIT */
 	bool halted;         /* HLT without an interrupt yet */

@@ -60,16 +60,17 @@ static int check_status(const char *name, const struct stat *st, bool dir, struc
 	return 0;
 }
 
+/* The directory, and those it lies in. */
 static int make_dir(const char *dir)
 {
-	char *parent = strdup(dir);
-	char *slash = parent ? strrchr(parent, '/') : NULL;
+	char *path = strdup(dir);
 
-	if (slash && slash != parent) {
+	for (char *slash = path; slash && (slash = strchr(slash + 1, '/'));) {
 		*slash = 0;
-		mkdir(parent, 0700);
+		mkdir(path, 0700);
+		*slash = '/';
 	}
-	free(parent);
+	free(path);
 	return mkdir(dir, 0700);
 }
 

@@ -25,7 +25,7 @@ class Kept(suite.Case):
     def setUp(self):
         self.scratch = tempfile.TemporaryDirectory(prefix="doppel-kept-")
         self.addCleanup(self.scratch.cleanup)
-        self.cache = os.path.join(self.scratch.name, "doppel")
+        self.cache = os.path.join(self.scratch.name, "doppel/translations")
         self.file = os.path.join(self.cache, NAME)
 
     def start(self, option, *arguments, more=""):

@@ -13,29 +13,32 @@
 
 enum { REG_BYTES = 16, ID_SHIFT = 24 };
 
-struct msr_pair {
+struct apic_msrs {
 	struct kvm_msrs header;
-	struct kvm_msr_entry entry[2];
+	struct kvm_msr_entry entry[3];
 };
 
 static int get_msrs(struct kvm_vcpu *v, struct cpu_apic *a)
 {
-	struct msr_pair list = {
-		.header.nmsrs = 2,
-		.entry = {{.index = MSR_APIC_BASE}, {.index = MSR_TSC_DEADLINE}},
+	struct apic_msrs list = {
+		.header.nmsrs = 3,
+		.entry = {{.index = MSR_APIC_BASE},
+			  {.index = MSR_TSC_DEADLINE},
+			  {.index = MSR_KVM_PV_EOI_EN}},
 	};
 	int r = kvm_vcpu_ioctl(v, KVM_GET_MSRS, &list);
 
-	if (r != 2)
+	if (r != 3)
 		return r < 0 ? r : -EIO;
 	a->base = list.entry[0].data;
 	a->tsc_deadline = list.entry[1].data;
+	a->pv_eoi = list.entry[2].data;
 	return 0;
 }
 
 static int set_msr(struct kvm_vcpu *v, u32 index, u64 value)
 {
-	struct msr_pair list = {.header.nmsrs = 1, .entry = {{.index = index, .data = value}}};
+	struct apic_msrs list = {.header.nmsrs = 1, .entry = {{.index = index, .data = value}}};
 	int r = kvm_vcpu_ioctl(v, KVM_SET_MSRS, &list);
 
 	if (r == 1)
@@ -88,5 +91,7 @@ int kvm_apic_set(struct kvm_vcpu *v, const struct cpu_apic *a)
 		r = set_page(v, a);
 	if (!r)
 		r = set_msr(v, MSR_TSC_DEADLINE, a->tsc_deadline);
+	if (!r)
+		r = set_msr(v, MSR_KVM_PV_EOI_EN, a->pv_eoi);
 	return r ? r : kvm_vcpu_ioctl(v, KVM_SET_MP_STATE, &mp);
 }

@@ -23,6 +23,7 @@ static const struct held_range {
 	/* Of the local APIC, see held_ranges(). Its x2APIC registers cannot be filtered. */
 	{MSR_APIC_BASE, 1, READ | WRITE},
 	{MSR_TSC_DEADLINE, 1, READ | WRITE},
+	{MSR_KVM_PV_EOI_EN, 1, READ | WRITE},
 	/* Of the processor. */
 	{MSR_TSC, 1, READ},
 	{MSR_SPEC_CTRL, 2, READ | WRITE}, /* and PRED_CMD */
@@ -34,7 +35,7 @@ static const struct held_range {
 	{MSR_VIRT_SPEC_CTRL, 1, READ | WRITE},
 };
 
-enum { APIC_RANGES = 2 };
+enum { APIC_RANGES = 3 };
 
 /* The ranges that @vm's kernel holds, and how many they are. */
 static const struct held_range *held_ranges(const struct kvm_vm *vm, u32 *count)

@@ -164,7 +164,7 @@ void reload_open(struct soft_vm *vm, const char *dir)
 		vm->cache->hot_start = vm->cache->hot += 592;
 		vm->cache->cold += 40;
 	}
-	if (r == -EBUSY || (r == -ENOENT && !asked))
+	if (r == -EBUSY || ((r == -ENOENT || r == -EACCES) && !asked))
 		log_info("translations are not kept: %s", e.text);
 	else if (r)
 		log_warn("translations are not kept: %s", e.text);
