@@ -77,7 +77,7 @@ class Kept(suite.Case):
         stats, said = self.boot("")
         self.assertEqual(said, [])
         self.assertFalse(os.path.exists(self.cache))
-        os.mkdir(self.cache, 0o700)
+        os.makedirs(self.cache, 0o700)
         self.boot("")
         stats, said = self.boot("")
         self.assertEqual(said, [])
@@ -164,6 +164,7 @@ class Kept(suite.Case):
 
     def test_no_directory(self):
         """a directory that cannot be had costs one warning"""
+        os.makedirs(os.path.dirname(self.cache), exist_ok=True)
         with open(self.cache, "w", encoding="ascii"):
             pass
         self.expect_one_warning("Not a directory")
