@@ -113,7 +113,7 @@ void paravirt_settle_eoi(struct vcpu *v)
 {
 	bool waits = true;
 
-	if (!v->lapic->pv_eoi_offered)
+	if (!v->lapic || !v->lapic->pv_eoi_offered) /* NULL: the engine has it */
 		return;
 	change_eoi_bit(v, false, &waits);
 	lapic_settle_eoi(v->lapic, !waits);

@@ -112,9 +112,11 @@ u32 stats_rows(struct stats *s, struct stat *row, u32 max)
 	for (u32 i = 0; i < VCPU_EXIT_TYPES; i++)
 		add(&r, "exits", vcpu_exit_name(i), vcpus_exits(s->vcpus, i));
 	for (u32 i = 0; i < s->vcpus->count; i++) {
+		const struct lapic *lapic = s->vcpus->cpu[i].lapic;
+
 		sleeps += s->vcpus->cpu[i].halt_sleeps;
-		eoi_writes += s->vcpus->cpu[i].lapic->eoi_writes;
-		eoi_quiet += s->vcpus->cpu[i].lapic->eoi_quiet;
+		eoi_writes += lapic ? lapic->eoi_writes : 0;
+		eoi_quiet += lapic ? lapic->eoi_quiet : 0;
 	}
 	add(&r, "vcpus", "count", s->vcpus->count);
 	add(&r, "vcpus", "halt_sleeps", sleeps);
