@@ -48,8 +48,10 @@ trial() {
 	case $name in $only) ;; *) return ;; esac
 	echo "@@ begin $name"
 	timeout -s KILL "$limit" "$@" </dev/null
-	echo "@@ end $name $?"
+	status=$?
+	echo "@@ end $name $status"
 }
+status=0
 doppel="/test/doppel run --net none --no-reboot --engine kvm"
 limit=120
 trial check /test/doppel check
@@ -70,11 +72,18 @@ trial debian $doppel -m 256M --kernel vmlinuz --initrd initramfs \\
 	--append 'console=ttyS0 doppel.cmd="cat /proc/cpuinfo; seq 1 20000 | sort -rn | md5sum; dmesg -r | grep ^.[0-4]"'
 trial processors $doppel -m 256M -c 2 --doorbells loop --stats --kernel vmlinuz --initrd initramfs \\
 	--append 'console=ttyS0 quiet doppel.cmd="grep -c ^processor /proc/cpuinfo; dd if=/dev/hwrng bs=64 count=200 2>/dev/null | wc -c"'
-dd if=/dev/zero of=disk bs=64k count=1 2>/dev/null
-trial debian:kernel /test/doppel run --net none --engine kvm,chips=kernel -m 256M -c 2 --doorbells loop --stats \\
+# QEMU's VMRUN drops the shadow of STI: a kernel that halts in it can miss its wake-up, and then the kernel's own
+# APIC has nobody to look again. Such a trial is made anew.
+limit=75
+for again in 1 2 3; do
+	dd if=/dev/zero of=disk bs=64k count=1 2>/dev/null
+	trial debian:kernel /test/doppel run --net none --engine kvm,chips=kernel -m 256M -c 2 --doorbells loop --stats \\
 	--kernel vmlinuz --initrd initramfs --disk path=/test/disk \\
 	--append 'console=ttyS0 quiet doppel.cmd="if grep -q rebooted /dev/vda; then echo second life; else
 $first_life; echo rebooted >/dev/vda; sync; reboot -f; fi"'
+	[ $status = 137 ] || break
+done
+limit=150
 trial moving1 /test/moving kvm,soft 1
 trial moving2 /test/moving soft,kvm 2
 echo "@@ all done"
