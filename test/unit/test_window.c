@@ -6,6 +6,7 @@
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include <cmocka.h>
 
@@ -231,6 +232,36 @@ static void twin_takes_the_window_away(void **state)
 	assert_int_equal(count(m, COUNT_WINDOW_DROPS), 1);
 }
 
+/* May we read there? The host says so without a signal. */
+static bool is_readable(const u8 *at)
+{
+	int end[2];
+	bool ok;
+
+	assert_int_equal(pipe(end), 0);
+	ok = write(end[1], at, 1) == 1;
+	close(end[0]);
+	close(end[1]);
+	return ok;
+}
+
+/* Whatever becomes of its pages afterwards, as long as somebody may run in it. */
+static void lost_window_stays_closed(void **state)
+{
+	const u64 entry = AT_PDPT2 | ALL;
+	struct soft_machine *m = *state;
+	const u8 *at;
+
+	prepare_twin(m);
+	run_user(m, CODE_OF(stores));
+	at = m->c->window[0]->base + AT_DATA;
+	assert_true(is_readable(at));
+	assert_int_equal(mem_write(&m->physmap, AT_PML4 + ROOT_GROUPS * 8ul, &entry, 8), 0);
+	assert_false(is_readable(at));
+	assert_int_equal(soft_engine.dirty_log(m->vm, true), 0);
+	assert_false(is_readable(at));
+}
+
 static void twin_made_by_the_program_itself(void **state)
 {
 	struct soft_machine *m = *state;
@@ -286,6 +317,7 @@ int main(void)
 		cmocka_unit_test_setup_teardown(addresses_outside_the_lower_half_fault, setup,
 						teardown),
 		cmocka_unit_test_setup_teardown(twin_takes_the_window_away, setup, teardown),
+		cmocka_unit_test_setup_teardown(lost_window_stays_closed, setup, teardown),
 		cmocka_unit_test_setup_teardown(twin_made_by_the_program_itself, setup, teardown),
 		cmocka_unit_test_setup_teardown(twins_get_no_window, setup, teardown),
 		cmocka_unit_test_setup_teardown(dirty_log_sees_stores, setup, teardown),

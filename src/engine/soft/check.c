@@ -41,11 +41,6 @@ struct ea stack_ea(const struct translation *t, s64 disp)
 			   .disp = disp};
 }
 
-static bool has_segment_base(const struct ea *ea)
-{
-	return ea->seg == SEG_FS || ea->seg == SEG_GS;
-}
-
 bool ea_is_supported(const struct translation *t, const struct ea *ea)
 {
 	if (ea->bits == 16 || (ea->rip_relative && ea->bits != 64))

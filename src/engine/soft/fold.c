@@ -34,11 +34,6 @@ static bool is_near(s64 disp)
 	return disp > -WINDOW_DISP && disp < WINDOW_DISP;
 }
 
-static bool has_segment_base(const struct ea *ea)
-{
-	return ea->seg == SEG_FS || ea->seg == SEG_GS;
-}
-
 /* Add the base of FS or GS to the address in @dst. */
 static void emit_add_segment(struct translation *t, const struct ea *ea, u8 dst)
 {

@@ -313,7 +313,7 @@ struct soft_cpu {
 	u64 window_mask; /* WINDOW_FOLD */
 	struct soft_ctx *ctx;
 	u64 fault_pc; /* LEAVE_HOST_FAULT: host instruction, trap number, error code */
-	u64 fault_trap, fault_error, fault_address;
+	u64 fault_trap, fault_error;
 	_Atomic u8 activity; /* enum soft_activity; read by other threads */
 
 	/* Architectural state without arithmetic flags. */

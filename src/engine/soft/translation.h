@@ -91,6 +91,11 @@ struct ea {
 	s64 disp;
 };
 
+static inline bool has_segment_base(const struct ea *ea)
+{
+	return ea->seg == SEG_FS || ea->seg == SEG_GS;
+}
+
 static inline bool uses(const struct translation *t, enum soft_mechanism m)
 {
 	return soft_uses(&t->c->vm->options, m);

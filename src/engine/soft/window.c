@@ -129,9 +129,21 @@ static u64 page_size(const struct window_page *p)
 	return 1ul << p->shift;
 }
 
+/*
+ * Nothing is to be accessed in the window any more. The host splits no mapping for that, so that
+ * it has no reason to refuse, as it has for a single page where it counts too many mappings.
+ */
+static void close_window(struct soft_window *w)
+{
+	if (!host_protect(w->base, WINDOW_SIZE, PROT_NONE))
+		__builtin_trap();
+	w->is_void = true;
+}
+
 static void page_protect(struct soft_cpu *c, struct soft_window *w, struct window_page *p, u8 prot)
 {
-	host_protect(address_in(w, p->gva), page_size(p), prot);
+	if (!host_protect(address_in(w, p->gva), page_size(p), prot))
+		close_window(w);
 	p->prot = prot;
 	c->counters[COUNT_WINDOW_UNMAPS]++;
 }
@@ -200,7 +212,7 @@ static bool map(struct soft_cpu *c, struct soft_window *w, struct mapping m)
 	u16 *place;
 	u8 prot;
 
-	if (!r)
+	if (!r || w->is_void)
 		return false;
 	if (!widen(c->vm, r, &m) && any_is_watched(c->vm, page_index(r, m.host), 1))
 		m.writable = false;
@@ -225,8 +237,7 @@ static bool map(struct soft_cpu *c, struct soft_window *w, struct mapping m)
 		    ? !host_protect(address_in(w, m.gva), 1ul << m.shift, prot)
 		    : !host_map(address_in(w, m.gva), 1ul << m.shift, prot, c->vm->physmap->fd,
 				r->gpa + (m.host - (u64)r->hva))) {
-		p->prot = 0;
-		w->is_full = true;
+		close_window(w); /* who knows what is there now */
 		return false;
 	}
 	p->gva = m.gva;
@@ -240,7 +251,8 @@ static void empty(struct soft_cpu *c, struct soft_window *w)
 {
 	if (!w->pages)
 		return;
-	host_unmap(w->base, WINDOW_SIZE);
+	if (!host_unmap(w->base, WINDOW_SIZE) && !host_protect(w->base, WINDOW_SIZE, PROT_NONE))
+		__builtin_trap();
 	c->counters[COUNT_WINDOW_UNMAPS] += w->pages;
 	w->pages = 0;
 	soft_fill64((u64 *)(void *)w->hash, 0, sizeof(w->hash) / (sizeof(u64)));
@@ -342,10 +354,8 @@ void windows_root_stored(struct soft_vm *vm, u64 page)
 
 			if (!w || w->root != root)
 				continue;
-			if (collides || ++w->root_stores > ROOT_STORES) {
-				host_protect(w->base, WINDOW_SIZE, PROT_NONE);
-				w->is_void = true;
-			}
+			if (collides || ++w->root_stores > ROOT_STORES)
+				close_window(w);
 		}
 	pthread_mutex_unlock(&vm->lock);
 }
@@ -623,7 +633,7 @@ static void revalidate(struct soft_cpu *c, struct soft_window *w)
 	soft_fpu_park(c);
 	w->stale = false;
 	pthread_mutex_lock(&c->vm->lock);
-	for (u32 n = 0; n < w->pages; n++) {
+	for (u32 n = 0; n < w->pages && !w->is_void; n++) {
 		struct window_page *p = &w->page[n];
 		u8 prot = p->prot ? prot_now(c, p) : 0;
 
@@ -687,7 +697,8 @@ static void protect_part(struct soft_window *w, struct window_page *p, u64 host)
 
 	if (!(p->prot & PROT_WRITE) || host - p->host >= page_size(p))
 		return;
-	host_protect(at, PAGE_SIZE, PROT_READ);
+	if (!host_protect(at, PAGE_SIZE, PROT_READ))
+		close_window(w);
 	if (p->shift == PAGE_SHIFT)
 		p->prot = PROT_READ;
 }
@@ -700,7 +711,7 @@ void windows_protect(struct soft_vm *vm, u64 page, u64 host)
 		for (u32 i = 0; vm->cpu[n] && i < SOFT_WINDOWS_MAX; i++) {
 			struct soft_window *w = vm->cpu[n]->window[i];
 
-			for (u32 k = 0; w && k < w->pages; k++)
+			for (u32 k = 0; w && !w->is_void && k < w->pages; k++)
 				protect_part(w, &w->page[k], host);
 		}
 	atomic_fetch_and(&vm->page_flags[page], (u8)~PAGE_IN_WINDOW);
@@ -779,7 +790,7 @@ static bool map_for(struct soft_cpu *c, struct soft_window *w, gva_t gva, bool w
 	if (soft_translate(c, gva, ACC_USER | (write ? ACC_WRITE : ACC_READ), &x) != SOFT_OK ||
 	    !x.host || (write && !x.writable))
 		return false;
-	if (p && p->shift > PAGE_SHIFT && p->prot & PROT_WRITE && write)
+	if (p && p->shift > PAGE_SHIFT && p->prot & PROT_WRITE && write && !w->is_void)
 		return allow_writing(c, w, p, gva);
 	if (!map(c, w,
 		 (struct mapping){.gva = gva,
@@ -803,7 +814,7 @@ bool window_fault(struct soft_cpu *c, const struct insn *i, const u64 r[GPR_COUN
 
 	c->counters[COUNT_WINDOW_FAULTS]++;
 	w->spent += c->vm->cpuid->tsc_hz * FAULT_NS / 1000000000;
-	if (place >= WINDOW_SIZE || w->is_void || !find_address(c, i, r, place, &gva) || gva >> 47)
+	if (place >= WINDOW_SIZE || !find_address(c, i, r, place, &gva) || gva >> 47)
 		return false;
 	gva &= PAGE_MASK;
 	pthread_mutex_lock(&c->vm->lock);
