@@ -1,0 +1,474 @@
+/*
+ * Boxes, by ptrace.
+ *
+ * Theory of operation. The first box of a thread is a fork of this process, which then unmaps
+ * everything that it does not need; further ones are forked from that one, made to do so like
+ * anything else that a box does for us: its registers are set to a system call, and it runs up to
+ * the INT3 behind it. Such calls are made with PTRACE_CONT, while code that is not ours runs with
+ * PTRACE_SYSEMU, which stops ahead of a system call and leaves it undone. So however guest code
+ * reaches a SYSCALL instruction, in its own pages or in the stub, and whatever is in registers,
+ * nothing happens but a stop.
+ *
+ * What the stub is told lies in an area that is shared with us and that the box can only read.
+ * Registers never pass through memory that the box could write.
+ *
+ * Mappings are noted in struct box and made in one go, because each stop costs some microseconds.
+ */
+#include "host/box.h"
+
+#include <elf.h>
+#include <errno.h>
+#include <linux/audit.h>
+#include <linux/filter.h>
+#include <linux/sched.h>
+#include <linux/seccomp.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stddef.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/ptrace.h>
+#include <sys/rseq.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+enum {
+	ORDERS_SIZE = 16 << PAGE_SHIFT,
+	NOTES_MAX = 4096,
+	BOX_FD = 0, /* the file's, in the box */
+	USER_CS = 0x33,
+	USER_SS = 0x2b,
+	CALL_STOP = SIGTRAP | 0x80, /* PTRACE_O_TRACESYSGOOD */
+	KICK = SIGUSR1,
+};
+#define ORDERS_AT (BOX_AT + PAGE_SIZE)
+
+/* A system call for the stub. */
+struct order {
+	u64 nr, arg[6];
+};
+enum { ORDERS_MAX = ORDERS_SIZE / sizeof(struct order) };
+
+struct note {
+	u64 at, size, offset;
+	u8 prot;
+	enum { NOTE_MAP, NOTE_PROTECT, NOTE_UNMAP } what;
+};
+
+struct box {
+	_Atomic int pid;
+	struct order *orders; /* what all boxes of a thread share */
+	bool owns_orders;
+	bool is_ready; /* code of the box's own kind was set up to run: segments */
+	u32 notes;
+	struct note note[NOTES_MAX];
+};
+
+extern const u8 box_stub[], box_stub_end[], box_stub_empty[], box_stub_call[], box_stub_batch[];
+
+static u64 stub_address(const u8 *label)
+{
+	return BOX_AT + (u64)(label - box_stub);
+}
+
+/* ---- in the new process ---- */
+
+static long call6(long nr, u64 a, u64 b, u64 c, u64 d, u64 e, u64 f)
+{
+	register u64 r10 __asm__("r10") = d;
+	register u64 r8 __asm__("r8") = e;
+	register u64 r9 __asm__("r9") = f;
+
+	__asm__ volatile("syscall"
+			 : "+a"(nr)
+			 : "D"(a), "S"(b), "d"(c), "r"(r10), "r"(r8), "r"(r9)
+			 : "rcx", "r11", "memory");
+	return nr;
+}
+
+static const struct sock_filter filter[] = {
+	BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, arch)),
+	BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, AUDIT_ARCH_X86_64, 0, 5),
+	BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+	BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_mmap, 4, 0),
+	BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_munmap, 3, 0),
+	BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_mprotect, 2, 0),
+	BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_clone, 1, 0),
+	BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_KILL_PROCESS),
+	BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+};
+
+/* The kernel would write to this thread's area of restartable sequences. */
+static void forget_rseq(void)
+{
+	const u64 area = (u64)__builtin_thread_pointer() + (u64)__rseq_offset;
+
+	if (__rseq_size)
+		call6(SYS_rseq, area, 32, RSEQ_FLAG_UNREGISTER, RSEQ_SIG, 0, 0);
+}
+
+static bool keep_only(int fd)
+{
+	if (fd != BOX_FD && call6(SYS_dup2, (u64)fd, BOX_FD, 0, 0, 0, 0) < 0)
+		return false;
+	return !call6(SYS_close_range, BOX_FD + 1, ~0u, 0, 0, 0, 0);
+}
+
+static bool place_stub(const struct order *orders)
+{
+	u64 size = (u64)(box_stub_end - box_stub);
+	const u32 flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE;
+
+	if (call6(SYS_mmap, BOX_AT, PAGE_SIZE, PROT_READ | PROT_WRITE, flags, ~0ul, 0) !=
+	    (long)BOX_AT)
+		return false;
+	for (u64 n = 0; n < size; n++)
+		((volatile u8 *)BOX_AT)[n] = box_stub[n];
+	return !call6(SYS_mprotect, BOX_AT, PAGE_SIZE, PROT_READ | PROT_EXEC, 0, 0, 0) &&
+	       call6(SYS_mremap, (u64)orders, ORDERS_SIZE, ORDERS_SIZE,
+		     MREMAP_MAYMOVE | MREMAP_FIXED, ORDERS_AT, 0) == (long)ORDERS_AT &&
+	       !call6(SYS_mprotect, ORDERS_AT, ORDERS_SIZE, PROT_READ, 0, 0, 0);
+}
+
+static bool confine(void)
+{
+	struct sock_fprog program = {.len = ARRAY_SIZE(filter), .filter = (void *)filter};
+
+	return !call6(SYS_prctl, PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0, 0) &&
+	       !call6(SYS_seccomp, SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_SPEC_ALLOW,
+		      (u64)&program, 0, 0, 0);
+}
+
+/* Of the copied process, with nothing but system calls: locks may be held by threads not copied. */
+static _Noreturn void become_box(int fd, const struct order *orders)
+{
+	const u64 no_signals = 0;
+
+	forget_rseq();
+	call6(SYS_setsid, 0, 0, 0, 0, 0, 0);
+	call6(SYS_rt_sigprocmask, SIG_SETMASK, (u64)&no_signals, 0, 8, 0, 0);
+	if (keep_only(fd) && place_stub(orders) &&
+	    !call6(SYS_ptrace, PTRACE_TRACEME, 0, 0, 0, 0, 0) && confine())
+		__asm__ volatile("jmp *%0" : : "r"(stub_address(box_stub_empty)) : "memory");
+	for (;;)
+		call6(SYS_exit_group, 1, 0, 0, 0, 0, 0);
+}
+
+/* ---- tracing ---- */
+
+static int wait_for(int pid, int *status)
+{
+	int r;
+
+	do
+		r = (int)wait4(pid, status, __WALL, NULL);
+	while (r < 0 && errno == EINTR);
+	return r < 0 ? -errno : 0;
+}
+
+static int trace(enum __ptrace_request request, const struct box *b, u64 address, void *data)
+{
+	return ptrace(request, atomic_load_explicit(&b->pid, memory_order_relaxed), (void *)address,
+		      data) < 0
+		       ? -errno
+		       : 0;
+}
+
+/* Let it go on until it stops by @signal. Signals that we sent ourselves are dropped. */
+static int expect_stop(struct box *b, int signal)
+{
+	int r, status;
+
+	for (;;) {
+		r = wait_for(atomic_load(&b->pid), &status);
+		if (r)
+			return r;
+		if (!WIFSTOPPED(status)) {
+			atomic_store(&b->pid, 0);
+			return -ESRCH;
+		}
+		if (WSTOPSIG(status) == signal)
+			return status >> 16;
+		if (WSTOPSIG(status) != KICK)
+			return -EPROTO;
+		r = trace(PTRACE_CONT, b, 0, NULL);
+		if (r)
+			return r;
+	}
+}
+
+static struct user_regs_struct plain_registers(void)
+{
+	return (struct user_regs_struct){
+		.orig_rax = ~0ul, .cs = USER_CS, .ss = USER_SS, .eflags = 0x202};
+}
+
+/* Run the stub from @regs->rip on, up to its end. */
+static int run_stub(struct box *b, struct user_regs_struct *regs)
+{
+	int r = trace(PTRACE_SETREGS, b, 0, regs);
+
+	if (!r)
+		r = trace(PTRACE_CONT, b, 0, NULL);
+	return r ? r : expect_stop(b, SIGTRAP);
+}
+
+static struct box *new_box(struct order *orders)
+{
+	struct box *b = malloc(sizeof(*b));
+
+	if (!b)
+		return NULL;
+	atomic_init(&b->pid, 0);
+	b->orders = orders;
+	b->owns_orders = false;
+	b->notes = 0;
+	return b;
+}
+
+static int adopt(struct box *b)
+{
+	int r = expect_stop(b, SIGTRAP);
+
+	if (r < 0)
+		return r;
+	return trace(PTRACE_SETOPTIONS, b, 0,
+		     (void *)(u64)(PTRACE_O_EXITKILL | PTRACE_O_TRACEFORK | PTRACE_O_TRACESYSGOOD));
+}
+
+int box_create(int fd, struct box **out)
+{
+	struct order *orders;
+	struct box *b;
+	long pid;
+	int r;
+
+	if (!MAY_CLONE)
+		return -ENOTSUP;
+	orders = mmap(NULL, ORDERS_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	if (orders == MAP_FAILED)
+		return -ENOMEM;
+	b = new_box(orders);
+	if (!b) {
+		munmap(orders, ORDERS_SIZE);
+		return -ENOMEM;
+	}
+	b->owns_orders = true;
+	pid = syscall(SYS_clone, SIGCHLD, 0, 0, 0, 0);
+	if (pid == 0)
+		become_box(fd, orders);
+	atomic_store(&b->pid, MAX((int)pid, 0));
+	r = pid < 0 ? -errno : adopt(b);
+	if (r) {
+		box_destroy(b);
+		return r;
+	}
+	*out = b;
+	return 0;
+}
+
+/* The seed stops at its fork, and the new process at its start. */
+static int fork_from(struct box *seed, struct box *b)
+{
+	struct user_regs_struct regs = plain_registers();
+	unsigned long pid = 0;
+	int r, status;
+
+	regs.rip = stub_address(box_stub_call);
+	regs.rax = SYS_clone;
+	regs.rdi = CLONE_PARENT | SIGCHLD;
+	r = run_stub(seed, &regs);
+	if (r != PTRACE_EVENT_FORK)
+		return r < 0 ? r : -EAGAIN;
+	r = trace(PTRACE_GETEVENTMSG, seed, 0, &pid);
+	if (!r) {
+		atomic_store(&b->pid, (int)pid);
+		r = wait_for((int)pid, &status);
+	}
+	if (!r)
+		r = trace(PTRACE_CONT, seed, 0, NULL);
+	return r ? r : expect_stop(seed, SIGTRAP);
+}
+
+int box_fork(struct box *seed, struct box **out)
+{
+	struct box *b = new_box(seed->orders);
+	int r;
+
+	if (!b)
+		return -ENOMEM;
+	r = fork_from(seed, b);
+	if (r) {
+		box_destroy(b);
+		return r;
+	}
+	box_clear(b); /* it has what the seed has */
+	*out = b;
+	return 0;
+}
+
+void box_destroy(struct box *b)
+{
+	int pid = atomic_exchange(&b->pid, 0), status;
+
+	if (pid && !syscall(SYS_tgkill, pid, pid, SIGKILL))
+		while (!wait_for(pid, &status) && WIFSTOPPED(status))
+			;
+	if (b->owns_orders)
+		munmap(b->orders, ORDERS_SIZE);
+	free(b);
+}
+
+/* ---- mappings ---- */
+
+static bool add_note(struct box *b, struct note n)
+{
+	if (b->notes == NOTES_MAX)
+		return false;
+	b->note[b->notes++] = n;
+	return true;
+}
+
+/* Does mapping @n only make the last one longer? */
+static bool extends_last(const struct box *b, const struct note *n)
+{
+	const struct note *last = &b->note[b->notes - 1];
+
+	return b->notes && last->what == NOTE_MAP && last->prot == n->prot &&
+	       last->at + last->size == n->at && last->offset + last->size == n->offset;
+}
+
+bool box_map(struct box *b, u64 at, u64 size, u8 prot, u64 offset)
+{
+	struct note n = {.at = at, .size = size, .prot = prot, .offset = offset, .what = NOTE_MAP};
+
+	if (!extends_last(b, &n))
+		return add_note(b, n);
+	b->note[b->notes - 1].size += size;
+	return true;
+}
+
+bool box_protect(struct box *b, u64 at, u64 size, u8 prot)
+{
+	return add_note(b,
+			(struct note){.at = at, .size = size, .prot = prot, .what = NOTE_PROTECT});
+}
+
+bool box_unmap(struct box *b, u64 at, u64 size)
+{
+	return add_note(b, (struct note){.at = at, .size = size, .what = NOTE_UNMAP});
+}
+
+void box_clear(struct box *b)
+{
+	b->notes = 0;
+	box_unmap(b, 0, BOX_AT);
+	box_unmap(b, BOX_END, BOX_TOP - BOX_END);
+}
+
+bool box_has_notes(const struct box *b)
+{
+	return b->notes;
+}
+
+static struct order order_for(const struct note *n)
+{
+	const u64 flags = MAP_SHARED | MAP_FIXED | MAP_POPULATE;
+
+	switch (n->what) {
+	case NOTE_MAP:
+		return (struct order){SYS_mmap,
+				      {n->at, n->size, n->prot, flags, BOX_FD, n->offset}};
+	case NOTE_PROTECT: return (struct order){SYS_mprotect, {n->at, n->size, n->prot}};
+	default: return (struct order){SYS_munmap, {n->at, n->size}};
+	}
+}
+
+int box_settle(struct box *b)
+{
+	struct user_regs_struct regs = plain_registers();
+	u32 done = 0, count;
+	int r = 0;
+
+	for (; !r && done < b->notes; done += count) {
+		count = MIN(b->notes - done, (u32)ORDERS_MAX);
+		for (u32 i = 0; i < count; i++)
+			b->orders[i] = order_for(&b->note[done + i]);
+		regs.rip = stub_address(box_stub_batch);
+		regs.rbx = ORDERS_AT;
+		regs.r12 = count;
+		r = run_stub(b, &regs);
+	}
+	b->notes = 0;
+	return r;
+}
+
+/* ---- running ---- */
+
+static int read_signal(struct box *b, int nr, struct box_signal *signal)
+{
+	siginfo_t info;
+	int r;
+
+	*signal = (struct box_signal){.nr = nr};
+	if (nr != SIGSEGV && nr != SIGTRAP)
+		return 0;
+	r = trace(PTRACE_GETSIGINFO, b, 0, &info);
+	signal->code = info.si_code;
+	signal->address = (u64)info.si_addr;
+	return r;
+}
+
+int box_run(struct box *b, struct user_regs_struct *regs, enum box_stop *why,
+	    struct box_signal *signal)
+{
+	int status = 0, r;
+
+	regs->orig_rax = ~0ul; /* in no system call, to be started over */
+	regs->cs = USER_CS;
+	regs->ss = USER_SS;
+	r = trace(PTRACE_SETREGS, b, 0, regs);
+	if (!r)
+		r = trace(PTRACE_SYSEMU, b, 0, NULL);
+	if (!r)
+		r = wait_for(atomic_load_explicit(&b->pid, memory_order_relaxed), &status);
+	if (r)
+		return r;
+	if (!WIFSTOPPED(status)) {
+		atomic_store(&b->pid, 0);
+		*why = BOX_GONE;
+		return 0;
+	}
+	*why = WSTOPSIG(status) == CALL_STOP ? BOX_CALL : BOX_SIGNAL;
+	if (*why == BOX_SIGNAL)
+		r = read_signal(b, WSTOPSIG(status), signal);
+	return r ? r : trace(PTRACE_GETREGS, b, 0, regs);
+}
+
+void box_kick(struct box *b)
+{
+	int pid = atomic_load(&b->pid);
+
+	if (pid)
+		syscall(SYS_tgkill, pid, pid, KICK);
+}
+
+int box_fpu_get(struct box *b, void *image, u32 *size)
+{
+	struct iovec io = {.iov_base = image, .iov_len = BOX_FPU_MAX};
+	int r = trace(PTRACE_GETREGSET, b, NT_X86_XSTATE, &io);
+
+	*size = (u32)io.iov_len;
+	return r;
+}
+
+int box_fpu_set(struct box *b, const void *image, u32 size)
+{
+	struct iovec io = {.iov_base = (void *)(u64)image, .iov_len = size};
+
+	return trace(PTRACE_SETREGSET, b, NT_X86_XSTATE, &io);
+}

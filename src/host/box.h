@@ -1,0 +1,81 @@
+/*
+ * Boxes: processes that run code nobody trusts, at full speed and under our control.
+ *
+ * A box has an address space of its own with nothing in it but two small areas: at BOX_AT a few
+ * instructions that make the system calls we want made there, and what they are told. Everything
+ * else is mapped from one memory file, or absent. The thread that made a box traces it: it sets
+ * registers, lets the box run, and gets it back at its first exception, system call (which is not
+ * made) or box_kick(). A box cannot make a system call of its own; a filter allows no other calls
+ * than those that its mappings need; and it dies with its tracer.
+ *
+ * All functions but box_kick() are for the thread that called box_create(). Errors are -errno; a
+ * box that returned one is of no use any more and only to be destroyed.
+ */
+#pragma once
+
+#include "base/types.h"
+
+#include <sys/user.h>
+
+#define BOX_AT      0x6b5a3c000000ul /* far from where programs and kernels put things */
+#define BOX_END     (BOX_AT + (17ul << PAGE_SHIFT))
+#define BOX_TOP     0x7ffffffff000ul /* where addresses end */
+#define BOX_FPU_MAX (16 * KIB)
+
+struct box;
+
+enum box_stop {
+	BOX_CALL,   /* a system-call instruction, behind it: regs->orig_rax has what was in rax */
+	BOX_SIGNAL, /* an exception, or a kick: see struct box_signal */
+	BOX_GONE,   /* the process is dead, with the registers it had */
+};
+
+struct box_signal {
+	int nr;      /* SIGSEGV, ... */
+	int code;    /* siginfo.si_code; for SIGSEGV and SIGTRAP only */
+	u64 address; /* siginfo.si_addr; for SIGSEGV only */
+};
+
+/*
+ * A box in whose address space parts of @fd (borrowed until here) can be mapped. The process is
+ * copied, so that it should be small at that time; not possible any more under a system-call
+ * filter. -ENOTSUP: not in this build.
+ */
+int box_create(int fd, struct box **out);
+
+/* Another one, from @seed: no copy of this process, and possible under a filter. */
+int box_fork(struct box *seed, struct box **out);
+
+void box_destroy(struct box *b);
+
+/*
+ * Map [@at, @at + @size) from @offset of the file on with PROT_* @prot; change its protection;
+ * unmap it. Noted at first, done before the box runs next. False: too many are noted; then
+ * only box_clear() helps. May be called by other threads, one at a time.
+ */
+bool box_map(struct box *b, u64 at, u64 size, u8 prot, u64 offset);
+bool box_protect(struct box *b, u64 at, u64 size, u8 prot);
+bool box_unmap(struct box *b, u64 at, u64 size);
+
+/* Forget what is noted, and unmap everything, before the box runs next. */
+void box_clear(struct box *b);
+
+/* Are there any notes? */
+bool box_has_notes(const struct box *b);
+
+/* Do what was noted. 0, or -errno when the host refused something. */
+int box_settle(struct box *b);
+
+/*
+ * Run with the registers @regs until the box stops; @regs is then what they are. 0 with what
+ * stopped it, or -errno. What is noted must have been done.
+ */
+int box_run(struct box *b, struct user_regs_struct *regs, enum box_stop *why,
+	    struct box_signal *signal);
+
+/* Make box_run(), now or when next called, return soon. From any thread. */
+void box_kick(struct box *b);
+
+/* Vector and x87 state in the standard XSAVE format, of @size bytes (BOX_FPU_MAX at most). */
+int box_fpu_get(struct box *b, void *image, u32 *size);
+int box_fpu_set(struct box *b, const void *image, u32 size);
