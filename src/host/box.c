@@ -16,6 +16,7 @@
  */
 #include "host/box.h"
 
+#include <asm/prctl.h>
 #include <elf.h>
 #include <errno.h>
 #include <linux/audit.h>
@@ -56,14 +57,15 @@ enum { ORDERS_MAX = ORDERS_SIZE / sizeof(struct order) };
 struct note {
 	u64 at, size, offset;
 	u8 prot;
-	enum { NOTE_MAP, NOTE_PROTECT, NOTE_UNMAP } what;
+	enum { NOTE_MAP, NOTE_PROTECT, NOTE_UNMAP, NOTE_GUARD } what;
+	bool on;
 };
 
 struct box {
 	_Atomic int pid;
 	struct order *orders; /* what all boxes of a thread share */
 	bool owns_orders;
-	bool is_ready; /* code of the box's own kind was set up to run: segments */
+	bool can_guard, is_guarded; /* CPUID */
 	u32 notes;
 	struct note note[NOTES_MAX];
 };
@@ -92,10 +94,11 @@ static long call6(long nr, u64 a, u64 b, u64 c, u64 d, u64 e, u64 f)
 
 static const struct sock_filter filter[] = {
 	BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, arch)),
-	BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, AUDIT_ARCH_X86_64, 0, 5),
+	BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, AUDIT_ARCH_X86_64, 0, 6),
 	BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
-	BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_mmap, 4, 0),
-	BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_munmap, 3, 0),
+	BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_mmap, 5, 0),
+	BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_munmap, 4, 0),
+	BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_arch_prctl, 3, 0),
 	BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_mprotect, 2, 0),
 	BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_clone, 1, 0),
 	BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_KILL_PROCESS),
@@ -150,6 +153,7 @@ static _Noreturn void become_box(int fd, const struct order *orders)
 
 	forget_rseq();
 	call6(SYS_setsid, 0, 0, 0, 0, 0, 0);
+	call6(SYS_prctl, PR_SET_TSC, PR_TSC_SIGSEGV, 0, 0, 0, 0);
 	call6(SYS_rt_sigprocmask, SIG_SETMASK, (u64)&no_signals, 0, 8, 0, 0);
 	if (keep_only(fd) && place_stub(orders) &&
 	    !call6(SYS_ptrace, PTRACE_TRACEME, 0, 0, 0, 0, 0) && confine())
@@ -225,9 +229,25 @@ static struct box *new_box(struct order *orders)
 		return NULL;
 	atomic_init(&b->pid, 0);
 	b->orders = orders;
-	b->owns_orders = false;
+	b->owns_orders = b->can_guard = b->is_guarded = false;
 	b->notes = 0;
 	return b;
+}
+
+/* Can CPUID be made to fault? It depends on the processor, and what is above us. */
+static int probe_guard(struct box *b)
+{
+	struct user_regs_struct regs = plain_registers();
+	int r;
+
+	regs.rip = stub_address(box_stub_call);
+	regs.rax = SYS_arch_prctl;
+	regs.rdi = ARCH_SET_CPUID;
+	r = run_stub(b, &regs);
+	if (!r)
+		r = trace(PTRACE_GETREGS, b, 0, &regs);
+	b->can_guard = b->is_guarded = !r && !regs.rax;
+	return r;
 }
 
 static int adopt(struct box *b)
@@ -236,8 +256,13 @@ static int adopt(struct box *b)
 
 	if (r < 0)
 		return r;
-	return trace(PTRACE_SETOPTIONS, b, 0,
-		     (void *)(u64)(PTRACE_O_EXITKILL | PTRACE_O_TRACEFORK | PTRACE_O_TRACESYSGOOD));
+	r = trace(PTRACE_SETOPTIONS, b, 0,
+		  (void *)(u64)(PTRACE_O_EXITKILL | PTRACE_O_TRACEFORK | PTRACE_O_TRACESYSGOOD));
+	if (!r)
+		r = probe_guard(b);
+	if (!r)
+		box_clear(b);
+	return r ? r : box_settle(b);
 }
 
 int box_create(int fd, struct box **out)
@@ -306,6 +331,8 @@ int box_fork(struct box *seed, struct box **out)
 		box_destroy(b);
 		return r;
 	}
+	b->can_guard = seed->can_guard;
+	b->is_guarded = seed->is_guarded;
 	box_clear(b); /* it has what the seed has */
 	*out = b;
 	return 0;
@@ -366,8 +393,21 @@ bool box_unmap(struct box *b, u64 at, u64 size)
 void box_clear(struct box *b)
 {
 	b->notes = 0;
+	if (b->is_guarded)
+		add_note(b, (struct note){.what = NOTE_GUARD});
+	b->is_guarded = false;
 	box_unmap(b, 0, BOX_AT);
 	box_unmap(b, BOX_END, BOX_TOP - BOX_END);
+}
+
+bool box_guard_cpuid(struct box *b)
+{
+	if (!b->can_guard)
+		return false;
+	if (!b->is_guarded && !add_note(b, (struct note){.what = NOTE_GUARD, .on = true}))
+		return false;
+	b->is_guarded = true;
+	return true;
 }
 
 bool box_has_notes(const struct box *b)
@@ -383,6 +423,7 @@ static struct order order_for(const struct note *n)
 	case NOTE_MAP:
 		return (struct order){SYS_mmap,
 				      {n->at, n->size, n->prot, flags, BOX_FD, n->offset}};
+	case NOTE_GUARD: return (struct order){SYS_arch_prctl, {ARCH_SET_CPUID, !n->on}};
 	case NOTE_PROTECT: return (struct order){SYS_mprotect, {n->at, n->size, n->prot}};
 	default: return (struct order){SYS_munmap, {n->at, n->size}};
 	}
@@ -434,19 +475,21 @@ int box_run(struct box *b, struct user_regs_struct *regs, enum box_stop *why,
 	r = trace(PTRACE_SETREGS, b, 0, regs);
 	if (!r)
 		r = trace(PTRACE_SYSEMU, b, 0, NULL);
-	if (!r)
-		r = wait_for(atomic_load_explicit(&b->pid, memory_order_relaxed), &status);
 	if (r)
 		return r;
-	if (!WIFSTOPPED(status)) {
+	*why = BOX_GONE;
+	r = wait_for(atomic_load_explicit(&b->pid, memory_order_relaxed), &status);
+	if (r || !WIFSTOPPED(status)) {
 		atomic_store(&b->pid, 0);
-		*why = BOX_GONE;
 		return 0;
 	}
-	*why = WSTOPSIG(status) == CALL_STOP ? BOX_CALL : BOX_SIGNAL;
-	if (*why == BOX_SIGNAL)
+	if (WSTOPSIG(status) != CALL_STOP)
 		r = read_signal(b, WSTOPSIG(status), signal);
-	return r ? r : trace(PTRACE_GETREGS, b, 0, regs);
+	if (!r)
+		r = trace(PTRACE_GETREGS, b, 0, regs);
+	if (!r)
+		*why = WSTOPSIG(status) == CALL_STOP ? BOX_CALL : BOX_SIGNAL;
+	return 0;
 }
 
 void box_kick(struct box *b)

@@ -57,6 +57,12 @@ bool box_map(struct box *b, u64 at, u64 size, u8 prot, u64 offset);
 bool box_protect(struct box *b, u64 at, u64 size, u8 prot);
 bool box_unmap(struct box *b, u64 at, u64 size);
 
+/*
+ * Have CPUID stop the box like an exception, until box_clear(), which costs some microseconds each
+ * time the box runs. False: this host cannot. RDTSC and RDTSCP always do.
+ */
+bool box_guard_cpuid(struct box *b);
+
 /* Forget what is noted, and unmap everything, before the box runs next. */
 void box_clear(struct box *b);
 
@@ -68,7 +74,7 @@ int box_settle(struct box *b);
 
 /*
  * Run with the registers @regs until the box stops; @regs is then what they are. 0 with what
- * stopped it, or -errno. What is noted must have been done.
+ * stopped it, or -errno if it could not be started. What is noted must have been done.
  */
 int box_run(struct box *b, struct user_regs_struct *regs, enum box_stop *why,
 	    struct box_signal *signal);

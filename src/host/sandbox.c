@@ -5,9 +5,9 @@
  * gets to put the terminal back and say which call it was. An attacker who runs code in the process
  * gains nothing from the handler: every further forbidden call is refused as well.
  *
- * mmap, mprotect, clone, prctl and openat need an argument check to be worth allowing: memory that
+ * mmap, mprotect, clone, prctl, openat and ptrace need an argument check to be worth allowing: memory that
  * is both writable and executable is never needed (translated code is mapped twice), nor a new
- * process, nor a file opened for writing.
+ * process, nor a file opened for writing, nor somebody else's process traced.
  */
 #include "host/sandbox.h"
 
@@ -19,6 +19,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/ptrace.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -54,6 +55,20 @@ static const int base_calls[] = {
 };
 const struct sandbox_list base_sandbox = {"base", base_calls, ARRAY_SIZE(base_calls)};
 
+/* What a tracer does with processes that it has: it can get no others. */
+static int add_tracing(scmp_filter_ctx ctx)
+{
+	static const int requests[] = {PTRACE_CONT,	PTRACE_SYSEMU,	  PTRACE_GETREGS,
+				       PTRACE_SETREGS,	  PTRACE_GETREGSET, PTRACE_SETREGSET,
+				       PTRACE_GETSIGINFO, PTRACE_GETEVENTMSG};
+	int r = 0;
+
+	for (u32 i = 0; !r && i < ARRAY_SIZE(requests); i++)
+		r = seccomp_rule_add(ctx, SCMP_ACT_ALLOW, SCMP_SYS(ptrace), 1,
+				     SCMP_A0(SCMP_CMP_EQ, (u64)requests[i], 0));
+	return r;
+}
+
 /* Calls allowed with conditions. */
 static int add_conditional(scmp_filter_ctx ctx)
 {
@@ -82,7 +97,7 @@ static int add_conditional(scmp_filter_ctx ctx)
 	/* clone3 keeps its flags in memory where a filter cannot look: the C library falls back. */
 	if (!r)
 		r = seccomp_rule_add(ctx, SCMP_ACT_ERRNO(ENOSYS), SCMP_SYS(clone3), 0);
-	return r;
+	return r ? r : add_tracing(ctx);
 }
 
 static int add_lists(scmp_filter_ctx ctx, const struct sandbox_list *const *list)

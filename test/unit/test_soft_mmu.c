@@ -3,6 +3,7 @@
  * contents, flushes, contexts, devices.
  */
 #include "engine/soft/tlb.h"
+#include "engine/soft/direct.h"
 #include "engine/soft/window.h"
 #include "memory/physmap.h"
 
@@ -82,7 +83,17 @@ void windows_root_stored(struct soft_vm *vm, u64 page)
 	(void)vm, (void)page;
 }
 
+void windows_code_stored(struct soft_vm *vm, u64 page)
+{
+	(void)vm, (void)page;
+}
+
 void windows_destroy(struct soft_cpu *c)
+{
+	(void)c;
+}
+
+void direct_destroy(struct soft_cpu *c)
 {
 	(void)c;
 }

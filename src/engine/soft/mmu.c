@@ -83,6 +83,15 @@ static inline bool table_swap(void *opaque, gpa_t gpa, u32 size, u64 old, u64 ne
 
 static const struct paging_memory tables = {.load = table_load, .swap = table_swap};
 
+/* Nothing is changed, and the walk fails where something would be. */
+static inline bool table_keep(void *opaque, gpa_t gpa, u32 size, u64 old, u64 new)
+{
+	(void)opaque, (void)gpa, (void)size, (void)old, (void)new;
+	return false;
+}
+
+static const struct paging_memory frozen_tables = {.load = table_load, .swap = table_keep};
+
 /* ---- translation ---- */
 
 static inline bool is_long_mode(const struct soft_cpu *c)
@@ -104,7 +113,8 @@ static int page_fault(struct soft_cpu *c, gva_t gva, u32 error)
 	return soft_fault_code(c, VEC_PF, error);
 }
 
-static bool walk(struct soft_cpu *c, gva_t gva, u32 access, struct paging_result *r)
+static bool walk(struct soft_cpu *c, gva_t gva, u32 access, const struct paging_memory *mem,
+		 struct paging_result *r)
 {
 	const struct paging_state s = {.cr0 = c->cr0,
 				       .cr3 = c->cr3,
@@ -118,37 +128,44 @@ static bool walk(struct soft_cpu *c, gva_t gva, u32 access, struct paging_result
 	}
 	if (c->sysflags & RFLAGS_AC)
 		access |= PAGING_AC;
-	return paging_walk(&s, gva, access, &tables, c, r);
+	return paging_walk(&s, gva, access, mem, c, r);
+}
+
+/* Where the page of @r is, and what may be done with it. */
+static void describe(struct soft_cpu *c, const struct paging_result *r, struct soft_xlat *x)
+{
+	const struct physmap_region *region = find_region(c, r->gpa);
+
+	x->shift = r->shift;
+	x->gpa = r->gpa;
+	x->global = r->global;
+	x->host = NULL;
+	x->page = 0;
+	x->rom = false;
+	x->writable = false;
+	if (region) {
+		u64 offset = r->gpa - region->gpa;
+
+		x->host = region->hva + offset;
+		x->page = region->page0 + offset / PAGE_SIZE;
+		x->rom = region->flags & PHYSMAP_ROM;
+		x->writable = r->writable && !x->rom;
+	}
 }
 
 /* Walk and look up where the page is; *shift gets log2 of its size. */
 static int translate(struct soft_cpu *c, gva_t gva, u32 access, struct soft_xlat *x, u8 *shift)
 {
-	const struct physmap_region *region;
 	struct paging_result r;
 
 	if (!is_long_mode(c))
 		gva = (u32)gva;
 	else if (!soft_canonical(gva))
 		return soft_fault_code(c, VEC_GP, 0);
-	if (!walk(c, gva, access, &r))
+	if (!walk(c, gva, access, &tables, &r))
 		return page_fault(c, gva, r.error);
-	region = find_region(c, r.gpa);
-	*shift = x->shift = r.shift;
-	x->gpa = r.gpa;
-	x->global = r.global;
-	x->host = NULL;
-	x->page = 0;
-	x->rom = false;
-	x->writable = false;
-	if (region) {
-		u64 offset = r.gpa - region->gpa;
-
-		x->host = region->hva + offset;
-		x->page = region->page0 + offset / PAGE_SIZE;
-		x->rom = region->flags & PHYSMAP_ROM;
-		x->writable = r.writable && !x->rom;
-	}
+	describe(c, &r, x);
+	*shift = x->shift;
 	return SOFT_OK;
 }
 
@@ -203,6 +220,16 @@ int soft_translate(struct soft_cpu *c, gva_t gva, u32 access, struct soft_xlat *
 	if ((access & ACC_KIND) == ACC_FETCH)
 		return translate_fetch(c, gva, access, x);
 	return translate(c, gva, access, x, &shift);
+}
+
+bool soft_peek(struct soft_cpu *c, gva_t gva, u32 access, struct soft_xlat *x)
+{
+	struct paging_result r;
+
+	if (!is_long_mode(c) || !soft_canonical(gva) || !walk(c, gva, access, &frozen_tables, &r))
+		return false;
+	describe(c, &r, x);
+	return x->host;
 }
 
 /* Code outside RAM reads as what an empty bus returns: FF FF is #UD, so the guest ends in a fault.
@@ -498,6 +525,10 @@ static void stored_to_watched(struct soft_cpu *c, u64 page, u32 offset, u32 len)
 	if (flags & PAGE_IS_ROOT) {
 		soft_fpu_park(c);
 		windows_root_stored(c->vm, page);
+	}
+	if (flags & PAGE_IS_DIRECT) {
+		soft_fpu_park(c);
+		windows_code_stored(c->vm, page);
 	}
 	if (!(flags & PAGE_HAS_CODE))
 		return;

@@ -23,6 +23,7 @@ static const char *const mechanisms[SOFT_MECHANISMS] = {
 	[SOFT_GO_ON] = "go-on",
 	[SOFT_FORMS] = "forms",
 	[SOFT_WINDOWS] = "windows",
+	[SOFT_DIRECT] = "direct",
 };
 
 static int set_code_cache(const char *value, struct soft_options *o, struct err *e)
@@ -34,15 +35,15 @@ static int set_code_cache(const char *value, struct soft_options *o, struct err 
 	return 0;
 }
 
-static int set_window_heat(const char *value, struct soft_options *o, struct err *e)
+static int set_heat(const char *key, const char *value, u32 *heat, struct err *e)
 {
 	char *end;
 	u64 n = strtoul(value, &end, 10);
 
-	if (!*value || *end || *value == '-' || n > SOFT_WINDOW_HEAT_MAX)
-		return err_set(e, -EINVAL, "window-heat=%s is not a number from 0 to %u", value,
-			       SOFT_WINDOW_HEAT_MAX);
-	o->window_heat = (u32)n;
+	if (!*value || *end || *value == '-' || n > SOFT_HEAT_MAX)
+		return err_set(e, -EINVAL, "%s=%s is not a number from 0 to %u", key, value,
+			       SOFT_HEAT_MAX);
+	*heat = (u32)n;
 	return 0;
 }
 
@@ -90,7 +91,7 @@ static int set_mechanism(u32 m, const char *value, struct soft_options *o, struc
 
 static int unknown_option(const char *key, struct err *e)
 {
-	char known[400] = "code-cache window-heat translations translations-check";
+	char known[400] = "code-cache direct-heat window-heat translations translations-check";
 	u64 n = strlen(known);
 
 	for (u32 m = 0; m < SOFT_MECHANISMS && n < sizeof(known); m++)
@@ -106,7 +107,9 @@ static int set_option(void *opaque, const char *key, const char *value, struct e
 	if (!strcmp(key, "code-cache"))
 		return set_code_cache(value, o, e);
 	if (!strcmp(key, "window-heat"))
-		return set_window_heat(value, o, e);
+		return set_heat(key, value, &o->window_heat, e);
+	if (!strcmp(key, "direct-heat"))
+		return set_heat(key, value, &o->direct_heat, e);
 	if (!strcmp(key, "translations"))
 		return set_translations(value, o, e);
 	if (!strcmp(key, "translations-check"))
@@ -119,6 +122,8 @@ static int set_option(void *opaque, const char *key, const char *value, struct e
 
 int soft_options_parse(const char *text, struct soft_options *o, struct err *e)
 {
-	*o = (struct soft_options){.code_cache = SOFT_CODE_CACHE, .window_heat = SOFT_WINDOW_HEAT};
+	*o = (struct soft_options){.code_cache = SOFT_CODE_CACHE,
+				    .direct_heat = SOFT_DIRECT_HEAT,
+				    .window_heat = SOFT_WINDOW_HEAT};
 	return key_values(text, set_option, o, e);
 }

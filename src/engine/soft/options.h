@@ -24,6 +24,7 @@ enum soft_mechanism {
 	SOFT_GO_ON,        /* from system instructions and exceptions on without the run loop */
 	SOFT_FORMS,        /* decoding by memory */
 	SOFT_WINDOWS,      /* memory of hot address spaces mapped for the host's MMU */
+	SOFT_DIRECT,       /* their code run in a process of its own */
 	SOFT_MECHANISMS,
 };
 
@@ -37,7 +38,9 @@ enum soft_translations {
 
 struct soft_options {
 	u64 code_cache;  /* bytes */
-	u32 window_heat; /* ticks in user code before an address space gets a window; 0: none are
+	u32 direct_heat; /* ticks in user code before an address space gets a box; 0: none are
+			    waited for */
+	u32 window_heat; /* ticks in user code before it gets a window instead; 0: none are
 			    waited for */
 	u32 off;         /* BIT(enum soft_mechanism) of those switched off */
 	enum soft_translations translations;
@@ -50,7 +53,9 @@ enum {
 	SOFT_CODE_CACHE_MAX = 1 << 30,
 	SOFT_CODE_CACHE = 256 << 20,
 	SOFT_WINDOW_HEAT = 8,
-	SOFT_WINDOW_HEAT_MAX = 10000
+	SOFT_DIRECT_HEAT = 2,
+	SOFT_HEAT_MAX = 10000,
+	SOFT_DIRECT_CPUS = 16 /* vCPUs that may have boxes */
 };
 
 /* @text may be NULL. 0, or -EINVAL with what is wrong in @e. */

@@ -7,6 +7,7 @@
  * soft_interpret(). An instruction that needs a device ends run() with an exit; on the next call
  * its result is appended to cpu->frag[] and the instruction starts over, finding it there.
  */
+#include "engine/soft/direct.h"
 #include "engine/soft/layout.h"
 #include "engine/soft/reload.h"
 #include "engine/soft/tlb.h"
@@ -134,6 +135,7 @@ static int soft_vm_create(const struct engine_config *config, struct engine_vm *
 	vm->physmap = config->physmap;
 	vm->cpuid = config->cpuid;
 	vm->xsave_mask = config->cpuid->xcr0;
+	vm->is_confined = !config->cache_dir;
 	soft_stats_init(vm);
 	r = soft_options_parse(config->options, &vm->options, e);
 	vm->page_flags = calloc(MAX(vm->physmap->pages, 1), 1);
@@ -252,6 +254,8 @@ static void written(void *opaque, gpa_t gpa, u64 len)
 			atomic_fetch_and(&vm->page_flags[page], (u8)~PAGE_LOG_DIRTY);
 		if (flags & PAGE_IS_ROOT)
 			windows_root_stored(vm, page);
+		if (flags & PAGE_IS_DIRECT)
+			windows_code_stored(vm, page);
 		if (flags & PAGE_HAS_CODE)
 			soft_code_stored(vm, page, (u32)(off % PAGE_SIZE), (u32)n);
 	}
@@ -333,6 +337,7 @@ static int soft_vcpu_create(struct engine_vm *vm, u32 id, struct engine_vcpu **o
 	c->vm = v;
 	c->id = id;
 	cpu_constants(c);
+	direct_create(c);
 	r = ras_create(c, e);
 	if (r == 0)
 		r = soft_fault_stack_init(c, e);
@@ -572,7 +577,7 @@ static u32 leave_with(enum soft_leave why)
 /* Is there something that the run loop must see before the next instruction? */
 static bool run_loop_is_due(const struct soft_cpu *c)
 {
-	return c->mode & MODE_INTERPRET || c->sysflags & RFLAGS_RF || c->shadow ||
+	return c->mode & (MODE_INTERPRET | MODE_DIRECT) || c->sysflags & RFLAGS_RF || c->shadow ||
 	       c->shadow_mov_ss || c->irq_window || c->nmi_pending || c->wants_alone ||
 	       window_is_due(c) || atomic_load_explicit(&c->exit_req, memory_order_relaxed);
 }
@@ -774,6 +779,14 @@ static int interpret_faulted(struct soft_cpu *c)
 	return status;
 }
 
+/* Run user code in its box. */
+static int run_direct(struct soft_cpu *c)
+{
+	int status = direct_run(c);
+
+	return status == DIRECT_INTERPRET ? interpret_faulted(c) : status;
+}
+
 /* Run translated code from rip on; SOFT_OK when it came back for the next block. */
 static int run_translated(struct soft_cpu *c)
 {
@@ -866,7 +879,9 @@ static int run_once(struct soft_cpu *c)
 	}
 	if (window_is_due(c))
 		window_give(c);
-	return run_translated(c);
+	if (c->ctx->window)
+		direct_look(c);
+	return c->mode & MODE_DIRECT ? run_direct(c) : run_translated(c);
 }
 
 /* What the caller stored in the exit becomes a fragment of the instruction to be run again. */
@@ -923,7 +938,7 @@ static int soft_run(struct engine_vcpu *vcpu, struct vm_exit *exit)
 
 static void soft_kick(struct engine_vcpu *vcpu)
 {
-	atomic_fetch_or(&cpu_of(vcpu)->exit_req, REQ_KICK);
+	soft_request(cpu_of(vcpu), REQ_KICK);
 }
 
 static bool soft_irq_ready(struct engine_vcpu *vcpu)

@@ -26,6 +26,7 @@
 #include <pthread.h>
 #include <stdatomic.h>
 
+struct box;
 struct soft_cpu;
 struct soft_vm;
 struct block;
@@ -52,7 +53,8 @@ enum {
 	EXEC_LOG = 2048,
 	FETCH_SIZE = 64,
 	SOFT_CONTEXTS = 16,   /* without windows */
-	SOFT_WINDOWS_MAX = 4, /* of one vCPU */
+	SOFT_BOXES_MAX = 4,   /* windows of one vCPU that are boxes */
+	SOFT_WINDOWS_MAX = 8, /* with those that are not */
 	SOFT_CONTEXTS_ALL = SOFT_CONTEXTS + SOFT_WINDOWS_MAX,
 };
 
@@ -164,7 +166,8 @@ struct soft_ctx {
 	u64 last_used;
 	bool ready;                 /* the tables have been initialised */
 	u16 heat;                   /* ticks that came while its user code ran */
-	u16 cooling;                /* ticks during which it gets no window */
+	u16 cooling;                /* ticks during which it gets no window, */
+	u16 box_cooling;            /* and none that is a box */
 	struct soft_window *window; /* behind it, or NULL */
 };
 
@@ -197,7 +200,8 @@ enum soft_mode {
 	MODE_INTERPRET =
 		1 << 8, /* this state is not translated at all (16-bit, not flat, TF, DR7, ...) */
 	MODE_WINDOW = 1 << 9, /* memory is accessed through a window: see window.h */
-	MODE_COUNT = 1 << 10,
+	MODE_DIRECT = 1 << 10, /* user code runs in a box: see direct.h; nothing is translated */
+	MODE_COUNT = 1 << 11,
 };
 
 enum { SOFT_FRAGMENTS = 24 };
@@ -228,6 +232,7 @@ enum soft_leave {
 enum {
 	REQ_KICK = 1 << 0, /* return EXIT_KICKED */
 	REQ_PASS = 1 << 1, /* another thread wants soft_pass() called: see world.c */
+	REQ_LOOK = 1 << 2, /* can user code be run directly again? See direct.c */
 };
 
 enum soft_stub { STUB_LEAVE, STUB_MISS, STUB_STEP, STUB_THUNK_DONE, STUB_LOOKUP, SOFT_STUBS };
@@ -265,6 +270,11 @@ enum soft_counter {
 	COUNT_WINDOW_UNMAPS,
 	COUNT_WINDOW_DROPS,
 	COUNT_WINDOW_CYCLES, /* TSC */
+	COUNT_BOXES,
+	COUNT_BOX_RUNS,
+	COUNT_BOX_CYCLES, /* TSC, of these runs */
+	COUNT_BOX_FPU,    /* times that vector state had to be given to one */
+	COUNT_BOX_AWAY,   /* times that code had to be translated nevertheless */
 	COUNT_LEAVES,        /* translated code left for the run loop, by enum soft_leave */
 	SOFT_COUNTERS = COUNT_LEAVES + LEAVE_THUNK,
 };
@@ -273,6 +283,7 @@ enum soft_counter {
 enum soft_activity {
 	ACT_OUTSIDE,
 	ACT_TRANSLATED, /* in translated code */
+	ACT_BOX,        /* in a box */
 	ACT_TLB_MISS,
 	ACT_INTERPRET,
 	ACT_EXCEPTION,
@@ -368,6 +379,8 @@ struct soft_cpu {
 	void *interp;              /* interp.c: decoded-instruction and thunk caches */
 	struct soft_ctx *contexts; /* SOFT_CONTEXTS of them */
 	struct soft_window *window[SOFT_WINDOWS_MAX]; /* made as needed */
+	struct box *seed;            /* what boxes are made from; NULL: there are none */
+	struct box *_Atomic running; /* the box that runs, or is about to */
 	u64 tick_tsc;                                 /* of the latest window_tick() that counted */
 	void *ras_map;                                /* mapping that holds the private stack */
 	bool has_wrgsbase; /* the host lets user code set gs.base without a system call */
@@ -394,7 +407,9 @@ enum {
 		1 << 1, /* dirty log on and page not yet dirty: first store goes the slow way */
 	PAGE_IS_ROOT = 1 << 2,   /* root of an address space with a window: likewise */
 	PAGE_IN_WINDOW = 1 << 3, /* writable in a window, or was */
-	PAGE_WATCHED = PAGE_HAS_CODE | PAGE_LOG_DIRTY | PAGE_IS_ROOT,
+	PAGE_IS_DIRECT = 1 << 4, /* executable in boxes, its bytes checked: likewise */
+	PAGE_HAS_CPUID = 1 << 5, /* so said the look at its bytes */
+	PAGE_WATCHED = PAGE_HAS_CODE | PAGE_LOG_DIRTY | PAGE_IS_ROOT | PAGE_IS_DIRECT,
 };
 
 struct soft_vm {
@@ -412,7 +427,8 @@ struct soft_vm {
 	_Atomic u64 epoch; /* counts pages that lost their write tags; changed under lock */
 	struct soft_cpu *cpu[64];
 	u32 cpus;
-	u32 windows;             /* of all vCPUs; under lock */
+	u32 windows;             /* of all vCPUs, not boxes; under lock */
+	bool is_confined;        /* no process can be made */
 	u64 xsave_mask;          /* XCR0 bits the host saves and restores */
 	u64 start_tsc, start_ns; /* when it was made: what a cycle is in time */
 };
@@ -500,6 +516,9 @@ struct soft_xlat {
  */
 int soft_translate(struct soft_cpu *c, gva_t gva, u32 access, struct soft_xlat *x);
 
+/* What that would find, if it would change nothing in the guest's tables. */
+bool soft_peek(struct soft_cpu *c, gva_t gva, u32 access, struct soft_xlat *x);
+
 /* Translate and enter into the TLB of the current context. SOFT_OK with *filled = false when the
  * page cannot be entered (device memory, code page or dirty log for writes). */
 int soft_tlb_fill(struct soft_cpu *c, gva_t gva, u32 access, bool *filled);
@@ -565,6 +584,9 @@ static inline u64 soft_stale_bit(u64 host)
 {
 	return BIT((host >> PAGE_SHIFT) * 0x9e3779b97f4a7c15ul >> 58);
 }
+
+/* Add REQ_* bits @what to exit_req and see to it that they are looked at soon. From any thread. */
+void soft_request(struct soft_cpu *c, u32 what);
 
 /* Into and out of run(). False: kicked while the world is stopped; run() must return. */
 bool soft_world_enter(struct soft_cpu *c);

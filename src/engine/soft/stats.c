@@ -43,6 +43,11 @@ static const char *const names[SOFT_COUNTERS] = {
 	[COUNT_WINDOW_UNMAPS] = "window_pages_invalidated",
 	[COUNT_WINDOW_DROPS] = "windows_dropped",
 	[COUNT_WINDOW_CYCLES] = "window_time",
+	[COUNT_BOXES] = "boxes",
+	[COUNT_BOX_RUNS] = "box_runs",
+	[COUNT_BOX_CYCLES] = "box_time",
+	[COUNT_BOX_FPU] = "box_vector_states",
+	[COUNT_BOX_AWAY] = "box_absences",
 	[COUNT_LEAVES + LEAVE_LOOKUP] = "leaves_lookup",
 	[COUNT_LEAVES + LEAVE_LINK] = "leaves_link",
 	[COUNT_LEAVES + LEAVE_POLL] = "leaves_poll",
@@ -60,6 +65,7 @@ static enum engine_unit unit_of(u32 n)
 	case COUNT_COLD_BYTES: return UNIT_BYTES;
 	case COUNT_LOADING_CYCLES:
 	case COUNT_TRANSLATION_CYCLES:
+	case COUNT_BOX_CYCLES:
 	case COUNT_WINDOW_CYCLES: return UNIT_NS;
 	default: return UNIT_COUNT;
 	}
@@ -67,6 +73,7 @@ static enum engine_unit unit_of(u32 n)
 
 const char *const soft_activities[SOFT_ACTIVITIES + 1] = {
 	[ACT_OUTSIDE] = "outside",       [ACT_TRANSLATED] = "translated_code",
+	[ACT_BOX] = "box",
 	[ACT_TLB_MISS] = "tlb_misses",   [ACT_INTERPRET] = "interpreter",
 	[ACT_EXCEPTION] = "exceptions",  [ACT_DISPATCH] = "dispatch",
 	[ACT_TRANSLATE] = "translation", [ACT_WAIT] = "other_vcpus",

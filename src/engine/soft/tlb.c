@@ -28,6 +28,7 @@
  * empty write tags of any (see mmu.c for how it and filling exclude each other), and that
  * soft_ibt_flush_all() runs while the other vCPUs are kept out of translated code.
  */
+#include "engine/soft/direct.h"
 #include "engine/soft/tlb.h"
 #include "engine/soft/util.h"
 #include "engine/soft/window.h"
@@ -282,7 +283,7 @@ void soft_load_cr3(struct soft_cpu *c, u64 cr3, bool flush)
 	pcid = current_pcid(c);
 	ctx = ctx_choose(c, ctx_find(c, pcid), flush);
 	if (root_of(c, ctx->cr3) != root_of(c, c->cr3))
-		ctx->heat = ctx->cooling = 0;
+		ctx->heat = ctx->cooling = ctx->box_cooling = 0;
 	drop_local(c);
 	/* MOV CR3 serialises (SDM vol. 3, 8.3), and kernels rely on it as a barrier. */
 	atomic_thread_fence(memory_order_seq_cst);
@@ -356,6 +357,7 @@ int soft_contexts_init(struct soft_cpu *c)
 void soft_contexts_destroy(struct soft_cpu *c)
 {
 	windows_destroy(c);
+	direct_destroy(c);
 	if (c->contexts)
 		munmap(c->contexts, CTX_BYTES);
 	c->contexts = c->ctx = NULL;

@@ -23,6 +23,7 @@
 #include "engine/soft/decode.h"
 #include "engine/soft/tlb.h"
 #include "engine/soft/util.h"
+#include "host/box.h"
 
 #include <stdlib.h>
 #include <sys/mman.h>
@@ -35,11 +36,13 @@ enum {
 	JUDGED_TICKS = 8,   /* until a window is judged */
 	FAULT_NS = 3000,    /* what a signal costs, about */
 	GAIN = 30,          /* per cent of the time in user code that a window earns, about */
+	BOX_GAIN = 50,      /* a box, of the time that it runs */
+	BOX_STOP_NS = 4000, /* what it costs to start and stop one, about */
 	DEBT_MS = 50,       /* what it may owe */
 	ROOT_STORES = 64,   /* a root table that is written more often is none any more */
 	ROOT_ENTRIES = 256, /* of the lower half */
 	ROOT_GROUPS = WINDOW_SIZE >> 39,
-	MAX_WINDOWS = 12, /* of a VM: address space is limited */
+	MAX_WINDOWS = 12, /* of a VM that are not boxes: address space is limited */
 };
 #define WINDOW_TAIL (WINDOW_DISP + (1l << 20))
 #define PTE_PRESENT 1ul
@@ -85,6 +88,12 @@ static u64 fold(gva_t gva)
 	return gva & (WINDOW_SIZE - 1);
 }
 
+/* What of an address tells two places in the window apart. */
+static u64 place_in(const struct soft_window *w, gva_t gva)
+{
+	return w->box ? gva : fold(gva);
+}
+
 static u32 hash_of(gva_t gva, u8 shift)
 {
 	return (u32)(((fold(gva) >> shift) * 0x9e3779b97f4a7c15ul + shift) >> 40) % WINDOW_HASH;
@@ -98,7 +107,7 @@ static u16 *place_of(struct soft_window *w, gva_t gva, u8 shift)
 	for (; w->hash[n]; n = (n + 1) % WINDOW_HASH) {
 		const struct window_page *p = &w->page[w->hash[n] - 1];
 
-		if (p->shift == shift && !((fold(p->gva) ^ fold(gva)) >> shift))
+		if (p->shift == shift && !(place_in(w, p->gva ^ gva) >> shift))
 			break;
 	}
 	return &w->hash[n];
@@ -124,6 +133,19 @@ static u8 *address_in(const struct soft_window *w, gva_t gva)
 	return w->base + fold(gva);
 }
 
+static bool set_prot(struct soft_window *w, gva_t gva, u64 size, u8 prot)
+{
+	if (!w->box)
+		return host_protect(address_in(w, gva), size, prot);
+	return prot ? box_protect(w->box, gva, size, prot) : box_unmap(w->box, gva, size);
+}
+
+static bool set_mapping(struct soft_window *w, gva_t gva, u64 size, u8 prot, int fd, u64 offset)
+{
+	return w->box ? box_map(w->box, gva, size, prot, offset)
+		      : host_map(address_in(w, gva), size, prot, fd, offset);
+}
+
 static u64 page_size(const struct window_page *p)
 {
 	return 1ul << p->shift;
@@ -135,14 +157,14 @@ static u64 page_size(const struct window_page *p)
  */
 static void close_window(struct soft_window *w)
 {
-	if (!host_protect(w->base, WINDOW_SIZE, PROT_NONE))
+	if (!w->box && !host_protect(w->base, WINDOW_SIZE, PROT_NONE))
 		__builtin_trap();
-	w->is_void = true;
+	w->is_void = true; /* which a box's own thread looks at before it runs */
 }
 
 static void page_protect(struct soft_cpu *c, struct soft_window *w, struct window_page *p, u8 prot)
 {
-	if (!host_protect(address_in(w, p->gva), page_size(p), prot))
+	if (!set_prot(w, p->gva, page_size(p), prot))
 		close_window(w);
 	p->prot = prot;
 	c->counters[COUNT_WINDOW_UNMAPS]++;
@@ -180,6 +202,7 @@ struct mapping {
 	u8 shift;      /* 12 or 21 */
 	u8 page_shift; /* of the guest's page */
 	bool writable;
+	u8 exec; /* PROT_EXEC or 0: pages of 4 KiB */
 };
 
 /* Does the guest's large page around lie in one piece here too, with nothing in it watched? */
@@ -188,7 +211,7 @@ static bool widen(struct soft_vm *vm, const struct physmap_region *r, struct map
 	const u64 size = 1ul << LARGE_SHIFT, rest = m->gva & (size - 1);
 	u64 host = m->host - rest, gpa = host - (u64)r->hva + r->gpa;
 
-	if (m->page_shift < LARGE_SHIFT || gpa & (size - 1) || host < (u64)r->hva ||
+	if (m->exec || m->page_shift < LARGE_SHIFT || gpa & (size - 1) || host < (u64)r->hva ||
 	    host + size > (u64)r->hva + r->size ||
 	    any_is_watched(vm, page_index(r, host), size >> PAGE_SHIFT))
 		return false;
@@ -228,15 +251,17 @@ static bool map(struct soft_cpu *c, struct soft_window *w, struct mapping m)
 	p = &w->page[*place - 1];
 	if (p->gva != m.gva && p->prot)
 		return false;
-	prot = PROT_READ | (m.writable ? PROT_WRITE : 0);
+	prot = PROT_READ | (m.writable ? PROT_WRITE : 0) | m.exec;
+	if (p->prot & PROT_EXEC && p->host == m.host && !m.writable)
+		prot |= PROT_EXEC;
 	if (m.writable)
 		note_writable(c->vm, page_index(r, m.host), 1ul << (m.shift - PAGE_SHIFT));
 	if (m.page_shift > PAGE_SHIFT)
 		bitmap_set(w->large, (m.gva >> LARGE_SHIFT) % (64 * ARRAY_SIZE(w->large)));
 	if (p->prot && p->host == m.host && p->gva == m.gva
-		    ? !host_protect(address_in(w, m.gva), 1ul << m.shift, prot)
-		    : !host_map(address_in(w, m.gva), 1ul << m.shift, prot, c->vm->physmap->fd,
-				r->gpa + (m.host - (u64)r->hva))) {
+		    ? !set_prot(w, m.gva, 1ul << m.shift, prot)
+		    : !set_mapping(w, m.gva, 1ul << m.shift, prot, c->vm->physmap->fd,
+				   r->gpa + (m.host - (u64)r->hva))) {
 		close_window(w); /* who knows what is there now */
 		return false;
 	}
@@ -251,7 +276,10 @@ static void empty(struct soft_cpu *c, struct soft_window *w)
 {
 	if (!w->pages)
 		return;
-	if (!host_unmap(w->base, WINDOW_SIZE) && !host_protect(w->base, WINDOW_SIZE, PROT_NONE))
+	if (w->box)
+		box_clear(w->box);
+	else if (!host_unmap(w->base, WINDOW_SIZE) &&
+		 !host_protect(w->base, WINDOW_SIZE, PROT_NONE))
 		__builtin_trap();
 	c->counters[COUNT_WINDOW_UNMAPS] += w->pages;
 	w->pages = 0;
@@ -362,26 +390,59 @@ void windows_root_stored(struct soft_vm *vm, u64 page)
 
 /* ---- to have and to lose ---- */
 
-static struct soft_window *make(struct soft_cpu *c)
+/* A context, and behind it what gs may lead to. */
+static u64 span_of(const struct soft_window *w)
 {
-	u64 size = GS_BIAS + WINDOW_SIZE + WINDOW_TAIL;
-	struct soft_window *w = calloc(1, sizeof(*w));
-	u8 *at = mmap(NULL, size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	return w->box ? align_up(sizeof(struct soft_ctx), PAGE_SIZE) + GS_BIAS
+		      : GS_BIAS + WINDOW_SIZE + WINDOW_TAIL;
+}
 
-	if (!w || at == MAP_FAILED ||
-	    mprotect(at, align_up(sizeof(struct soft_ctx), PAGE_SIZE), PROT_READ | PROT_WRITE) <
-		    0) {
-		if (at != MAP_FAILED)
-			munmap(at, size);
-		free(w);
-		return NULL;
-	}
+static void free_window(struct soft_window *w)
+{
+	if (w->ctx)
+		munmap(w->ctx, span_of(w));
+	if (w->box)
+		box_destroy(w->box);
+	free(w->image);
+	free(w);
+}
+
+static bool make_box(struct soft_cpu *c, struct soft_window *w)
+{
+	w->image = malloc(BOX_FPU_MAX);
+	return w->image && !box_fork(c->seed, &w->box);
+}
+
+static bool make_context(struct soft_cpu *c, struct soft_window *w)
+{
+	const u64 size = align_up(sizeof(struct soft_ctx), PAGE_SIZE);
+	u8 *at = mmap(NULL, span_of(w), PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1,
+		      0);
+
+	if (at == MAP_FAILED)
+		return false;
 	w->ctx = (struct soft_ctx *)(void *)at;
+	if (mprotect(at, size, PROT_READ | PROT_WRITE) < 0)
+		return false;
 	w->ctx->cr3 = CTX_FREE;
 	w->ctx->window = w;
 	w->base = at + GS_BIAS;
-	w->root = WINDOW_FREE;
 	soft_ctx_prepare(c, w->ctx);
+	return true;
+}
+
+static struct soft_window *make(struct soft_cpu *c, bool box)
+{
+	struct soft_window *w = calloc(1, sizeof(*w));
+
+	if (!w)
+		return NULL;
+	w->root = WINDOW_FREE;
+	w->fault = w->away = NO_PAGE;
+	if ((box && !make_box(c, w)) || !make_context(c, w)) {
+		free_window(w);
+		return NULL;
+	}
 	return w;
 }
 
@@ -394,12 +455,11 @@ void windows_destroy(struct soft_cpu *c)
 			continue;
 		pthread_mutex_lock(&c->vm->lock);
 		c->window[i] = NULL;
-		c->vm->windows--;
+		c->vm->windows -= !w->box;
 		if (w->root != WINDOW_FREE)
 			root_unwatch(c->vm, w->root);
 		pthread_mutex_unlock(&c->vm->lock);
-		munmap(w->ctx, GS_BIAS + WINDOW_SIZE + WINDOW_TAIL);
-		free(w);
+		free_window(w);
 	}
 }
 
@@ -410,8 +470,8 @@ static void give_up(struct soft_cpu *c, struct soft_window *w)
 
 	w->root = WINDOW_FREE;
 	w->is_void = w->stale = false;
-	w->fault = NO_PAGE;
-	w->spent = 0;
+	w->fault = w->away = NO_PAGE;
+	w->spent = w->in_box = 0;
 	w->debt = 0;
 	w->is_full = false;
 	w->root_stores = w->ticks = w->user_ticks = 0;
@@ -420,17 +480,18 @@ static void give_up(struct soft_cpu *c, struct soft_window *w)
 		root_unwatch(c->vm, root);
 }
 
-/* A free window, a new one, or the least recently used one. */
-static struct soft_window *take(struct soft_cpu *c)
+/* A free window of the kind, a new one, or the least recently used one. vm->lock held. */
+static struct soft_window *take(struct soft_cpu *c, bool box)
 {
+	const u32 first = box ? 0 : SOFT_BOXES_MAX, end = box ? SOFT_BOXES_MAX : SOFT_WINDOWS_MAX;
 	struct soft_window *best = NULL;
 
-	for (u32 i = 0; i < SOFT_WINDOWS_MAX; i++) {
+	for (u32 i = first; i < end; i++) {
 		struct soft_window *w = c->window[i];
 
-		if (!w && c->vm->windows < MAX_WINDOWS && (w = make(c))) {
+		if (!w && (box || c->vm->windows < MAX_WINDOWS) && (w = make(c, box))) {
 			c->window[i] = w;
-			c->vm->windows++;
+			c->vm->windows += !box;
 		}
 		if (w && w->root == WINDOW_FREE)
 			return w;
@@ -472,6 +533,17 @@ static void fill_from(struct soft_cpu *c, struct soft_window *w, const struct so
 	}
 }
 
+static bool may_have_box(const struct soft_cpu *c)
+{
+	return c->seed && !c->ctx->box_cooling;
+}
+
+/* Can pages of the address space be told apart in the window? */
+static bool is_suitable(struct soft_cpu *c, const struct soft_window *w)
+{
+	return w->box || (root_watch(c, w->root) && !root_collides(c->vm, w->root));
+}
+
 static void promote(struct soft_cpu *c)
 {
 	struct soft_ctx *old = c->ctx;
@@ -482,7 +554,7 @@ static void promote(struct soft_cpu *c)
 	old->heat = 0;
 	old->cooling = COOLING;
 	pthread_mutex_lock(&c->vm->lock);
-	w = take(c);
+	w = take(c, may_have_box(c));
 	if (w) {
 		give_up(c, w);
 		w->root = root;
@@ -491,7 +563,7 @@ static void promote(struct soft_cpu *c)
 	if (!w)
 		return;
 	w->ctx->cr3 = CTX_FREE;
-	if (!root_watch(c, root) || root_collides(c->vm, root)) {
+	if (!is_suitable(c, w)) {
 		pthread_mutex_lock(&c->vm->lock);
 		give_up(c, w);
 		pthread_mutex_unlock(&c->vm->lock);
@@ -502,7 +574,7 @@ static void promote(struct soft_cpu *c)
 	w->judged_tsc = __builtin_ia32_rdtsc();
 	old->cooling = 0;
 	soft_ctx_move(c, w->ctx);
-	c->counters[COUNT_WINDOWS]++;
+	c->counters[w->box ? COUNT_BOXES : COUNT_WINDOWS]++;
 }
 
 static void demote(struct soft_cpu *c, struct soft_window *w)
@@ -514,7 +586,8 @@ static void demote(struct soft_cpu *c, struct soft_window *w)
 	w->ctx->cr3 = CTX_FREE;
 	c->counters[COUNT_WINDOW_DROPS]++;
 	soft_ctx_retake(c);
-	c->ctx->cooling = COOLING;
+	c->ctx->cooling = w->box ? 0 : COOLING;
+	c->ctx->box_cooling = w->box ? COOLING : 0;
 }
 
 static u64 tick_ns(const struct soft_cpu *c, u64 cycles)
@@ -530,7 +603,8 @@ static void judge(struct soft_cpu *c, struct soft_window *w, u64 now)
 {
 	s64 time = (s64)(now - w->judged_tsc), in_user = time / w->ticks * w->user_ticks;
 	/* Keeping the window looks like user code to a tick. */
-	s64 earned = MAX(in_user - (s64)w->spent, 0) * GAIN / 100;
+	s64 earned = w->box ? (s64)w->in_box * BOX_GAIN / 100
+			    : MAX(in_user - (s64)w->spent, 0) * GAIN / 100;
 	s64 limit = (s64)(c->vm->cpuid->tsc_hz / 1000 * DEBT_MS);
 
 	w->debt = MAX(w->debt + (s64)w->spent - earned, -limit);
@@ -538,7 +612,7 @@ static void judge(struct soft_cpu *c, struct soft_window *w, u64 now)
 		demote(c, w);
 		return;
 	}
-	w->spent = 0;
+	w->spent = w->in_box = 0;
 	w->ticks = w->user_ticks = 0;
 	w->judged_tsc = now;
 }
@@ -546,7 +620,14 @@ static void judge(struct soft_cpu *c, struct soft_window *w, u64 now)
 static bool may_have_window(const struct soft_cpu *c)
 {
 	return (c->mode & (MODE_BITS | MODE_USER | MODE_INTERPRET)) == (MODE_BITS_64 | MODE_USER) &&
-	       c->vm->physmap->fd >= 0 && soft_uses(&c->vm->options, SOFT_WINDOWS);
+	       c->vm->physmap->fd >= 0 &&
+	       (soft_uses(&c->vm->options, SOFT_WINDOWS) || may_have_box(c));
+}
+
+/* Ticks in user code that make it worth while. */
+static u32 heat_wanted(const struct soft_cpu *c)
+{
+	return may_have_box(c) ? c->vm->options.direct_heat : c->vm->options.window_heat;
 }
 
 /* Ticks in the kernel count for windows that are there. */
@@ -565,20 +646,20 @@ void window_tick(struct soft_cpu *c)
 	if (tick_ns(c, now - c->tick_tsc) < TICK_NS)
 		return;
 	c->tick_tsc = now;
+	c->ctx->box_cooling -= c->ctx->box_cooling > 0;
 	if (c->ctx->window)
 		tick_window(c, c->ctx->window, now);
 	else if (!may_have_window(c))
 		return;
 	else if (c->ctx->cooling)
 		c->ctx->cooling--;
-	else if (++c->ctx->heat >= c->vm->options.window_heat)
+	else if (++c->ctx->heat >= heat_wanted(c))
 		promote(c);
 }
 
 bool window_is_due(const struct soft_cpu *c)
 {
-	return !c->vm->options.window_heat && may_have_window(c) && !c->ctx->window &&
-	       !c->ctx->cooling;
+	return !c->ctx->window && !c->ctx->cooling && !heat_wanted(c) && may_have_window(c);
 }
 
 void window_give(struct soft_cpu *c)
@@ -622,10 +703,12 @@ static u8 prot_now(struct soft_cpu *c, const struct window_page *p)
 {
 	struct soft_xlat x;
 
-	if (soft_translate(c, p->gva, ACC_READ | ACC_USER, &x) != SOFT_OK ||
-	    (u64)x.host != p->host || x.shift < p->shift)
+	u32 access = p->prot & PROT_EXEC ? ACC_FETCH : ACC_READ;
+
+	if (soft_translate(c, p->gva, access | ACC_USER, &x) != SOFT_OK ||
+	    (u64)x.host != p->host || (p->shift > PAGE_SHIFT && x.shift < p->shift))
 		return 0;
-	return x.writable ? p->prot : p->prot & (u8)~PROT_WRITE;
+	return access == ACC_FETCH || x.writable ? p->prot : p->prot & (u8)~PROT_WRITE;
 }
 
 static void revalidate(struct soft_cpu *c, struct soft_window *w)
@@ -663,6 +746,15 @@ static void map_expected(struct soft_cpu *c, struct soft_window *w)
 	pthread_mutex_unlock(&c->vm->lock);
 }
 
+/* Code that cannot be run directly is at rip? */
+static u32 direct_mode(const struct soft_cpu *c, struct soft_window *w)
+{
+	if ((c->rip & PAGE_MASK) == w->away)
+		return 0;
+	w->away = NO_PAGE;
+	return MODE_DIRECT;
+}
+
 u32 window_mode(struct soft_cpu *c)
 {
 	struct soft_window *w;
@@ -687,34 +779,69 @@ u32 window_mode(struct soft_cpu *c)
 		c->exc = exc;
 		spend(c, w, start);
 	}
-	return MODE_WINDOW;
+	return w->box ? direct_mode(c, w) : MODE_WINDOW;
+}
+
+/* Each mapping of each window. vm->lock held. */
+static void for_each_page(struct soft_vm *vm, u64 host,
+			  void (*what)(struct soft_cpu *c, struct soft_window *w,
+				       struct window_page *p, u64 host))
+{
+	for (u32 n = 0; n < vm->cpus; n++)
+		for (u32 i = 0; vm->cpu[n] && i < SOFT_WINDOWS_MAX; i++) {
+			struct soft_window *w = vm->cpu[n]->window[i];
+
+			for (u32 k = 0; w && !w->is_void && k < w->pages; k++)
+				if (host - w->page[k].host < page_size(&w->page[k]))
+					what(vm->cpu[n], w, &w->page[k], host);
+		}
+}
+
+/* What a box may still do until it stops, world.c knows. */
+static void note_stale(struct soft_cpu *c, const struct soft_window *w, u64 host)
+{
+	if (w->box)
+		atomic_fetch_or(&c->stale, soft_stale_bit(host));
 }
 
 /* A page has lost its right to be stored to. */
-static void protect_part(struct soft_window *w, struct window_page *p, u64 host)
+static void protect_part(struct soft_cpu *c, struct soft_window *w, struct window_page *p, u64 host)
 {
-	u8 *at = address_in(w, p->gva) + (host - p->host);
-
-	if (!(p->prot & PROT_WRITE) || host - p->host >= page_size(p))
+	if (!(p->prot & PROT_WRITE))
 		return;
-	if (!host_protect(at, PAGE_SIZE, PROT_READ))
+	if (!set_prot(w, p->gva + (host - p->host), PAGE_SIZE, PROT_READ))
 		close_window(w);
 	if (p->shift == PAGE_SHIFT)
 		p->prot = PROT_READ;
+	note_stale(c, w, host);
 }
 
 void windows_protect(struct soft_vm *vm, u64 page, u64 host)
 {
 	if (!(atomic_load(&vm->page_flags[page]) & PAGE_IN_WINDOW))
 		return;
-	for (u32 n = 0; n < vm->cpus; n++)
-		for (u32 i = 0; vm->cpu[n] && i < SOFT_WINDOWS_MAX; i++) {
-			struct soft_window *w = vm->cpu[n]->window[i];
-
-			for (u32 k = 0; w && !w->is_void && k < w->pages; k++)
-				protect_part(w, &w->page[k], host);
-		}
+	for_each_page(vm, host, protect_part);
 	atomic_fetch_and(&vm->page_flags[page], (u8)~PAGE_IN_WINDOW);
+}
+
+/* Nobody may execute what has not been looked at. */
+static void take_code(struct soft_cpu *c, struct soft_window *w, struct window_page *p, u64 host)
+{
+	if (!(p->prot & PROT_EXEC))
+		return;
+	page_protect(c, w, p, 0);
+	note_stale(c, w, host);
+}
+
+void windows_code_stored(struct soft_vm *vm, u64 page)
+{
+	u64 gpa = page_gpa(vm, page);
+	const struct physmap_region *r = physmap_find(vm->physmap, gpa);
+
+	pthread_mutex_lock(&vm->lock);
+	atomic_fetch_and(&vm->page_flags[page], (u8)~PAGE_IS_DIRECT);
+	for_each_page(vm, (u64)r->hva + (gpa - r->gpa), take_code);
+	pthread_mutex_unlock(&vm->lock);
 }
 
 /* ---- faults ---- */
@@ -723,7 +850,7 @@ bool window_has(const struct soft_cpu *c, u64 host)
 {
 	const struct soft_window *w = c->ctx ? c->ctx->window : NULL;
 
-	return w && host - ((u64)w->base - WINDOW_DISP) < WINDOW_DISP + WINDOW_SIZE + WINDOW_TAIL;
+	return w && !w->box && host - ((u64)w->base - WINDOW_DISP) < WINDOW_DISP + WINDOW_SIZE + WINDOW_TAIL;
 }
 
 static u64 operand_address(const struct soft_cpu *c, const struct insn *i, const u64 r[GPR_COUNT])
@@ -779,7 +906,7 @@ static bool allow_writing(struct soft_cpu *c, struct soft_window *w, struct wind
 	if (!r || any_is_watched(c->vm, page_index(r, host), 1))
 		return false;
 	note_writable(c->vm, page_index(r, host), 1);
-	return host_protect(address_in(w, gva), PAGE_SIZE, PROT_READ | PROT_WRITE);
+	return set_prot(w, gva & PAGE_MASK, PAGE_SIZE, PROT_READ | PROT_WRITE);
 }
 
 static bool map_for(struct soft_cpu *c, struct soft_window *w, gva_t gva, bool write)
@@ -831,4 +958,71 @@ void window_expect(struct soft_cpu *c, gva_t gva)
 
 	if (w && !(gva >> 47))
 		w->fault = gva & PAGE_MASK;
+}
+
+/* ---- boxes ---- */
+
+u8 window_prot(struct soft_window *w, gva_t gva)
+{
+	const struct window_page *p = page_at(w, gva);
+
+	return p ? p->prot : 0;
+}
+
+/* May RAM page @page be executed in the box? vm->lock held. */
+static bool may_execute(struct soft_cpu *c, struct soft_window *w, u64 page)
+{
+	u8 flags = atomic_load(&c->vm->page_flags[page]);
+
+	return flags & PAGE_IS_DIRECT && (!(flags & PAGE_HAS_CPUID) || box_guard_cpuid(w->box));
+}
+
+bool window_map(struct soft_cpu *c, struct soft_window *w, gva_t gva, const struct soft_xlat *x,
+		u8 exec)
+{
+	struct window_page *p;
+	bool done;
+
+	pthread_mutex_lock(&c->vm->lock);
+	p = page_at(w, gva);
+	if (p && p->shift > PAGE_SHIFT && p->prot & PROT_WRITE && x->writable && !w->is_void)
+		done = allow_writing(c, w, p, gva);
+	else
+		done = (!exec || may_execute(c, w, x->page)) &&
+		       map(c, w,
+			   (struct mapping){.gva = gva,
+					    .host = (u64)x->host & PAGE_MASK,
+					    .shift = PAGE_SHIFT,
+					    .page_shift = x->shift,
+					    .writable = x->writable && !exec,
+					    .exec = exec});
+	pthread_mutex_unlock(&c->vm->lock);
+	return done;
+}
+
+bool window_settle(struct soft_cpu *c, struct soft_window *w)
+{
+	bool ok;
+
+	pthread_mutex_lock(&c->vm->lock);
+	ok = !w->is_void && (!box_has_notes(w->box) || !box_settle(w->box));
+	pthread_mutex_unlock(&c->vm->lock);
+	return ok;
+}
+
+void window_close(struct soft_cpu *c, struct soft_window *w)
+{
+	pthread_mutex_lock(&c->vm->lock);
+	close_window(w);
+	pthread_mutex_unlock(&c->vm->lock);
+	soft_update_mode(c);
+}
+
+void window_ran(struct soft_cpu *c, struct soft_window *w, u64 cycles)
+{
+	u64 stop = c->vm->cpuid->tsc_hz / 1000000000 * BOX_STOP_NS;
+
+	w->in_box += cycles - MIN(cycles, stop);
+	c->counters[COUNT_BOX_RUNS]++;
+	c->counters[COUNT_BOX_CYCLES] += cycles;
 }

@@ -24,21 +24,27 @@
 struct insn;
 
 enum {
-	WINDOW_PAGES = 1 << 14, /* at most, of one window: host mappings are limited */
-	WINDOW_HASH = 1 << 15,
+	WINDOW_PAGES = 1 << 15, /* at most, of one window: host mappings are limited */
+	WINDOW_HASH = 1 << 16,
 };
 
 /* A page that is or was mapped. */
 struct window_page {
 	gva_t gva;
 	u64 host;
-	u8 prot;  /* PROT_READ, PROT_WRITE; 0: not at present */
+	u8 prot;  /* PROT_READ, PROT_WRITE, PROT_EXEC; 0: not at present */
 	u8 shift; /* log2 of its size, 12 or 21 */
 };
 
 struct soft_window {
 	struct soft_ctx *ctx; /* lies in front of it */
 	u8 *base;
+	struct box *box; /* if it is one: see direct.h */
+	gva_t away;      /* a page with code that must be translated, or NO_PAGE */
+	u32 steps;       /* blocks of it that may run before that is taken for granted */
+	u32 image_size;
+	u8 *image;       /* the vector state in the box when it last stopped */
+	u64 in_box;      /* cycles that it ran since it was last judged */
 	u64 root; /* address of the root table of the address space; WINDOW_FREE: none */
 	u64 last_used;
 	bool stale;      /* pages must be compared with the guest's tables before the next use */
@@ -67,7 +73,8 @@ void window_tick(struct soft_cpu *c);
 bool window_is_due(const struct soft_cpu *c);
 void window_give(struct soft_cpu *c);
 
-/* MODE_WINDOW if user code of the current address space can run in its window now, else 0. */
+/* MODE_WINDOW or MODE_DIRECT if user code of the current address space can run in its window now,
+ * else 0. */
 u32 window_mode(struct soft_cpu *c);
 
 /* Is the host address one of the current window? */
@@ -96,4 +103,21 @@ void windows_protect(struct soft_vm *vm, u64 page, u64 host);
 /* RAM page @page, the root table of some window, has been stored to. */
 void windows_root_stored(struct soft_vm *vm, u64 page);
 
+/* ... and a page of code that is executable in boxes. */
+void windows_code_stored(struct soft_vm *vm, u64 page);
+
 void windows_destroy(struct soft_cpu *c);
+
+/* ---- for direct.c ---- */
+
+/* How the page at @gva is mapped: PROT_*, or 0. */
+u8 window_prot(struct soft_window *w, gva_t gva);
+/* Map it, as @x says, for reading, writing if that may be, and @exec: PROT_EXEC or 0. */
+bool window_map(struct soft_cpu *c, struct soft_window *w, gva_t gva, const struct soft_xlat *x,
+		u8 exec);
+/* Do what is noted of the box. False: it is of no use any more. */
+bool window_settle(struct soft_cpu *c, struct soft_window *w);
+/* It is of no use any more. */
+void window_close(struct soft_cpu *c, struct soft_window *w);
+/* For its judgement: the box ran for @cycles. */
+void window_ran(struct soft_cpu *c, struct soft_window *w, u64 cycles);

@@ -34,6 +34,7 @@
  * vCPU may need that lock to get to its pass.
  */
 #include "engine/soft/soft.h"
+#include "host/box.h"
 
 #include <errno.h>
 #include <sched.h>
@@ -53,6 +54,20 @@ static void wait_briefly(struct soft_vm *vm)
 		ts.tv_nsec -= 1000000000;
 	}
 	pthread_cond_timedwait(&vm->world_changed, &vm->world, &ts);
+}
+
+/*
+ * A vCPU says that its box runs before it looks at exit_req for the last time, so that either it
+ * sees the bits or we see the box.
+ */
+void soft_request(struct soft_cpu *c, u32 what)
+{
+	struct box *b;
+
+	atomic_fetch_or(&c->exit_req, what);
+	b = atomic_load(&c->running);
+	if (b)
+		box_kick(b);
 }
 
 static bool is_kicked(struct soft_cpu *c)
@@ -122,7 +137,7 @@ static bool others_are_active(struct soft_cpu *c)
 
 		if (!other || other == c || !atomic_load(&other->active))
 			continue;
-		atomic_fetch_or(&other->exit_req, REQ_PASS);
+		soft_request(other, REQ_PASS);
 		active = true;
 	}
 	return active;
@@ -196,7 +211,7 @@ static void ask_to_settle(struct soft_vm *vm, const struct soft_cpu *self, u64 p
 		struct soft_cpu *c = vm->cpu[i];
 
 		if (c && c != self && may_store(c, pages, epoch))
-			atomic_fetch_or(&c->exit_req, REQ_PASS);
+			soft_request(c, REQ_PASS);
 	}
 }
 
