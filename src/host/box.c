@@ -66,7 +66,7 @@ struct box {
 	struct order *orders; /* what all boxes of a thread share */
 	bool owns_orders;
 	bool can_guard, is_guarded; /* CPUID */
-	u32 notes;
+	u32 breaks, notes;
 	struct note note[NOTES_MAX];
 };
 
@@ -230,7 +230,7 @@ static struct box *new_box(struct order *orders)
 	atomic_init(&b->pid, 0);
 	b->orders = orders;
 	b->owns_orders = b->can_guard = b->is_guarded = false;
-	b->notes = 0;
+	b->notes = b->breaks = 0;
 	return b;
 }
 
@@ -408,6 +408,20 @@ bool box_guard_cpuid(struct box *b)
 		return false;
 	b->is_guarded = true;
 	return true;
+}
+
+int box_break_at(struct box *b, u32 n, u64 address)
+{
+	const u64 place = offsetof(struct user, u_debugreg);
+	int r = 0;
+
+	if (address)
+		r = trace(PTRACE_POKEUSER, b, place + 8ul * n, (void *)address);
+	if (address)
+		b->breaks |= 1u << 2 * n; /* DR7.Ln; execution, one byte */
+	else
+		b->breaks &= ~(1u << 2 * n);
+	return r ? r : trace(PTRACE_POKEUSER, b, place + 8 * 7, (void *)(u64)b->breaks);
 }
 
 bool box_has_notes(const struct box *b)

@@ -21,6 +21,7 @@
 #define BOX_END     (BOX_AT + (17ul << PAGE_SHIFT))
 #define BOX_TOP     0x7ffffffff000ul /* where addresses end */
 #define BOX_FPU_MAX (16 * KIB)
+#define BOX_BREAKS  4
 
 struct box;
 
@@ -62,6 +63,11 @@ bool box_unmap(struct box *b, u64 at, u64 size);
  * time the box runs. False: this host cannot. RDTSC and RDTSCP always do.
  */
 bool box_guard_cpuid(struct box *b);
+
+/* Breakpoint @n is at @address from now on, or, if that is 0, nowhere: the box stops there by
+ * SIGTRAP, TRAP_HWBKPT, with the instruction not executed. Each in use costs most of a microsecond
+ * when the box runs. 0 or -errno. */
+int box_break_at(struct box *b, u32 n, u64 address);
 
 /* Forget what is noted, and unmap everything, before the box runs next. */
 void box_clear(struct box *b);

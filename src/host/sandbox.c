@@ -5,9 +5,9 @@
  * gets to put the terminal back and say which call it was. An attacker who runs code in the process
  * gains nothing from the handler: every further forbidden call is refused as well.
  *
- * mmap, mprotect, clone, prctl, openat and ptrace need an argument check to be worth allowing: memory that
- * is both writable and executable is never needed (translated code is mapped twice), nor a new
- * process, nor a file opened for writing, nor somebody else's process traced.
+ * mmap, mprotect, clone, prctl, openat and ptrace need an argument check to be worth allowing:
+ * memory that is both writable and executable is never needed (translated code is mapped twice),
+ * nor a new process, nor a file opened for writing, nor somebody else's process traced.
  */
 #include "host/sandbox.h"
 
@@ -58,9 +58,9 @@ const struct sandbox_list base_sandbox = {"base", base_calls, ARRAY_SIZE(base_ca
 /* What a tracer does with processes that it has: it can get no others. */
 static int add_tracing(scmp_filter_ctx ctx)
 {
-	static const int requests[] = {PTRACE_CONT,	PTRACE_SYSEMU,	  PTRACE_GETREGS,
-				       PTRACE_SETREGS,	  PTRACE_GETREGSET, PTRACE_SETREGSET,
-				       PTRACE_GETSIGINFO, PTRACE_GETEVENTMSG};
+	static const int requests[] = {PTRACE_CONT,       PTRACE_SYSEMU,      PTRACE_GETREGS,
+				       PTRACE_SETREGS,    PTRACE_GETREGSET,   PTRACE_SETREGSET,
+				       PTRACE_GETSIGINFO, PTRACE_GETEVENTMSG, PTRACE_POKEUSER};
 	int r = 0;
 
 	for (u32 i = 0; !r && i < ARRAY_SIZE(requests); i++)

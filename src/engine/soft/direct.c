@@ -6,6 +6,7 @@
 #include "engine/soft/window.h"
 #include "host/box.h"
 
+#include <Zydis/Zydis.h>
 #include <signal.h>
 #include <sys/mman.h>
 
@@ -15,7 +16,9 @@ enum {
 	AHEAD = 16,     /* pages around a missing one that are looked at, too: a power of two */
 	STEPS = 2000,   /* blocks of a page that cannot be run directly, before that is taken for
 			   granted */
-	CPUID = 0xa2,   /* behind 0F */
+	RECESS_US = 800,
+	CPUID = 0xa2, /* behind 0F */
+	SITES = BOX_BREAKS,
 	XSTATE_BV = 512,
 	SW_RESERVED = 464, /* the host kernel's, up to XSTATE_BV */
 };
@@ -53,7 +56,8 @@ static bool is_sensitive(u8 b, u8 modrm)
 	case 0x03: /* LSL */
 	case 0x34: /* SYSENTER */
 	case CPUID: return true;
-	case 0x01: return modrm != 0xf9; /* SGDT, SIDT, SMSW, XGETBV ... but not RDTSCP */
+	case 0x01: /* SGDT, SIDT, SMSW, XGETBV ... but neither XEND, XTEST nor RDTSCP */
+		return modrm != 0xd5 && modrm != 0xd6 && modrm != 0xf9;
 	case 0xae: return is_memory && (reg == 4 || reg == 6); /* XSAVE, XSAVEOPT: XCR0 */
 	case 0xc7: return is_memory ? reg == 4 : reg == 7;     /* XSAVEC, RDPID */
 	default: return false;
@@ -74,45 +78,72 @@ static bool is_prefix(u8 b)
 	       b == 0xf2 || b == 0xf3;
 }
 
-/* Does decoding from @from on meet an instruction whose opcode is at @at? */
-static bool leads_to(const u8 *page, u32 from, u32 at)
+/* Where the instruction after the one at @from begins. */
+static u32 next_instruction(const ZydisDecoder *decoder, const u8 *page, u32 from)
 {
-	struct insn i;
+	ZydisDecodedInstruction i;
 
-	while (from < at) {
-		u8 bytes[15] = {0};
-		u32 n = from, len = MIN((u32)sizeof(bytes), (u32)PAGE_SIZE - from);
-
-		while (n < at && is_prefix(page[n]))
-			n++;
-		if (n == at)
-			return true;
-		soft_copy_bytes(bytes, page + from, len);
-		insn_decode(&i, bytes, sizeof(bytes), 64);
-		from += MAX(i.len, 1u);
-	}
-	return from == at;
+	if (ZYAN_FAILED(ZydisDecoderDecodeInstruction(decoder, NULL, page + from, PAGE_SIZE - from,
+						      &i)))
+		return from + 1;
+	return from + i.length;
 }
 
 /*
  * Most bytes 0F that seem to begin such an instruction are in the middle of another. Decoding that
  * starts anywhere falls into step with the code after a few instructions: does it fall into step
- * with this one?
+ * with this one? It may have prefixes: *begins is where they do.
  */
-static bool is_opcode(const u8 *page, u32 at)
+static bool is_opcode(const ZydisDecoder *decoder, const u8 *page, u32 at, u32 *begins)
 {
-	enum { STARTS = 16, DISTANCE = 48 };
-	u32 hits = 0, starts = MIN(at + 1, (u32)STARTS), first = at > DISTANCE + STARTS ? at - DISTANCE - STARTS : 0;
+	enum { STARTS = 4, DISTANCE = 64 };
+	u32 first = at > DISTANCE ? at - DISTANCE : 0, begin = at, hits = 0, starts;
+	u32 place[STARTS];
 
-	for (u32 n = 0; n < starts; n++)
-		hits += leads_to(page, first + n, at);
-	return hits * 4 >= starts;
+	while (begin && is_prefix(page[begin - 1]) && at - begin < 4)
+		begin--;
+	starts = MIN(begin - MIN(first, begin) + 1, (u32)STARTS);
+	for (u32 n = 0; n < starts; n++) {
+		place[n] = first + n;
+		while (place[n] < begin)
+			place[n] = next_instruction(decoder, page, place[n]);
+		if (place[n] <= at) {
+			hits++;
+			*begins = place[n];
+		}
+	}
+	return hits * 2 > starts;
 }
 
-/* Has the page no such instruction but CPUID? One that its last byte may begin is not looked at. */
-static bool page_is_plain(const u8 *page, bool *cpuid)
+/* Where the host must not be let. */
+struct sites {
+	u32 count, cpuids; /* found, and those of them that are CPUID */
+	u16 at[SITES];     /* the first ones that are not, then the first that are */
+};
+
+static void add_site(struct sites *s, u32 at, bool cpuid)
 {
-	*cpuid = false;
+	if (s->count < SITES)
+		s->at[s->count] = (u16)at;
+	if (!cpuid && s->cpuids && s->count - s->cpuids < SITES) {
+		u32 other = s->count - s->cpuids;
+
+		if (s->count < SITES)
+			s->at[s->count] = s->at[other];
+		s->at[other] = (u16)at;
+	}
+	s->count++;
+	s->cpuids += cpuid;
+}
+
+/* Which does the page have? One that its last byte may begin is not looked at. */
+static struct sites find_sites(const u8 *page)
+{
+	ZydisDecoder decoder;
+	struct sites s = {0};
+
+	ZydisDecoderInit(&decoder, ZYDIS_MACHINE_MODE_LONG_64, ZYDIS_STACK_WIDTH_64);
+	ZydisDecoderEnableMode(&decoder, ZYDIS_DECODER_MODE_MINIMAL, ZYAN_TRUE);
 	for (u32 at = 0; at < PAGE_SIZE; at += 8) {
 		if (!has_0f(soft_load(page + at, 8)))
 			continue;
@@ -120,16 +151,14 @@ static bool page_is_plain(const u8 *page, bool *cpuid)
 			/* Where the second byte is the next page's, assume the worst. */
 			u8 worst = page[n + 1] == 0xae ? 0x20 : 0xff;
 			u8 modrm = n + 2 < PAGE_SIZE ? page[n + 2] : worst;
+			u32 first = n;
 
-			if (page[n] != 0x0f || !is_sensitive(page[n + 1], modrm) ||
-			    !is_opcode(page, n))
-				continue;
-			if (page[n + 1] != CPUID)
-				return false;
-			*cpuid = true;
+			if (page[n] == 0x0f && is_sensitive(page[n + 1], modrm) &&
+			    is_opcode(&decoder, page, n, &first))
+				add_site(&s, first, page[n + 1] == CPUID);
 		}
 	}
-	return true;
+	return s;
 }
 
 /* Does an instruction that begins with the last byte of one page and goes on in another matter? */
@@ -138,12 +167,11 @@ static bool seam_is_plain(const u8 *first, const u8 *second)
 	return first[PAGE_SIZE - 1] != 0x0f || !is_sensitive(second[0], second[1]);
 }
 
-/* Watch the page and look what is in it. False: no, or not now. */
+/* Have stores to the page seen, and look what is in it. False: not now. */
 static bool claim_page(struct soft_cpu *c, const struct soft_xlat *x)
 {
 	_Atomic u8 *flags = &c->vm->page_flags[x->page];
 	u8 *host = (u8 *)((u64)x->host & PAGE_MASK);
-	bool cpuid;
 	u64 epoch;
 
 	if (atomic_load(flags) & PAGE_IS_DIRECT)
@@ -153,15 +181,64 @@ static bool claim_page(struct soft_cpu *c, const struct soft_xlat *x)
 	soft_drop_write_tags(c->vm, x->page, host);
 	epoch = atomic_load(&c->vm->epoch);
 	pthread_mutex_unlock(&c->vm->lock);
-	if (!soft_settle(c->vm, c, soft_stale_bit((u64)host), epoch) ||
-	    !page_is_plain(host, &cpuid)) {
+	if (!soft_settle(c->vm, c, soft_stale_bit((u64)host), epoch)) {
 		atomic_fetch_and(flags, (u8)~PAGE_IS_DIRECT);
 		return false;
 	}
-	if (cpuid)
-		atomic_fetch_or(flags, PAGE_HAS_CPUID);
+	if (find_sites(host).count)
+		atomic_fetch_or(flags, PAGE_HAS_SITES);
 	else
-		atomic_fetch_and(flags, (u8)~PAGE_HAS_CPUID);
+		atomic_fetch_and(flags, (u8)~PAGE_HAS_SITES);
+	return true;
+}
+
+/* Breakpoint @n of the box is at @gva from now on, or none. */
+static bool set_break(struct soft_window *w, u32 n, gva_t gva)
+{
+	if (w->site[n] == gva)
+		return true;
+	w->site[n] = gva;
+	return !box_break_at(w->box, n, gva);
+}
+
+/* Those that no executable page needs, but for the page at @gva, in @which. Returns their number.
+ */
+static u32 free_breaks(struct soft_window *w, gva_t gva, u32 which[BOX_BREAKS])
+{
+	u32 count = 0;
+
+	for (u32 n = 0; n < BOX_BREAKS; n++)
+		if (!w->site[n] || !((w->site[n] ^ gva) & PAGE_MASK) ||
+		    !(window_prot(w, w->site[n]) & PROT_EXEC))
+			which[count++] = n;
+	return count;
+}
+
+/* Breakpoints are few: pages that have some give them up. */
+static void evict_sites(struct soft_cpu *c, struct soft_window *w)
+{
+	for (u32 n = 0; n < BOX_BREAKS; n++)
+		if (w->site[n])
+			window_unmap(c, w, w->site[n] & PAGE_MASK);
+}
+
+/* See to it that the box stops at each of the sites of the page at @gva. */
+static bool guard_sites(struct soft_cpu *c, struct soft_window *w, gva_t gva, const u8 *page)
+{
+	struct sites s = find_sites(page);
+	u32 count = s.count, used[BOX_BREAKS], free;
+
+	if (count > BOX_BREAKS) {
+		count -= s.cpuids;
+		if (count > BOX_BREAKS || !box_guard_cpuid(w->box))
+			return false;
+	}
+	if (free_breaks(w, gva, used) < count)
+		evict_sites(c, w);
+	free = free_breaks(w, gva, used);
+	for (u32 n = 0; n < count; n++)
+		if (n >= free || !set_break(w, used[n], gva + s.at[n]))
+			return false;
 	return true;
 }
 
@@ -185,6 +262,9 @@ static bool map_code(struct soft_cpu *c, struct soft_window *w, gva_t gva,
 		return false;
 	before = window_prot(w, gva - PAGE_SIZE) & PROT_EXEC ? code_page(c, gva - PAGE_SIZE) : NULL;
 	if (before && !seam_is_plain(before, page))
+		return false;
+	if (atomic_load(&c->vm->page_flags[x->page]) & PAGE_HAS_SITES &&
+	    !guard_sites(c, w, gva, page))
 		return false;
 	return window_map(c, w, gva, x, PROT_EXEC);
 }
@@ -284,10 +364,11 @@ static int on_page_fault(struct soft_cpu *c, struct soft_window *w, u64 address)
 
 /* ---- registers ---- */
 
-#define GPR_LIST(X)                                                                                \
-	X(RAX, rax) X(RCX, rcx) X(RDX, rdx) X(RBX, rbx) X(RSP, rsp) X(RBP, rbp) X(RSI, rsi)        \
-	X(RDI, rdi) X(R8, r8) X(R9, r9) X(R10, r10) X(R11, r11) X(R12, r12) X(R13, r13)            \
-	X(R14, r14) X(R15, r15)
+#define GPR_LIST(X)                                                                       \
+	X(RAX, rax)                                                                       \
+	X(RCX, rcx)                                                                       \
+	X(RDX, rdx) X(RBX, rbx) X(RSP, rsp) X(RBP, rbp) X(RSI, rsi) X(RDI, rdi) X(R8, r8) \
+		X(R9, r9) X(R10, r10) X(R11, r11) X(R12, r12) X(R13, r13) X(R14, r14) X(R15, r15)
 
 static void give_registers(const struct soft_cpu *c, struct user_regs_struct *regs)
 {
@@ -323,8 +404,11 @@ static int take_segments(struct soft_cpu *c, const struct user_regs_struct *regs
 	const struct {
 		u8 seg;
 		u16 selector;
-	} now[] = {{SEG_DS, (u16)regs->ds}, {SEG_ES, (u16)regs->es}, {SEG_SS, (u16)regs->ss},
-		   {SEG_FS, (u16)regs->fs}, {SEG_GS, (u16)regs->gs}};
+	} now[] = {{SEG_DS, (u16)regs->ds},
+		   {SEG_ES, (u16)regs->es},
+		   {SEG_SS, (u16)regs->ss},
+		   {SEG_FS, (u16)regs->fs},
+		   {SEG_GS, (u16)regs->gs}};
 	int status = SOFT_OK;
 
 	for (u32 n = 0; n < ARRAY_SIZE(now) && status == SOFT_OK; n++)
@@ -360,10 +444,10 @@ static bool is_native_state(const struct soft_cpu *c)
 	for (u32 n = 0; n < SEG_COUNT; n++) {
 		u16 selector = c->seg[n].selector;
 
-		if (n == SEG_CS ? selector != USER_CS
-				: n == SEG_SS ? selector != USER_SS
-					      : n != SEG_LDTR && n != SEG_TR && selector &&
-							(selector != USER_SS || n == SEG_FS || n == SEG_GS))
+		if (n == SEG_CS   ? selector != USER_CS
+		    : n == SEG_SS ? selector != USER_SS
+				  : n != SEG_LDTR && n != SEG_TR && selector &&
+					    (selector != USER_SS || n == SEG_FS || n == SEG_GS))
 			return false;
 	}
 	return c->iflag && !(c->sysflags & ~(u64)(RFLAGS_ID | RFLAGS_NT)) && c->mode & MODE_X87 &&
@@ -430,7 +514,8 @@ static int on_signal(struct soft_cpu *c, struct soft_window *w, const struct box
 			c->dr6 |= DR6_BS;
 			return soft_fault(c, VEC_DB);
 		}
-		c->rip--; /* INT3 */
+		if (s->code != TRAP_HWBKPT) /* INT3 */
+			c->rip--;
 		return DIRECT_INTERPRET;
 	case SIGILL:
 	case SIGFPE:
@@ -483,6 +568,20 @@ static int run(struct soft_cpu *c, struct soft_window *w)
 	return why == BOX_GONE ? lost(c) : on_stop(c, w, why, &regs, &signal);
 }
 
+/*
+ * Page faults, system calls and pages to be mapped cost more here than in translated code. Where
+ * they come in great numbers, the rest of a tick goes without.
+ */
+static void account(struct soft_cpu *c, struct soft_window *w, u64 cycles)
+{
+	w->spent += cycles;
+	w->tick_spent += cycles;
+	if (w->tick_spent < c->vm->cpuid->tsc_hz / 1000000 * RECESS_US)
+		return;
+	w->recess = true;
+	c->mode &= ~(u32)MODE_DIRECT;
+}
+
 int direct_run(struct soft_cpu *c)
 {
 	struct soft_window *w = c->ctx->window;
@@ -500,6 +599,6 @@ int direct_run(struct soft_cpu *c)
 	}
 	status = run(c, w);
 	if (w->in_box >= before)
-		w->spent += __builtin_ia32_rdtsc() - start - (w->in_box - before);
+		account(c, w, __builtin_ia32_rdtsc() - start - (w->in_box - before));
 	return status;
 }

@@ -83,11 +83,14 @@ static inline bool table_swap(void *opaque, gpa_t gpa, u32 size, u64 old, u64 ne
 
 static const struct paging_memory tables = {.load = table_load, .swap = table_swap};
 
-/* Nothing is changed, and the walk fails where something would be. */
+/* Nothing is changed, but noted where something would be. */
 static inline bool table_keep(void *opaque, gpa_t gpa, u32 size, u64 old, u64 new)
 {
-	(void)opaque, (void)gpa, (void)size, (void)old, (void)new;
-	return false;
+	struct soft_cpu *c = opaque;
+
+	(void)gpa, (void)size, (void)old, (void)new;
+	c->would_mark = true;
+	return true;
 }
 
 static const struct paging_memory frozen_tables = {.load = table_load, .swap = table_keep};
@@ -226,7 +229,9 @@ bool soft_peek(struct soft_cpu *c, gva_t gva, u32 access, struct soft_xlat *x)
 {
 	struct paging_result r;
 
-	if (!is_long_mode(c) || !soft_canonical(gva) || !walk(c, gva, access, &frozen_tables, &r))
+	c->would_mark = false;
+	if (!is_long_mode(c) || !soft_canonical(gva) ||
+	    !walk(c, gva, access, &frozen_tables, &r) || c->would_mark)
 		return false;
 	describe(c, &r, x);
 	return x->host;

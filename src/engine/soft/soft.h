@@ -342,6 +342,7 @@ struct soft_cpu {
 	bool shadow;        /* interrupts inhibited for the next instruction (STI) */
 	bool shadow_mov_ss; /* same, and debug exceptions too (MOV SS, POP SS) */
 	bool halted;
+	bool would_mark;   /* soft_peek() met an entry that a walk would mark */
 	bool code_changed; /* the running block's bytes were overwritten: do not continue in it */
 
 	/* Exception being raised; meaningful with SOFT_FAULT. For #PF cr2 is already set... by
@@ -408,7 +409,7 @@ enum {
 	PAGE_IS_ROOT = 1 << 2,   /* root of an address space with a window: likewise */
 	PAGE_IN_WINDOW = 1 << 3, /* writable in a window, or was */
 	PAGE_IS_DIRECT = 1 << 4, /* executable in boxes, its bytes checked: likewise */
-	PAGE_HAS_CPUID = 1 << 5, /* so said the look at its bytes */
+	PAGE_HAS_SITES = 1 << 5, /* ... and something found: see direct.c */
 	PAGE_WATCHED = PAGE_HAS_CODE | PAGE_LOG_DIRTY | PAGE_IS_ROOT | PAGE_IS_DIRECT,
 };
 

@@ -563,6 +563,9 @@ static void promote(struct soft_cpu *c)
 	if (!w)
 		return;
 	w->ctx->cr3 = CTX_FREE;
+	for (u32 n = 0; n < BOX_BREAKS; n++)
+		if (w->site[n] && box_break_at(w->box, n, w->site[n] = 0))
+			w->is_void = true;
 	if (!is_suitable(c, w)) {
 		pthread_mutex_lock(&c->vm->lock);
 		give_up(c, w);
@@ -633,6 +636,8 @@ static u32 heat_wanted(const struct soft_cpu *c)
 /* Ticks in the kernel count for windows that are there. */
 static void tick_window(struct soft_cpu *c, struct soft_window *w, u64 now)
 {
+	w->tick_spent = 0;
+	w->recess = false;
 	w->ticks++;
 	w->user_ticks += c->cpl == 3;
 	if (w->ticks >= JUDGED_TICKS || w->is_full)
@@ -705,8 +710,8 @@ static u8 prot_now(struct soft_cpu *c, const struct window_page *p)
 
 	u32 access = p->prot & PROT_EXEC ? ACC_FETCH : ACC_READ;
 
-	if (soft_translate(c, p->gva, access | ACC_USER, &x) != SOFT_OK ||
-	    (u64)x.host != p->host || (p->shift > PAGE_SHIFT && x.shift < p->shift))
+	if (soft_translate(c, p->gva, access | ACC_USER, &x) != SOFT_OK || (u64)x.host != p->host ||
+	    (p->shift > PAGE_SHIFT && x.shift < p->shift))
 		return 0;
 	return access == ACC_FETCH || x.writable ? p->prot : p->prot & (u8)~PROT_WRITE;
 }
@@ -746,10 +751,10 @@ static void map_expected(struct soft_cpu *c, struct soft_window *w)
 	pthread_mutex_unlock(&c->vm->lock);
 }
 
-/* Code that cannot be run directly is at rip? */
+/* Is there code at rip that cannot be run directly, or has enough been paid for that? */
 static u32 direct_mode(const struct soft_cpu *c, struct soft_window *w)
 {
-	if ((c->rip & PAGE_MASK) == w->away)
+	if (w->recess || (c->rip & PAGE_MASK) == w->away)
 		return 0;
 	w->away = NO_PAGE;
 	return MODE_DIRECT;
@@ -850,7 +855,8 @@ bool window_has(const struct soft_cpu *c, u64 host)
 {
 	const struct soft_window *w = c->ctx ? c->ctx->window : NULL;
 
-	return w && !w->box && host - ((u64)w->base - WINDOW_DISP) < WINDOW_DISP + WINDOW_SIZE + WINDOW_TAIL;
+	return w && !w->box &&
+	       host - ((u64)w->base - WINDOW_DISP) < WINDOW_DISP + WINDOW_SIZE + WINDOW_TAIL;
 }
 
 static u64 operand_address(const struct soft_cpu *c, const struct insn *i, const u64 r[GPR_COUNT])
@@ -969,14 +975,6 @@ u8 window_prot(struct soft_window *w, gva_t gva)
 	return p ? p->prot : 0;
 }
 
-/* May RAM page @page be executed in the box? vm->lock held. */
-static bool may_execute(struct soft_cpu *c, struct soft_window *w, u64 page)
-{
-	u8 flags = atomic_load(&c->vm->page_flags[page]);
-
-	return flags & PAGE_IS_DIRECT && (!(flags & PAGE_HAS_CPUID) || box_guard_cpuid(w->box));
-}
-
 bool window_map(struct soft_cpu *c, struct soft_window *w, gva_t gva, const struct soft_xlat *x,
 		u8 exec)
 {
@@ -988,7 +986,7 @@ bool window_map(struct soft_cpu *c, struct soft_window *w, gva_t gva, const stru
 	if (p && p->shift > PAGE_SHIFT && p->prot & PROT_WRITE && x->writable && !w->is_void)
 		done = allow_writing(c, w, p, gva);
 	else
-		done = (!exec || may_execute(c, w, x->page)) &&
+		done = (!exec || atomic_load(&c->vm->page_flags[x->page]) & PAGE_IS_DIRECT) &&
 		       map(c, w,
 			   (struct mapping){.gva = gva,
 					    .host = (u64)x->host & PAGE_MASK,
@@ -998,6 +996,17 @@ bool window_map(struct soft_cpu *c, struct soft_window *w, gva_t gva, const stru
 					    .exec = exec});
 	pthread_mutex_unlock(&c->vm->lock);
 	return done;
+}
+
+void window_unmap(struct soft_cpu *c, struct soft_window *w, gva_t gva)
+{
+	struct window_page *p;
+
+	pthread_mutex_lock(&c->vm->lock);
+	p = page_at(w, gva);
+	if (p && p->prot)
+		page_protect(c, w, p, 0);
+	pthread_mutex_unlock(&c->vm->lock);
 }
 
 bool window_settle(struct soft_cpu *c, struct soft_window *w)

@@ -20,6 +20,7 @@
 #pragma once
 
 #include "engine/soft/soft.h"
+#include "host/box.h"
 
 struct insn;
 
@@ -39,13 +40,16 @@ struct window_page {
 struct soft_window {
 	struct soft_ctx *ctx; /* lies in front of it */
 	u8 *base;
-	struct box *box; /* if it is one: see direct.h */
-	gva_t away;      /* a page with code that must be translated, or NO_PAGE */
-	u32 steps;       /* blocks of it that may run before that is taken for granted */
+	struct box *box;        /* if it is one: see direct.h */
+	gva_t away;             /* a page with code that must be translated, or NO_PAGE */
+	gva_t site[BOX_BREAKS]; /* of breakpoints in the box; 0: none */
+	u32 steps;              /* blocks of it that may run before that is taken for granted */
+	u64 tick_spent;         /* cycles spent since the last tick: */
+	bool recess;            /* enough, code is translated up to the next */
 	u32 image_size;
-	u8 *image;       /* the vector state in the box when it last stopped */
-	u64 in_box;      /* cycles that it ran since it was last judged */
-	u64 root; /* address of the root table of the address space; WINDOW_FREE: none */
+	u8 *image;  /* the vector state in the box when it last stopped */
+	u64 in_box; /* cycles that it ran since it was last judged */
+	u64 root;   /* address of the root table of the address space; WINDOW_FREE: none */
 	u64 last_used;
 	bool stale;      /* pages must be compared with the guest's tables before the next use */
 	bool is_void;    /* nothing may be accessed in it any more */
@@ -115,6 +119,8 @@ u8 window_prot(struct soft_window *w, gva_t gva);
 /* Map it, as @x says, for reading, writing if that may be, and @exec: PROT_EXEC or 0. */
 bool window_map(struct soft_cpu *c, struct soft_window *w, gva_t gva, const struct soft_xlat *x,
 		u8 exec);
+/* ... or no longer. */
+void window_unmap(struct soft_cpu *c, struct soft_window *w, gva_t gva);
 /* Do what is noted of the box. False: it is of no use any more. */
 bool window_settle(struct soft_cpu *c, struct soft_window *w);
 /* It is of no use any more. */
