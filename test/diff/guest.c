@@ -172,7 +172,7 @@ static int start_engine(struct guest *g, const char *options, struct err *e)
 {
 	const struct cpuid_request request = {.vcpus = 1};
 	struct engine_config config = {
-		.physmap = &g->physmap, .cpuid = &g->cpuid, .options = options};
+		.physmap = &g->physmap, .cpuid = &g->cpuid, .options = options, .cache_dir = ""};
 	int r;
 
 	physmap_init(&g->physmap);

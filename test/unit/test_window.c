@@ -254,7 +254,7 @@ static void lost_window_stays_closed(void **state)
 
 	prepare_twin(m);
 	run_user(m, CODE_OF(stores));
-	at = m->c->window[0]->base + AT_DATA;
+	at = m->c->window[SOFT_BOXES_MAX]->base + AT_DATA;
 	assert_true(is_readable(at));
 	assert_int_equal(mem_write(&m->physmap, AT_PML4 + ROOT_GROUPS * 8ul, &entry, 8), 0);
 	assert_false(is_readable(at));

@@ -364,11 +364,12 @@ static int on_page_fault(struct soft_cpu *c, struct soft_window *w, u64 address)
 
 /* ---- registers ---- */
 
-#define GPR_LIST(X)                                                                       \
-	X(RAX, rax)                                                                       \
-	X(RCX, rcx)                                                                       \
-	X(RDX, rdx) X(RBX, rbx) X(RSP, rsp) X(RBP, rbp) X(RSI, rsi) X(RDI, rdi) X(R8, r8) \
-		X(R9, r9) X(R10, r10) X(R11, r11) X(R12, r12) X(R13, r13) X(R14, r14) X(R15, r15)
+#define GPR_LIST(X)                                                                     \
+	X(RAX, rax)                                                                     \
+	X(RCX, rcx)                                                                     \
+	X(RDX, rdx)                                                                     \
+	X(RBX, rbx) X(RSP, rsp) X(RBP, rbp) X(RSI, rsi) X(RDI, rdi) X(R8, r8) X(R9, r9) \
+		X(R10, r10) X(R11, r11) X(R12, r12) X(R13, r13) X(R14, r14) X(R15, r15)
 
 static void give_registers(const struct soft_cpu *c, struct user_regs_struct *regs)
 {
@@ -452,8 +453,8 @@ static bool is_native_state(const struct soft_cpu *c)
 	}
 	return c->iflag && !(c->sysflags & ~(u64)(RFLAGS_ID | RFLAGS_NT)) && c->mode & MODE_X87 &&
 	       (c->cr4 & features) == features && c->xcr0 == c->vm->xsave_mask && c->fsgsbase &&
-	       !(c->cr4 & CR4_PKE) && c->rip < BOX_TOP && c->seg[SEG_FS].base < BOX_TOP &&
-	       c->seg[SEG_GS].base < BOX_TOP;
+	       c->efer & EFER_SCE && !(c->cr4 & CR4_PKE) && c->rip < BOX_TOP &&
+	       c->seg[SEG_FS].base < BOX_TOP && c->seg[SEG_GS].base < BOX_TOP;
 }
 
 /* ---- vector and x87 state ---- */

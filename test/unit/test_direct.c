@@ -1,0 +1,423 @@
+/* User programs in boxes: what they compute, what stops them, what is not left to the host. */
+#include "engine/soft/direct.h"
+#include "engine/soft/window.h"
+#include "soft_machine.h"
+
+#include <pthread.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+enum {
+	AT_OTHER = 0x60000,
+	AT_CODE2 = AT_CODE + PAGE_SIZE,
+	HOLE = AT_DATA + 0x8000,
+	ALL = PTE_P | PTE_RW | PTE_US,
+	ACCESSED = 0x20,
+	DIRTY = 0x40,
+};
+
+extern const struct engine_ops soft_engine;
+
+static void user_state(struct soft_machine *m)
+{
+	static const u8 null[] = {SEG_DS, SEG_ES, SEG_FS, SEG_GS};
+	struct soft_cpu *c = m->c;
+
+	machine_user(m, SEL_USER_CODE64);
+	for (u32 n = 0; n < ARRAY_SIZE(null); n++)
+		seg_make_null(0, &c->seg[null[n]]);
+	c->cr0 |= CR0_MP | CR0_NE;
+	c->cr4 |= CR4_OSFXSR | CR4_OSXMMEXCPT | CR4_OSXSAVE | CR4_FSGSBASE;
+	c->xcr0 = m->cpuid.xcr0;
+	c->efer |= EFER_SCE;
+	c->iflag = 1;
+	soft_update_mode(c);
+}
+
+static int setup(void **state)
+{
+	struct soft_machine *m = machine_new_with("direct-heat=0");
+
+	machine_long_mode(m);
+	machine_set_gate(m, VEC_BP, DESC_INTERRUPT_GATE, 3, 0, SEL_CODE64, 0);
+	*state = m;
+	return 0;
+}
+
+static int teardown(void **state)
+{
+	machine_free(*state);
+	return 0;
+}
+
+/* NULL, and the test skipped, where this build has no boxes. */
+static struct soft_machine *need_boxes(void **state)
+{
+	struct soft_machine *m = *state;
+
+	if (!m->c->seed)
+		skip();
+	return m;
+}
+
+/* Run user code from @at on up to the exception that ends it; returns its vector. */
+static u8 run_at(struct soft_machine *m, u64 at)
+{
+	struct vm_exit exit;
+
+	machine_own_signals();
+	user_state(m);
+	m->c->rip = at;
+	do
+		assert_int_equal(soft_engine.run(m->vcpu, &exit), 0);
+	while (exit.type == EXIT_KICKED);
+	assert_int_equal(exit.type, EXIT_HLT);
+	return (u8)((m->c->rip - 1 - AT_HANDLER) / 16);
+}
+
+static u8 run_user(struct soft_machine *m, const u8 *code, u32 len)
+{
+	assert_int_equal(mem_write(&m->physmap, AT_CODE, code, len), 0);
+	return run_at(m, AT_CODE);
+}
+
+/* Word @n of the interrupt frame: the error code, if any, then rip, cs, rflags, rsp. */
+static u64 frame(struct soft_machine *m, u32 n)
+{
+	return machine_get(m, m->c->r[RSP] + n * 8, 8);
+}
+
+static u64 count(struct soft_machine *m, enum soft_counter what)
+{
+	return m->c->counters[what];
+}
+
+CODE(stores, 64,
+     "mov $0x40000, %ebx\n movq $7, (%rbx)\n addq $5, (%rbx)\n mov (%rbx), %rax\n"
+     "push %rax\n pop %rcx\n mov %rcx, 0x1000(%rbx)\n stc\n int3");
+
+static void program_runs_in_its_box(void **state)
+{
+	struct soft_machine *m = need_boxes(state);
+
+	assert_int_equal(run_user(m, CODE_OF(stores)), VEC_BP);
+	assert_int_equal(machine_get(m, AT_DATA, 8), 12);
+	assert_int_equal(machine_get(m, AT_DATA + 0x1000, 8), 12);
+	assert_int_equal(m->c->r[RCX], 12);
+	assert_int_equal(m->c->r[RBX], AT_DATA);
+	assert_int_equal(frame(m, 0), AT_CODE + (u64)(stores_end - stores_start));
+	assert_true(frame(m, 2) & RFLAGS_CF);
+	assert_int_equal(count(m, COUNT_BOXES), 1);
+	assert_true(count(m, COUNT_BOX_RUNS) > 0);
+	assert_int_equal(count(m, COUNT_BOX_AWAY), 0);
+	/* The guest's tables say what was used. */
+	assert_int_equal(machine_get(m, AT_PT + (AT_DATA >> PAGE_SHIFT) * 8, 8) &
+				 (ACCESSED | DIRTY),
+			 ACCESSED | DIRTY);
+}
+
+CODE(loads, 64, "mov $0x40000, %ebx\n mov (%rbx), %rax\n int3");
+
+static void loads_leave_pages_clean(void **state)
+{
+	struct soft_machine *m = need_boxes(state);
+
+	run_user(m, CODE_OF(loads));
+	assert_int_equal(machine_get(m, AT_PT + (AT_DATA >> PAGE_SHIFT) * 8, 8) &
+				 (ACCESSED | DIRTY),
+			 ACCESSED);
+	/* What lies around is not looked at by the guest. */
+	assert_int_equal(
+		machine_get(m, AT_PT + (AT_DATA >> PAGE_SHIFT) * 8 + 8, 8) & (ACCESSED | DIRTY), 0);
+	run_user(m, CODE_OF(stores));
+	assert_int_equal(machine_get(m, AT_PT + (AT_DATA >> PAGE_SHIFT) * 8, 8) & DIRTY, DIRTY);
+}
+
+static void remapped_page_is_seen(void **state)
+{
+	struct soft_machine *m = need_boxes(state);
+
+	machine_put(m, AT_DATA, 8, 1);
+	machine_put(m, AT_OTHER, 8, 2);
+	run_user(m, CODE_OF(loads));
+	assert_int_equal(m->c->r[RAX], 1);
+	machine_put(m, AT_PT + (AT_DATA >> PAGE_SHIFT) * 8, 8, AT_OTHER | ALL);
+	soft_tlb_flush_page(m->c, AT_DATA);
+	run_user(m, CODE_OF(loads));
+	assert_int_equal(m->c->r[RAX], 2);
+	machine_set_page(m, AT_DATA, AT_DATA | ALL);
+	run_user(m, CODE_OF(loads));
+	assert_int_equal(m->c->r[RAX], 1);
+}
+
+static void lost_page_faults(void **state)
+{
+	struct soft_machine *m = need_boxes(state);
+
+	run_user(m, CODE_OF(loads));
+	machine_set_page(m, AT_DATA, 0);
+	assert_int_equal(run_user(m, CODE_OF(loads)), VEC_PF);
+	assert_int_equal(m->c->cr2, AT_DATA);
+	assert_int_equal(frame(m, 0), 4);
+	assert_int_equal(frame(m, 1), AT_CODE + 5);
+}
+
+static void protected_page_faults_for_stores_only(void **state)
+{
+	struct soft_machine *m = need_boxes(state);
+
+	run_user(m, CODE_OF(stores));
+	machine_set_page(m, AT_DATA, AT_DATA | PTE_P | PTE_US);
+	assert_int_equal(run_user(m, CODE_OF(loads)), VEC_BP);
+	assert_int_equal(run_user(m, CODE_OF(stores)), VEC_PF);
+	assert_int_equal(frame(m, 0), 7);
+	machine_set_page(m, AT_DATA, AT_DATA | PTE_P | PTE_RW); /* the supervisor's */
+	assert_int_equal(run_user(m, CODE_OF(loads)), VEC_PF);
+	assert_int_equal(frame(m, 0), 5);
+}
+
+CODE(jumps, 64, "mov $0x48000, %ebx\n jmp *%rbx");
+
+static void fetches_fault(void **state)
+{
+	struct soft_machine *m = need_boxes(state);
+
+	m->c->efer |= EFER_NXE;
+	machine_set_page(m, HOLE, 0);
+	assert_int_equal(run_user(m, CODE_OF(jumps)), VEC_PF);
+	assert_int_equal(m->c->cr2, HOLE);
+	assert_int_equal(frame(m, 0), 0x14);
+	machine_set_page(m, HOLE, HOLE | ALL | PTE_NX);
+	assert_int_equal(run_user(m, CODE_OF(jumps)), VEC_PF);
+	assert_int_equal(frame(m, 0), 0x15);
+	assert_int_equal(frame(m, 1), HOLE);
+}
+
+/* mov $1, %eax at the end of a page, its last byte in the next. */
+static void instruction_across_pages(void **state)
+{
+	struct soft_machine *m = need_boxes(state);
+	static const u8 code[] = {0xb8, 1, 0, 0, 0, 0xcc};
+
+	m->c->efer |= EFER_NXE;
+	memcpy(m->ram + AT_CODE2 - 4, code, sizeof(code));
+	assert_int_equal(run_at(m, AT_CODE2 - 4), VEC_BP);
+	assert_int_equal(m->c->r[RAX], 1);
+	machine_set_page(m, AT_CODE2, AT_CODE2 | ALL | PTE_NX);
+	assert_int_equal(run_at(m, AT_CODE2 - 4), VEC_PF);
+	assert_int_equal(frame(m, 0), 0x15);
+	assert_int_equal(m->c->cr2, AT_CODE2);
+	machine_set_page(m, AT_CODE2, 0);
+	assert_int_equal(run_at(m, AT_CODE2 - 4), VEC_PF);
+	assert_int_equal(frame(m, 0), 0x14);
+	assert_int_equal(frame(m, 1), AT_CODE2 - 4);
+}
+
+CODE(divides, 64, "xor %ecx, %ecx\n div %ecx");
+CODE(undefined, 64, "nop\n ud2");
+CODE(privileged, 64, "nop\n hlt");
+CODE(far_out, 64, "movabs $0x800000000000, %rbx\n mov (%rbx), %rax");
+CODE(kernels, 64, "movabs $0xffff800000000000, %rbx\n mov (%rbx), %rax");
+CODE(software, 64, "int $0x80");
+
+static void exceptions_are_the_guests(void **state)
+{
+	struct soft_machine *m = need_boxes(state);
+
+	assert_int_equal(run_user(m, CODE_OF(divides)), VEC_DE);
+	assert_int_equal(frame(m, 0), AT_CODE + 2);
+	assert_int_equal(run_user(m, CODE_OF(undefined)), VEC_UD);
+	assert_int_equal(frame(m, 0), AT_CODE + 1);
+	assert_int_equal(run_user(m, CODE_OF(privileged)), VEC_GP);
+	assert_int_equal(frame(m, 1), AT_CODE + 1);
+	assert_int_equal(run_user(m, CODE_OF(far_out)), VEC_GP);
+	assert_int_equal(run_user(m, CODE_OF(kernels)), VEC_PF);
+	assert_true(m->c->cr2 == 0xffff800000000000);
+	assert_int_equal(frame(m, 0), 4);
+	assert_int_equal(run_user(m, CODE_OF(software)), VEC_GP); /* no gate */
+	assert_int_equal(frame(m, 0), 0x80 * 8 + 2);
+	machine_set_gate(m, 0x80, DESC_INTERRUPT_GATE, 3, 0, SEL_CODE64, AT_HANDLER + 0x80 * 16);
+	assert_int_equal(run_user(m, CODE_OF(software)), 0x80);
+	assert_int_equal(frame(m, 0), AT_CODE + 2);
+}
+
+CODE(calls, 64, "mov $17, %eax\n mov $5, %ecx\n syscall\n int3");
+
+static void system_call_enters_the_guests_kernel(void **state)
+{
+	struct soft_machine *m = need_boxes(state);
+
+	m->c->msr.star = (u64)SEL_CODE64 << 32;
+	m->c->msr.lstar = AT_HANDLER + 77 * 16;
+	assert_int_equal(run_user(m, CODE_OF(calls)), 77);
+	assert_int_equal(m->c->r[RAX], 17);
+	assert_int_equal(m->c->r[RCX], AT_CODE + 12);
+	assert_int_equal(m->c->cpl, 0);
+}
+
+CODE(steps, 64, "pushf\n orl $0x100, (%rsp)\n popf\n nop\n nop\n int3");
+
+static void single_step_is_the_guests(void **state)
+{
+	struct soft_machine *m = need_boxes(state);
+
+	assert_int_equal(run_user(m, CODE_OF(steps)), VEC_DB);
+	assert_int_equal(frame(m, 0), AT_CODE + 10); /* behind the first NOP */
+	assert_true(m->c->dr6 & DR6_BS);
+	assert_true(frame(m, 2) & RFLAGS_TF);
+}
+
+/* Instructions that work at CPL 3 and would show the host's state. */
+CODE(asks, 64,
+     "mov $0, %eax\n xor %ecx, %ecx\n cpuid\n mov %ebx, %r8d\n mov $1, %eax\n cpuid\n"
+     "mov %ebx, %r9d\n xor %ecx, %ecx\n xgetbv\n mov %eax, %r10d\n rdtsc\n shl $32, %rdx\n"
+     "or %rdx, %rax\n mov %rax, %r11\n rdpid %r12\n mov $0x33, %eax\n lsl %eax, %r13d\n"
+     "sgdt 0x40000\n int3");
+
+static void answers_are_the_guests(void **state)
+{
+	struct soft_machine *m = need_boxes(state);
+	u64 before;
+	u32 leaf[4];
+
+	m->c->tsc_offset = 1ul << 60;
+	m->c->msr.tsc_aux = 1234;
+	before = __builtin_ia32_rdtsc();
+	assert_int_equal(run_user(m, CODE_OF(asks)), VEC_BP);
+	cpuid_query(&m->cpuid, 0, m->c->cr4, m->c->xcr0, 0, 0, leaf);
+	assert_int_equal(m->c->r[R8], leaf[1]);
+	cpuid_query(&m->cpuid, 0, m->c->cr4, m->c->xcr0, 1, 0, leaf);
+	assert_int_equal(m->c->r[R9], leaf[1]);
+	assert_int_equal(m->c->r[R10], (u32)m->c->xcr0);
+	assert_true(m->c->r[R11] - (before + (1ul << 60)) < 1ul << 36);
+	assert_int_equal(m->c->r[R12], 1234);
+	assert_int_equal(m->c->r[R13], 0xffffffff);
+	assert_int_equal(machine_get(m, AT_DATA, 2), SEL_GDT_END - 1);
+	assert_int_equal(machine_get(m, AT_DATA + 2, 8), AT_GDT);
+	assert_true(count(m, COUNT_BOX_RUNS) > 0);
+}
+
+/* Stores over code that ran in the box; the new code has an instruction that must not. */
+CODE(patches, 64,
+     "mov $0x11000, %ebx\n movl $0xccf9010f, (%rbx)\n movb $0x0f, (%rbx)\n movb $0xa2, 1(%rbx)\n"
+     "movb $0xcc, 2(%rbx)\n xor %eax, %eax\n jmp *%rbx");
+
+static void changed_code_is_looked_at_again(void **state)
+{
+	struct soft_machine *m = need_boxes(state);
+	u32 leaf[4];
+
+	cpuid_query(&m->cpuid, 0, m->c->cr4, m->c->xcr0, 0, 0, leaf);
+	for (u32 n = 0; n < 3; n++) {
+		memcpy(m->ram + AT_CODE2, "\x90\x90\xcc", 3);
+		soft_engine.code_written(m->vm, AT_CODE2, 3);
+		m->c->r[RBX] = 0;
+		assert_int_equal(run_at(m, AT_CODE2), VEC_BP);
+		assert_int_equal(m->c->r[RBX], 0);
+		assert_int_equal(run_user(m, CODE_OF(patches)), VEC_BP);
+		assert_int_equal(m->c->r[RBX], leaf[1]);
+	}
+}
+
+CODE(vectors, 64,
+     "mov $3, %eax\n movd %eax, %xmm5\n paddq %xmm5, %xmm5\n fninit\n fld1\n syscall\n");
+CODE(vectors_on, 64, "movd %xmm5, %ebx\n fld1\n faddp\n fistpl 0x40000\n int3");
+
+static void vector_state_goes_along(void **state)
+{
+	struct soft_machine *m = need_boxes(state);
+
+	m->c->msr.star = (u64)SEL_CODE64 << 32;
+	m->c->msr.lstar = AT_HANDLER + 77 * 16;
+	assert_int_equal(run_user(m, CODE_OF(vectors)), 77);
+	assert_int_equal(run_user(m, CODE_OF(vectors_on)), VEC_BP);
+	assert_int_equal(m->c->r[RBX], 6);
+	assert_int_equal(machine_get(m, AT_DATA, 4), 2);
+}
+
+CODE(spins, 64, "1: inc %rax\n cmpl $0, 0x40000\n je 1b\n int3");
+
+struct kicker {
+	struct soft_machine *m;
+	_Atomic u32 kicked;
+};
+
+/* Until enough kicks were seen, then let the loop end. */
+static void *kick_and_end(void *opaque)
+{
+	struct kicker *k = opaque;
+
+	while (atomic_load(&k->kicked) < 20) {
+		usleep(1000);
+		soft_engine.kick(k->m->vcpu);
+	}
+	__atomic_store_n((u32 *)(void *)(k->m->ram + AT_DATA), 1, __ATOMIC_RELEASE);
+	return NULL;
+}
+
+static void kicks_are_seen(void **state)
+{
+	struct soft_machine *m = need_boxes(state);
+	struct kicker kicker = {.m = m};
+	struct vm_exit exit;
+	pthread_t thread;
+
+	memcpy(m->ram + AT_CODE, spins_start, (u64)(spins_end - spins_start));
+	machine_own_signals();
+	user_state(m);
+	m->c->rip = AT_CODE;
+	assert_int_equal(pthread_create(&thread, NULL, kick_and_end, &kicker), 0);
+	do {
+		assert_int_equal(soft_engine.run(m->vcpu, &exit), 0);
+		atomic_fetch_add(&kicker.kicked, exit.type == EXIT_KICKED);
+	} while (exit.type == EXIT_KICKED);
+	pthread_join(thread, NULL);
+	assert_int_equal(exit.type, EXIT_HLT);
+	assert_true(m->c->r[RAX] > 1000);
+}
+
+static void dirty_log_sees_stores(void **state)
+{
+	struct soft_machine *m = need_boxes(state);
+	u64 bitmap[128];
+
+	run_user(m, CODE_OF(stores));
+	assert_int_equal(soft_engine.dirty_log(m->vm, true), 0);
+	assert_int_equal(soft_engine.dirty_fetch(m->vm, 0, bitmap), 0);
+	run_user(m, CODE_OF(loads));
+	assert_int_equal(soft_engine.dirty_fetch(m->vm, 0, bitmap), 0);
+	assert_false(bitmap[1] & 1);
+	run_user(m, CODE_OF(stores));
+	assert_int_equal(soft_engine.dirty_fetch(m->vm, 0, bitmap), 0);
+	assert_int_equal(bitmap[1] & 7, 3); /* pages 0x40 and 0x41 */
+	soft_engine.dirty_log(m->vm, false);
+}
+
+int main(void)
+{
+#define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
+	const struct CMUnitTest tests[] = {
+		TEST(program_runs_in_its_box),
+		TEST(loads_leave_pages_clean),
+		TEST(remapped_page_is_seen),
+		TEST(lost_page_faults),
+		TEST(protected_page_faults_for_stores_only),
+		TEST(fetches_fault),
+		TEST(instruction_across_pages),
+		TEST(exceptions_are_the_guests),
+		TEST(system_call_enters_the_guests_kernel),
+		TEST(single_step_is_the_guests),
+		TEST(answers_are_the_guests),
+		TEST(changed_code_is_looked_at_again),
+		TEST(vector_state_goes_along),
+		TEST(kicks_are_seen),
+		TEST(dirty_log_sees_stores),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
