@@ -368,8 +368,9 @@ static int on_page_fault(struct soft_cpu *c, struct soft_window *w, u64 address)
 	X(RAX, rax)                                                                     \
 	X(RCX, rcx)                                                                     \
 	X(RDX, rdx)                                                                     \
-	X(RBX, rbx) X(RSP, rsp) X(RBP, rbp) X(RSI, rsi) X(RDI, rdi) X(R8, r8) X(R9, r9) \
-		X(R10, r10) X(R11, r11) X(R12, r12) X(R13, r13) X(R14, r14) X(R15, r15)
+	X(RBX, rbx)                                                                     \
+	X(RSP, rsp) X(RBP, rbp) X(RSI, rsi) X(RDI, rdi) X(R8, r8) X(R9, r9) X(R10, r10) \
+		X(R11, r11) X(R12, r12) X(R13, r13) X(R14, r14) X(R15, r15)
 
 static void give_registers(const struct soft_cpu *c, struct user_regs_struct *regs)
 {
@@ -459,6 +460,7 @@ static bool is_native_state(const struct soft_cpu *c)
 
 /* ---- vector and x87 state ---- */
 
+/* XSAVE writes components in their initial state, too: what the header says of them is no matter. */
 static bool fpu_is_there(const struct soft_cpu *c, const struct soft_window *w)
 {
 	const u64 *a = (const u64 *)(const void *)c->fpu_area;
@@ -467,11 +469,12 @@ static bool fpu_is_there(const struct soft_cpu *c, const struct soft_window *w)
 	if (!w->image_size)
 		return false;
 	for (u32 n = 0; n < c->vm->cpuid->xsave_max / 8; n++)
-		if (a[n] != b[n] && (n < SW_RESERVED / 8 || n >= XSTATE_BV / 8))
+		if (a[n] != b[n] && (n < SW_RESERVED / 8 || n > XSTATE_BV / 8))
 			return false;
 	return true;
 }
 
+/* The host kernel takes MXCSR only with the SSE component, which must not say it is initial. */
 static bool give_fpu(struct soft_cpu *c, struct soft_window *w)
 {
 	if (fpu_is_there(c, w))
@@ -480,6 +483,7 @@ static bool give_fpu(struct soft_cpu *c, struct soft_window *w)
 	if (!w->image_size && box_fpu_get(w->box, w->image, &w->image_size))
 		return false;
 	soft_copy_bytes(w->image, c->fpu_area, c->vm->cpuid->xsave_max);
+	soft_store(w->image + XSTATE_BV, soft_load(w->image + XSTATE_BV, 8) | XCR0_SSE, 8);
 	c->counters[COUNT_BOX_FPU]++;
 	return !box_fpu_set(w->box, w->image, w->image_size);
 }
@@ -577,7 +581,8 @@ static void account(struct soft_cpu *c, struct soft_window *w, u64 cycles)
 {
 	w->spent += cycles;
 	w->tick_spent += cycles;
-	if (w->tick_spent < c->vm->cpuid->tsc_hz / 1000000 * RECESS_US)
+	if (!c->vm->options.direct_heat ||
+	    w->tick_spent < c->vm->cpuid->tsc_hz / 1000000 * RECESS_US)
 		return;
 	w->recess = true;
 	c->mode &= ~(u32)MODE_DIRECT;
