@@ -21,8 +21,8 @@
 #include <errno.h>
 #include <linux/audit.h>
 #include <linux/filter.h>
-#include <linux/sched.h>
 #include <linux/seccomp.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <stddef.h>
@@ -39,7 +39,7 @@
 
 enum {
 	ORDERS_SIZE = 16 << PAGE_SHIFT,
-	NOTES_MAX = 4096,
+	NOTES_MAX = 8192,
 	BOX_FD = 0, /* the file's, in the box */
 	USER_CS = 0x33,
 	USER_SS = 0x2b,
@@ -66,6 +66,7 @@ struct box {
 	struct order *orders; /* what all boxes of a thread share */
 	bool owns_orders;
 	bool can_guard, is_guarded; /* CPUID */
+	int cpu;                    /* the host's that it may run on, or -1 */
 	u32 breaks, notes;
 	struct note note[NOTES_MAX];
 };
@@ -211,11 +212,30 @@ static struct user_regs_struct plain_registers(void)
 		.orig_rax = ~0ul, .cs = USER_CS, .ss = USER_SS, .eflags = 0x202};
 }
 
+/*
+ * The box is to run where we do: only one of us runs at a time, and to wake the other on another
+ * CPU takes much longer than all the rest.
+ */
+static void follow(struct box *b)
+{
+	int cpu = sched_getcpu();
+	cpu_set_t set;
+
+	if (cpu == b->cpu || cpu < 0)
+		return;
+	CPU_ZERO(&set);
+	CPU_SET((u32)cpu, &set);
+	if (!sched_setaffinity(atomic_load(&b->pid), sizeof(set), &set))
+		b->cpu = cpu;
+}
+
 /* Run the stub from @regs->rip on, up to its end. */
 static int run_stub(struct box *b, struct user_regs_struct *regs)
 {
-	int r = trace(PTRACE_SETREGS, b, 0, regs);
+	int r;
 
+	follow(b);
+	r = trace(PTRACE_SETREGS, b, 0, regs);
 	if (!r)
 		r = trace(PTRACE_CONT, b, 0, NULL);
 	return r ? r : expect_stop(b, SIGTRAP);
@@ -231,6 +251,7 @@ static struct box *new_box(struct order *orders)
 	b->orders = orders;
 	b->owns_orders = b->can_guard = b->is_guarded = false;
 	b->notes = b->breaks = 0;
+	b->cpu = -1;
 	return b;
 }
 
@@ -483,6 +504,7 @@ int box_run(struct box *b, struct user_regs_struct *regs, enum box_stop *why,
 {
 	int status = 0, r;
 
+	follow(b);
 	regs->orig_rax = ~0ul; /* in no system call, to be started over */
 	regs->cs = USER_CS;
 	regs->ss = USER_SS;

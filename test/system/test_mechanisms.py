@@ -73,7 +73,8 @@ for mechanism in names():
 add_case(",".join(mechanism + "=off" for mechanism in names()), "without any")
 
 
-add_case("window-heat=0", "windows at once")
+add_case("direct=off,window-heat=0", "windows at once")
+add_case("direct-heat=0", "direct execution at once")
 
 
 class SmallCache(suite.Case):

@@ -105,7 +105,7 @@ class Kept(suite.Case):
 
     def test_windows(self):
         """programs whose memory the host's MMU maps: their blocks are kept as well"""
-        heat = ",window-heat=0"
+        heat = ",direct=off,window-heat=0"
         self.boot(more=heat + ",translations-check=on")
         stats, said = self.boot(more=heat + ",translations-check=on")
         self.assertEqual(said, [])

@@ -13,10 +13,10 @@
 enum {
 	USER_CS = 0x33, /* the selectors of the host's user code, */
 	USER_SS = 0x2b, /* which are those that Linux uses as a guest, too */
-	AHEAD = 16,     /* pages around a missing one that are looked at, too: a power of two */
+	AHEAD = 32,     /* pages around a missing one that are looked at, too: a power of two */
 	STEPS = 2000,   /* blocks of a page that cannot be run directly, before that is taken for
 			   granted */
-	RECESS_US = 800,
+	RECESS_US = 2000,
 	CPUID = 0xa2, /* behind 0F */
 	SITES = BOX_BREAKS,
 	XSTATE_BV = 512,

@@ -45,7 +45,8 @@ struct block_origin {
 	u16 reloc[]; /* as in a record */
 };
 
-static const int run_calls[] = {SYS_pread64, SYS_pwrite64, SYS_unlinkat, SYS_wait4};
+static const int run_calls[] = {SYS_pread64, SYS_pwrite64, SYS_unlinkat, SYS_wait4,
+				SYS_sched_setaffinity};
 const struct sandbox_list reload_sandbox = {"soft", run_calls, ARRAY_SIZE(run_calls)};
 
 /* ---- the key: all that emission depends on besides guest bytes and mode ---- */

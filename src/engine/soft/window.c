@@ -39,6 +39,7 @@ enum {
 	BOX_GAIN = 50,      /* a box, of the time that it runs */
 	BOX_STOP_NS = 4000, /* what it costs to start and stop one, about */
 	DEBT_MS = 50,       /* what it may owe */
+	BOX_DEBT_MS = 200,
 	ROOT_STORES = 64,   /* a root table that is written more often is none any more */
 	ROOT_ENTRIES = 256, /* of the lower half */
 	ROOT_GROUPS = WINDOW_SIZE >> 39,
@@ -162,10 +163,34 @@ static void close_window(struct soft_window *w)
 	w->is_void = true; /* which a box's own thread looks at before it runs */
 }
 
+static void empty(struct soft_cpu *c, struct soft_window *w)
+{
+	if (!w->pages)
+		return;
+	if (w->box)
+		box_clear(w->box);
+	else if (!host_unmap(w->base, WINDOW_SIZE) &&
+		 !host_protect(w->base, WINDOW_SIZE, PROT_NONE))
+		__builtin_trap();
+	c->counters[COUNT_WINDOW_UNMAPS] += w->pages;
+	w->pages = 0;
+	soft_fill64((u64 *)(void *)w->hash, 0, sizeof(w->hash) / (sizeof(u64)));
+	soft_fill64(w->large, 0, ARRAY_SIZE(w->large));
+}
+
+/* A change could not be made. A box has more of them than it can note: it starts over. */
+static void give_way(struct soft_cpu *c, struct soft_window *w)
+{
+	if (w->box && c == &soft_tls_cpu)
+		empty(c, w);
+	else
+		close_window(w);
+}
+
 static void page_protect(struct soft_cpu *c, struct soft_window *w, struct window_page *p, u8 prot)
 {
 	if (!set_prot(w, p->gva, page_size(p), prot))
-		close_window(w);
+		give_way(c, w);
 	p->prot = prot;
 	c->counters[COUNT_WINDOW_UNMAPS]++;
 }
@@ -270,21 +295,6 @@ static bool map(struct soft_cpu *c, struct soft_window *w, struct mapping m)
 	p->prot = prot;
 	c->counters[COUNT_WINDOW_MAPS]++;
 	return true;
-}
-
-static void empty(struct soft_cpu *c, struct soft_window *w)
-{
-	if (!w->pages)
-		return;
-	if (w->box)
-		box_clear(w->box);
-	else if (!host_unmap(w->base, WINDOW_SIZE) &&
-		 !host_protect(w->base, WINDOW_SIZE, PROT_NONE))
-		__builtin_trap();
-	c->counters[COUNT_WINDOW_UNMAPS] += w->pages;
-	w->pages = 0;
-	soft_fill64((u64 *)(void *)w->hash, 0, sizeof(w->hash) / (sizeof(u64)));
-	soft_fill64(w->large, 0, ARRAY_SIZE(w->large));
 }
 
 /* The time since @start went to keeping the window. */
@@ -608,7 +618,7 @@ static void judge(struct soft_cpu *c, struct soft_window *w, u64 now)
 	/* Keeping the window looks like user code to a tick. */
 	s64 earned = w->box ? (s64)w->in_box * BOX_GAIN / 100
 			    : MAX(in_user - (s64)w->spent, 0) * GAIN / 100;
-	s64 limit = (s64)(c->vm->cpuid->tsc_hz / 1000 * DEBT_MS);
+	s64 limit = (s64)(c->vm->cpuid->tsc_hz / 1000 * (w->box ? BOX_DEBT_MS : DEBT_MS));
 
 	w->debt = MAX(w->debt + (s64)w->spent - earned, -limit);
 	if (w->is_full || w->debt > limit) {
