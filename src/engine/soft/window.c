@@ -18,7 +18,7 @@
  * another thread may have to take away write permission (windows_protect()) or the whole window
  * (windows_root_stored()). The host sees to it that no store is under way afterwards.
  */
-#include "engine/soft/window.h"
+#include "engine/soft/window_map.h"
 
 #include "engine/soft/decode.h"
 #include "engine/soft/tlb.h"
@@ -27,10 +27,8 @@
 
 #include <stdlib.h>
 #include <sys/mman.h>
-#include <sys/syscall.h>
 
 enum {
-	LARGE_SHIFT = 21,
 	COOLING = 500, /* ticks */
 	TICK_NS = 1000000,
 	JUDGED_TICKS = 8,   /* until a window is judged */
@@ -47,255 +45,6 @@ enum {
 };
 #define WINDOW_TAIL (WINDOW_DISP + (1l << 20))
 #define PTE_PRESENT 1ul
-
-/* ---- host mappings; vector state may be live ---- */
-
-static long call6(long nr, u64 a, u64 b, u64 c, u64 d, u64 e, u64 f)
-{
-	register u64 r10 __asm__("r10") = d;
-	register u64 r8 __asm__("r8") = e;
-	register u64 r9 __asm__("r9") = f;
-
-	__asm__ volatile("syscall"
-			 : "+a"(nr)
-			 : "D"(a), "S"(b), "d"(c), "r"(r10), "r"(r8), "r"(r9)
-			 : "rcx", "r11", "memory");
-	return nr;
-}
-
-static bool host_protect(u8 *at, u64 size, u8 prot)
-{
-	return call6(SYS_mprotect, (u64)at, size, prot, 0, 0, 0) == 0;
-}
-
-static bool host_map(u8 *at, u64 size, u8 prot, int fd, u64 offset)
-{
-	u32 flags = MAP_SHARED | MAP_FIXED | MAP_POPULATE;
-
-	return call6(SYS_mmap, (u64)at, size, prot, flags, (u64)fd, offset) == (long)at;
-}
-
-static bool host_unmap(u8 *at, u64 size)
-{
-	u32 flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED;
-
-	return call6(SYS_mmap, (u64)at, size, PROT_NONE, flags, ~0ul, 0) == (long)at;
-}
-
-/* ---- pages of a window ---- */
-
-static u64 fold(gva_t gva)
-{
-	return gva & (WINDOW_SIZE - 1);
-}
-
-/* What of an address tells two places in the window apart. */
-static u64 place_in(const struct soft_window *w, gva_t gva)
-{
-	return w->box ? gva : fold(gva);
-}
-
-static u32 hash_of(gva_t gva, u8 shift)
-{
-	return (u32)(((fold(gva) >> shift) * 0x9e3779b97f4a7c15ul + shift) >> 40) % WINDOW_HASH;
-}
-
-/* Where the mapping of 1 << @shift bytes around @gva is entered, or where it would be. */
-static u16 *place_of(struct soft_window *w, gva_t gva, u8 shift)
-{
-	u32 n = hash_of(gva, shift);
-
-	for (; w->hash[n]; n = (n + 1) % WINDOW_HASH) {
-		const struct window_page *p = &w->page[w->hash[n] - 1];
-
-		if (p->shift == shift && !(place_in(w, p->gva ^ gva) >> shift))
-			break;
-	}
-	return &w->hash[n];
-}
-
-static bool may_be_large(const struct soft_window *w, gva_t gva)
-{
-	return bitmap_test(w->large, (gva >> LARGE_SHIFT) % (64 * ARRAY_SIZE(w->large)));
-}
-
-/* The mapping that holds @gva's place; NULL: none. */
-static struct window_page *page_at(struct soft_window *w, gva_t gva)
-{
-	u16 at = *place_of(w, gva, PAGE_SHIFT);
-
-	if (!at && may_be_large(w, gva))
-		at = *place_of(w, gva, LARGE_SHIFT);
-	return at ? &w->page[at - 1] : NULL;
-}
-
-static u8 *address_in(const struct soft_window *w, gva_t gva)
-{
-	return w->base + fold(gva);
-}
-
-static bool set_prot(struct soft_window *w, gva_t gva, u64 size, u8 prot)
-{
-	if (!w->box)
-		return host_protect(address_in(w, gva), size, prot);
-	return prot ? box_protect(w->box, gva, size, prot) : box_unmap(w->box, gva, size);
-}
-
-static bool set_mapping(struct soft_window *w, gva_t gva, u64 size, u8 prot, int fd, u64 offset)
-{
-	return w->box ? box_map(w->box, gva, size, prot, offset)
-		      : host_map(address_in(w, gva), size, prot, fd, offset);
-}
-
-static u64 page_size(const struct window_page *p)
-{
-	return 1ul << p->shift;
-}
-
-/*
- * Nothing is to be accessed in the window any more. The host splits no mapping for that, so that
- * it has no reason to refuse, as it has for a single page where it counts too many mappings.
- */
-static void close_window(struct soft_window *w)
-{
-	if (!w->box && !host_protect(w->base, WINDOW_SIZE, PROT_NONE))
-		__builtin_trap();
-	w->is_void = true; /* which a box's own thread looks at before it runs */
-}
-
-static void empty(struct soft_cpu *c, struct soft_window *w)
-{
-	if (!w->pages)
-		return;
-	if (w->box)
-		box_clear(w->box);
-	else if (!host_unmap(w->base, WINDOW_SIZE) &&
-		 !host_protect(w->base, WINDOW_SIZE, PROT_NONE))
-		__builtin_trap();
-	c->counters[COUNT_WINDOW_UNMAPS] += w->pages;
-	w->pages = 0;
-	soft_fill64((u64 *)(void *)w->hash, 0, sizeof(w->hash) / (sizeof(u64)));
-	soft_fill64(w->large, 0, ARRAY_SIZE(w->large));
-}
-
-/* A change could not be made. A box has more of them than it can note: it starts over. */
-static void give_way(struct soft_cpu *c, struct soft_window *w)
-{
-	if (w->box && c == &soft_tls_cpu)
-		empty(c, w);
-	else
-		close_window(w);
-}
-
-static void page_protect(struct soft_cpu *c, struct soft_window *w, struct window_page *p, u8 prot)
-{
-	if (!set_prot(w, p->gva, page_size(p), prot))
-		give_way(c, w);
-	p->prot = prot;
-	c->counters[COUNT_WINDOW_UNMAPS]++;
-}
-
-static const struct physmap_region *region_of(const struct soft_vm *vm, u64 host)
-{
-	for (u32 i = 0; i < vm->physmap->count; i++) {
-		const struct physmap_region *r = &vm->physmap->region[i];
-
-		if (host - (u64)r->hva < r->size)
-			return r;
-	}
-	return NULL;
-}
-
-static u64 page_index(const struct physmap_region *r, u64 host)
-{
-	return r->page0 + ((host - (u64)r->hva) >> PAGE_SHIFT);
-}
-
-static bool any_is_watched(struct soft_vm *vm, u64 page, u64 count)
-{
-	u8 all = 0;
-
-	for (u64 n = 0; n < count; n++)
-		all |= atomic_load_explicit(&vm->page_flags[page + n], memory_order_relaxed);
-	return all & PAGE_WATCHED;
-}
-
-/* What is to be mapped. */
-struct mapping {
-	gva_t gva;
-	u64 host;
-	u8 shift;      /* 12 or 21 */
-	u8 page_shift; /* of the guest's page */
-	bool writable;
-	u8 exec; /* PROT_EXEC or 0: pages of 4 KiB */
-};
-
-/* Does the guest's large page around lie in one piece here too, with nothing in it watched? */
-static bool widen(struct soft_vm *vm, const struct physmap_region *r, struct mapping *m)
-{
-	const u64 size = 1ul << LARGE_SHIFT, rest = m->gva & (size - 1);
-	u64 host = m->host - rest, gpa = host - (u64)r->hva + r->gpa;
-
-	if (m->exec || m->page_shift < LARGE_SHIFT || gpa & (size - 1) || host < (u64)r->hva ||
-	    host + size > (u64)r->hva + r->size ||
-	    any_is_watched(vm, page_index(r, host), size >> PAGE_SHIFT))
-		return false;
-	m->gva -= rest;
-	m->host = host;
-	m->shift = LARGE_SHIFT;
-	return true;
-}
-
-static void note_writable(struct soft_vm *vm, u64 page, u64 count)
-{
-	for (u64 n = 0; n < count; n++)
-		atomic_fetch_or(&vm->page_flags[page + n], PAGE_IN_WINDOW);
-}
-
-/* Enter and map. vm->lock held. False: no room, or the place is taken. */
-static bool map(struct soft_cpu *c, struct soft_window *w, struct mapping m)
-{
-	const struct physmap_region *r = region_of(c->vm, m.host);
-	struct window_page *p;
-	u16 *place;
-	u8 prot;
-
-	if (!r || w->is_void)
-		return false;
-	if (!widen(c->vm, r, &m) && any_is_watched(c->vm, page_index(r, m.host), 1))
-		m.writable = false;
-	place = place_of(w, m.gva, m.shift);
-	if (!*place && w->pages == WINDOW_PAGES) {
-		w->is_full = true;
-		return false;
-	}
-	if (!*place) {
-		w->page[w->pages] = (struct window_page){.gva = m.gva, .shift = m.shift};
-		*place = (u16)++w->pages;
-	}
-	p = &w->page[*place - 1];
-	if (p->gva != m.gva && p->prot)
-		return false;
-	prot = PROT_READ | (m.writable ? PROT_WRITE : 0) | m.exec;
-	if (p->prot & PROT_EXEC && p->host == m.host && !m.writable)
-		prot |= PROT_EXEC;
-	if (m.writable)
-		note_writable(c->vm, page_index(r, m.host), 1ul << (m.shift - PAGE_SHIFT));
-	if (m.page_shift > PAGE_SHIFT)
-		bitmap_set(w->large, (m.gva >> LARGE_SHIFT) % (64 * ARRAY_SIZE(w->large)));
-	if (p->prot && p->host == m.host && p->gva == m.gva
-		    ? !set_prot(w, m.gva, 1ul << m.shift, prot)
-		    : !set_mapping(w, m.gva, 1ul << m.shift, prot, c->vm->physmap->fd,
-				   r->gpa + (m.host - (u64)r->hva))) {
-		close_window(w); /* who knows what is there now */
-		return false;
-	}
-	p->gva = m.gva;
-	p->host = m.host;
-	p->prot = prot;
-	c->counters[COUNT_WINDOW_MAPS]++;
-	return true;
-}
 
 /* The time since @start went to keeping the window. */
 static void spend(struct soft_cpu *c, struct soft_window *w, u64 start)
@@ -393,7 +142,7 @@ void windows_root_stored(struct soft_vm *vm, u64 page)
 			if (!w || w->root != root)
 				continue;
 			if (collides || ++w->root_stores > ROOT_STORES)
-				close_window(w);
+				window_shut(w);
 		}
 	pthread_mutex_unlock(&vm->lock);
 }
@@ -485,7 +234,7 @@ static void give_up(struct soft_cpu *c, struct soft_window *w)
 	w->debt = 0;
 	w->is_full = false;
 	w->root_stores = w->ticks = w->user_ticks = 0;
-	empty(c, w);
+	window_empty(c, w);
 	if (root != WINDOW_FREE)
 		root_unwatch(c->vm, root);
 }
@@ -529,16 +278,16 @@ static void fill_from(struct soft_cpu *c, struct soft_window *w, const struct so
 {
 	for (u32 i = 0; i < TLB_SIZE; i++) {
 		const struct tlb_entry *e = &h->tlb[i];
-		struct mapping m = {.gva = e->tag_read,
-				    .host = e->host,
-				    .shift = PAGE_SHIFT,
-				    .page_shift = h->tlb_page[i].shift,
-				    .writable = e->tag_write == e->tag_read};
+		struct window_mapping m = {.gva = e->tag_read,
+					   .host = e->host,
+					   .shift = PAGE_SHIFT,
+					   .page_shift = h->tlb_page[i].shift,
+					   .writable = e->tag_write == e->tag_read};
 
-		if (e->tag_read == TLB_EMPTY(i) || e->tag_read >> 47 || page_at(w, m.gva))
+		if (e->tag_read == TLB_EMPTY(i) || e->tag_read >> 47 || window_page_at(w, m.gva))
 			continue;
 		pthread_mutex_lock(&c->vm->lock);
-		map(c, w, m);
+		window_enter(c, w, m);
 		pthread_mutex_unlock(&c->vm->lock);
 	}
 }
@@ -700,15 +449,15 @@ void window_flush_page(struct soft_cpu *c, struct soft_ctx *ctx, gva_t gva)
 	if (!w || !w->pages)
 		return;
 	/* Pages of a larger one may be entered one by one. */
-	if (may_be_large(w, gva))
+	if (window_may_be_large(w, gva))
 		w->stale = true;
-	p = page_at(w, gva);
+	p = window_page_at(w, gva);
 	if (!p || !p->prot || (p->gva ^ gva) >> p->shift)
 		return;
 	start = __builtin_ia32_rdtsc();
 	soft_fpu_park(c);
 	pthread_mutex_lock(&c->vm->lock);
-	page_protect(c, w, p, PROT_NONE);
+	window_protect_page(c, w, p, PROT_NONE);
 	pthread_mutex_unlock(&c->vm->lock);
 	spend(c, w, start);
 }
@@ -736,7 +485,7 @@ static void revalidate(struct soft_cpu *c, struct soft_window *w)
 		u8 prot = p->prot ? prot_now(c, p) : 0;
 
 		if (prot != p->prot)
-			page_protect(c, w, p, prot);
+			window_protect_page(c, w, p, prot);
 	}
 	pthread_mutex_unlock(&c->vm->lock);
 }
@@ -752,12 +501,12 @@ static void map_expected(struct soft_cpu *c, struct soft_window *w)
 		return;
 	soft_fpu_park(c);
 	pthread_mutex_lock(&c->vm->lock);
-	map(c, w,
-	    (struct mapping){.gva = gva,
-			     .host = (u64)x.host & PAGE_MASK,
-			     .shift = PAGE_SHIFT,
-			     .page_shift = x.shift,
-			     .writable = x.writable});
+	window_enter(c, w,
+		     (struct window_mapping){.gva = gva,
+					     .host = (u64)x.host & PAGE_MASK,
+					     .shift = PAGE_SHIFT,
+					     .page_shift = x.shift,
+					     .writable = x.writable});
 	pthread_mutex_unlock(&c->vm->lock);
 }
 
@@ -807,7 +556,7 @@ static void for_each_page(struct soft_vm *vm, u64 host,
 			struct soft_window *w = vm->cpu[n]->window[i];
 
 			for (u32 k = 0; w && !w->is_void && k < w->pages; k++)
-				if (host - w->page[k].host < page_size(&w->page[k]))
+				if (host - w->page[k].host < window_page_size(&w->page[k]))
 					what(vm->cpu[n], w, &w->page[k], host);
 		}
 }
@@ -824,8 +573,8 @@ static void protect_part(struct soft_cpu *c, struct soft_window *w, struct windo
 {
 	if (!(p->prot & PROT_WRITE))
 		return;
-	if (!set_prot(w, p->gva + (host - p->host), PAGE_SIZE, PROT_READ))
-		close_window(w);
+	if (!window_set_prot(w, p->gva + (host - p->host), PAGE_SIZE, PROT_READ))
+		window_shut(w);
 	if (p->shift == PAGE_SHIFT)
 		p->prot = PROT_READ;
 	note_stale(c, w, host);
@@ -844,7 +593,7 @@ static void take_code(struct soft_cpu *c, struct soft_window *w, struct window_p
 {
 	if (!(p->prot & PROT_EXEC))
 		return;
-	page_protect(c, w, p, 0);
+	window_protect_page(c, w, p, 0);
 	note_stale(c, w, host);
 }
 
@@ -887,7 +636,7 @@ static u64 operand_address(const struct soft_cpu *c, const struct insn *i, const
 /* Is @place within @size bytes from @at on? Then *gva is its address. */
 static bool is_within(u64 place, gva_t at, u64 size, gva_t *gva)
 {
-	u64 from = fold(place - at);
+	u64 from = window_fold(place - at);
 
 	*gva = at + from;
 	return from < size;
@@ -911,38 +660,24 @@ static bool find_address(const struct soft_cpu *c, const struct insn *i, const u
 	}
 }
 
-/* May the page of @p, which is mapped, be written now? Part of a large mapping may not have been.
- */
-static bool allow_writing(struct soft_cpu *c, struct soft_window *w, struct window_page *p,
-			  gva_t gva)
-{
-	u64 host = p->host + (gva - p->gva);
-	const struct physmap_region *r = region_of(c->vm, host);
-
-	if (!r || any_is_watched(c->vm, page_index(r, host), 1))
-		return false;
-	note_writable(c->vm, page_index(r, host), 1);
-	return set_prot(w, gva & PAGE_MASK, PAGE_SIZE, PROT_READ | PROT_WRITE);
-}
-
 static bool map_for(struct soft_cpu *c, struct soft_window *w, gva_t gva, bool write)
 {
-	struct window_page *p = page_at(w, gva);
+	struct window_page *p = window_page_at(w, gva);
 	struct soft_xlat x;
 
 	if (soft_translate(c, gva, ACC_USER | (write ? ACC_WRITE : ACC_READ), &x) != SOFT_OK ||
 	    !x.host || (write && !x.writable))
 		return false;
 	if (p && p->shift > PAGE_SHIFT && p->prot & PROT_WRITE && write && !w->is_void)
-		return allow_writing(c, w, p, gva);
-	if (!map(c, w,
-		 (struct mapping){.gva = gva,
-				  .host = (u64)x.host & PAGE_MASK,
-				  .shift = PAGE_SHIFT,
-				  .page_shift = x.shift,
-				  .writable = x.writable}))
+		return window_allow_writing(c, w, p, gva);
+	if (!window_enter(c, w,
+			  (struct window_mapping){.gva = gva,
+						  .host = (u64)x.host & PAGE_MASK,
+						  .shift = PAGE_SHIFT,
+						  .page_shift = x.shift,
+						  .writable = x.writable}))
 		return false;
-	p = page_at(w, gva);
+	p = window_page_at(w, gva);
 	return p && (!write || p->prot & PROT_WRITE);
 }
 
@@ -978,61 +713,10 @@ void window_expect(struct soft_cpu *c, gva_t gva)
 
 /* ---- boxes ---- */
 
-u8 window_prot(struct soft_window *w, gva_t gva)
-{
-	const struct window_page *p = page_at(w, gva);
-
-	return p ? p->prot : 0;
-}
-
-bool window_map(struct soft_cpu *c, struct soft_window *w, gva_t gva, const struct soft_xlat *x,
-		u8 exec)
-{
-	struct window_page *p;
-	bool done;
-
-	pthread_mutex_lock(&c->vm->lock);
-	p = page_at(w, gva);
-	if (p && p->shift > PAGE_SHIFT && p->prot & PROT_WRITE && x->writable && !w->is_void)
-		done = allow_writing(c, w, p, gva);
-	else
-		done = (!exec || atomic_load(&c->vm->page_flags[x->page]) & PAGE_IS_DIRECT) &&
-		       map(c, w,
-			   (struct mapping){.gva = gva,
-					    .host = (u64)x->host & PAGE_MASK,
-					    .shift = PAGE_SHIFT,
-					    .page_shift = x->shift,
-					    .writable = x->writable && !exec,
-					    .exec = exec});
-	pthread_mutex_unlock(&c->vm->lock);
-	return done;
-}
-
-void window_unmap(struct soft_cpu *c, struct soft_window *w, gva_t gva)
-{
-	struct window_page *p;
-
-	pthread_mutex_lock(&c->vm->lock);
-	p = page_at(w, gva);
-	if (p && p->prot)
-		page_protect(c, w, p, 0);
-	pthread_mutex_unlock(&c->vm->lock);
-}
-
-bool window_settle(struct soft_cpu *c, struct soft_window *w)
-{
-	bool ok;
-
-	pthread_mutex_lock(&c->vm->lock);
-	ok = !w->is_void && (!box_has_notes(w->box) || !box_settle(w->box));
-	pthread_mutex_unlock(&c->vm->lock);
-	return ok;
-}
-
 void window_close(struct soft_cpu *c, struct soft_window *w)
 {
 	pthread_mutex_lock(&c->vm->lock);
-	close_window(w);
+	window_shut(w);
 	pthread_mutex_unlock(&c->vm->lock);
 	soft_update_mode(c);
 }
