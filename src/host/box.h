@@ -33,8 +33,8 @@ enum box_stop {
 
 struct box_signal {
 	int nr;      /* SIGSEGV, ... */
-	int code;    /* siginfo.si_code; for SIGSEGV and SIGTRAP only */
-	u64 address; /* siginfo.si_addr; for SIGSEGV only */
+	int code;    /* siginfo.si_code; for SIGSEGV, SIGTRAP and SIGSYS only */
+	u64 address; /* siginfo.si_addr or, for SIGSYS, si_call_addr */
 };
 
 /*

@@ -1,6 +1,7 @@
 /* User programs in boxes: what they compute, what stops them, what is not left to the host. */
 #include "engine/soft/direct.h"
 #include "engine/soft/window.h"
+#include "host/box.h"
 #include "soft_machine.h"
 
 #include <pthread.h>
@@ -224,6 +225,8 @@ CODE(privileged, 64, "nop\n hlt");
 CODE(far_out, 64, "movabs $0x800000000000, %rbx\n mov (%rbx), %rax");
 CODE(kernels, 64, "movabs $0xffff800000000000, %rbx\n mov (%rbx), %rax");
 CODE(software, 64, "int $0x80");
+/* time() of the host kernel's vsyscall page, if it has one, is not the guest's. */
+CODE(old_call, 64, "mov $0xffffffffff600400, %rax\n xor %edi, %edi\n call *%rax");
 
 static void exceptions_are_the_guests(void **state)
 {
@@ -241,6 +244,10 @@ static void exceptions_are_the_guests(void **state)
 	assert_int_equal(frame(m, 0), 4);
 	assert_int_equal(run_user(m, CODE_OF(software)), VEC_GP); /* no gate */
 	assert_int_equal(frame(m, 0), 0x80 * 8 + 2);
+	assert_int_equal(run_user(m, CODE_OF(old_call)), VEC_PF);
+	assert_true(m->c->cr2 == 0xffffffffff600400);
+	assert_int_equal(frame(m, 0), 0x14);
+	assert_int_equal(frame(m, 4), AT_USER_STACK - 8);
 	machine_set_gate(m, 0x80, DESC_INTERRUPT_GATE, 3, 0, SEL_CODE64, AT_HANDLER + 0x80 * 16);
 	assert_int_equal(run_user(m, CODE_OF(software)), 0x80);
 	assert_int_equal(frame(m, 0), AT_CODE + 2);
@@ -322,6 +329,25 @@ static void changed_code_is_looked_at_again(void **state)
 		assert_int_equal(run_user(m, CODE_OF(patches)), VEC_BP);
 		assert_int_equal(m->c->r[RBX], leaf[1]);
 	}
+}
+
+/* The guest has a page where the box has something of its own. */
+CODE(overlaps, 64, "movabs $0x6b5a3c000000, %rbx\n mov (%rbx), %rax\n mov %rax, (%rbx)\n int3");
+
+static void guest_may_use_any_address(void **state)
+{
+	struct soft_machine *m = need_boxes(state);
+	const u64 at = BOX_AT;
+
+	run_user(m, CODE_OF(loads));
+	machine_put(m, AT_OTHER + PAGE_SIZE + (at >> 21 & 0x1ff) * 8, 8,
+		    AT_OTHER + 2 * PAGE_SIZE + ALL);
+	machine_put(m, AT_OTHER + (at >> 30 & 0x1ff) * 8, 8, AT_OTHER + PAGE_SIZE + ALL);
+	machine_put(m, AT_OTHER + 2 * PAGE_SIZE + (at >> 12 & 0x1ff) * 8, 8, AT_DATA + ALL);
+	machine_put(m, AT_PML4 + (at >> 39) * 8, 8, AT_OTHER + ALL);
+	machine_put(m, AT_DATA, 8, 4711);
+	assert_int_equal(run_user(m, CODE_OF(overlaps)), VEC_BP);
+	assert_int_equal(m->c->r[RAX], 4711);
 }
 
 CODE(vectors, 64,
@@ -414,6 +440,7 @@ int main(void)
 		TEST(single_step_is_the_guests),
 		TEST(answers_are_the_guests),
 		TEST(changed_code_is_looked_at_again),
+		TEST(guest_may_use_any_address),
 		TEST(vector_state_goes_along),
 		TEST(kicks_are_seen),
 		TEST(dirty_log_sees_stores),

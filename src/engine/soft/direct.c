@@ -369,8 +369,9 @@ static int on_page_fault(struct soft_cpu *c, struct soft_window *w, u64 address)
 	X(RCX, rcx)                                                                     \
 	X(RDX, rdx)                                                                     \
 	X(RBX, rbx)                                                                     \
-	X(RSP, rsp) X(RBP, rbp) X(RSI, rsi) X(RDI, rdi) X(R8, r8) X(R9, r9) X(R10, r10) \
-		X(R11, r11) X(R12, r12) X(R13, r13) X(R14, r14) X(R15, r15)
+	X(RSP, rsp)                                                                     \
+	X(RBP, rbp) X(RSI, rsi) X(RDI, rdi) X(R8, r8) X(R9, r9) X(R10, r10) X(R11, r11) \
+		X(R12, r12) X(R13, r13) X(R14, r14) X(R15, r15)
 
 static void give_registers(const struct soft_cpu *c, struct user_regs_struct *regs)
 {
@@ -458,9 +459,23 @@ static bool is_native_state(const struct soft_cpu *c)
 	       c->seg[SEG_FS].base < BOX_TOP && c->seg[SEG_GS].base < BOX_TOP;
 }
 
+/* Does the guest use what a box has for itself? Who has nothing in that root entry does not. */
+static bool is_hidden(const struct soft_cpu *c)
+{
+	gpa_t root = c->cr3 & (BIT(c->vm->cpuid->phys_bits) - 1) & PAGE_MASK;
+	const struct physmap_region *r = physmap_find(c->vm->physmap, root);
+	const u64 *entry;
+
+	if (!r)
+		return false;
+	entry = (const u64 *)(const void *)(r->hva + (root - r->gpa));
+	return !(__atomic_load_n(&entry[BOX_AT >> 39 & 0x1ff], __ATOMIC_RELAXED) & PTE_P);
+}
+
 /* ---- vector and x87 state ---- */
 
-/* XSAVE writes components in their initial state, too: what the header says of them is no matter. */
+/* XSAVE writes components in their initial state, too: what the header says of them is no matter.
+ */
 static bool fpu_is_there(const struct soft_cpu *c, const struct soft_window *w)
 {
 	const u64 *a = (const u64 *)(const void *)c->fpu_area;
@@ -521,6 +536,10 @@ static int on_signal(struct soft_cpu *c, struct soft_window *w, const struct box
 		}
 		if (s->code != TRAP_HWBKPT) /* INT3 */
 			c->rip--;
+		return DIRECT_INTERPRET;
+	case SIGSYS: /* a call of the host's vsyscall page, which has returned from itself */
+		c->r[RSP] -= 8;
+		c->rip = s->address;
 		return DIRECT_INTERPRET;
 	case SIGILL:
 	case SIGFPE:
@@ -594,7 +613,7 @@ int direct_run(struct soft_cpu *c)
 	u64 start = __builtin_ia32_rdtsc(), before = w->in_box;
 	int status;
 
-	if (!is_native_state(c)) {
+	if (!is_native_state(c) || !is_hidden(c)) {
 		c->mode &= ~(u32)MODE_DIRECT;
 		return SOFT_OK;
 	}
