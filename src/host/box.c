@@ -386,10 +386,13 @@ static bool add_note(struct box *b, struct note n)
 /* Does mapping @n only make the last one longer? */
 static bool extends_last(const struct box *b, const struct note *n)
 {
-	const struct note *last = &b->note[b->notes - 1];
+	const struct note *last;
 
-	return b->notes && last->what == NOTE_MAP && last->prot == n->prot &&
-	       last->at + last->size == n->at && last->offset + last->size == n->offset;
+	if (!b->notes)
+		return false;
+	last = &b->note[b->notes - 1];
+	return last->what == NOTE_MAP && last->prot == n->prot && last->at + last->size == n->at &&
+	       last->offset + last->size == n->offset;
 }
 
 bool box_map(struct box *b, u64 at, u64 size, u8 prot, u64 offset)
