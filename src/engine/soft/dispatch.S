@@ -117,7 +117,7 @@ soft_stub_host_fault:
 	.size soft_stub_host_fault, . - soft_stub_host_fault
 
 /*
- * Called from translated code: r10 = address, r11d = site description. The C helper returns 0 to resume
+ * Called from translated code: r10 = address, or bytes of the instruction, r11d = site description. The C helper returns 0 to resume
  * after the call, 1 to resume 5 bytes further, or 2 + enum soft_leave. LEAVE_GO_ON is a way on without
  * leaving: to cpu->link, which starts the private stack over and finds the block at rip.
  */

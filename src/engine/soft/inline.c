@@ -109,8 +109,7 @@ static bool emit_sti(struct translation *t, u32 k)
 	emit_patch(e, waiting, emit_here(cold));
 	if (live)
 		emit_load_cpu(cold, RCX, CPU_DISP(cold, spill[0]));
-	emit_mov_imm32(cold, HOST_S2, site_info(t, k));
-	emit_call(cold, t->cache->entry.step);
+	emit_call_step(t, cold, k, 0);
 	back = emit_jmp_forward(cold);
 	emit_patch(cold, back, emit_here(e));
 	return true;
@@ -144,8 +143,7 @@ static void emit_refusal(struct translation *t, u32 k, u8 *refused, u8 *other)
 	emit_patch(&t->hot, refused, emit_here(cold));
 	if (other)
 		emit_patch(&t->hot, other, emit_here(cold));
-	emit_mov_imm32(cold, HOST_S2, site_info(t, k));
-	emit_call(cold, t->cache->entry.step);
+	emit_call_step(t, cold, k, 0);
 	emit_jmp(cold, emit_here(&t->hot));
 }
 
@@ -252,8 +250,7 @@ bool emit_nop(struct translation *t, u32 k)
 	emit_sub_cpu32_imm8(e, CPU_DISP(e, pauses_left), 1);
 	spent = emit_jcc_forward(e, COND_B);
 	emit_patch(e, spent, emit_here(cold));
-	emit_mov_imm32(cold, HOST_S2, site_info(t, k));
-	emit_call(cold, t->cache->entry.step);
+	emit_call_step(t, cold, k, 0);
 	back = emit_jmp_forward(cold);
 	emit_patch(cold, back, emit_here(e));
 	t->loaded = NO_GROUP;

@@ -116,8 +116,13 @@ static int decode(struct soft_cpu *c, const struct insn **out)
 	struct interp_slot *s = &soft_interp(c)->slot[(c->rip ^ c->rip >> 11) % INTERP_SLOTS];
 	u32 bits = code_bits(c);
 	struct fetched f;
-	int r = fetch(c, &f);
+	int r = SOFT_OK;
 
+	if (soft_interp(c)->given)
+		f = (struct fetched){.word[0] = soft_interp(c)->given,
+				     .len = soft_interp(c)->given_len};
+	else
+		r = fetch(c, &f);
 	if (r != SOFT_OK)
 		return r;
 	*out = &s->insn;
@@ -280,5 +285,17 @@ int soft_interpret(struct soft_cpu *c)
 	c->frag_count = 0;
 	soft_interp(c)->waiting = EXIT_NONE;
 	soft_interp(c)->held_hits = 0;
+	return r;
+}
+
+int soft_interpret_given(struct soft_cpu *c, u64 bytes, u32 len)
+{
+	struct interp *in = soft_interp(c);
+	int r;
+
+	in->given = bytes;
+	in->given_len = len;
+	r = soft_interpret(c);
+	in->given = 0;
 	return r;
 }

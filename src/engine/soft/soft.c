@@ -637,19 +637,18 @@ static u32 resume(struct soft_cpu *c, int status, u64 next, u32 mode, u32 site)
 	return 1;
 }
 
-/* Interpret the instruction of @site; c->rip becomes valid. */
-static u32 interpret_site(struct soft_cpu *c, u32 site)
+/* Interpret the instruction of @site at c->rip; @bytes as for soft_interpret_given(). */
+static u32 interpret_site(struct soft_cpu *c, u64 bytes, u32 site)
 {
-	u32 mode = c->mode;
-	u64 next;
+	u32 mode = c->mode, len = site >> SITE_LEN_SHIFT & 15;
+	u64 next = c->rip + len;
 
-	next = c->rip + (site >> SITE_LEN_SHIFT & 15);
 	if ((mode & MODE_BITS) == MODE_BITS_32)
 		next = (u32)next;
 	c->code_changed = false;
 	c->frag_next = 0;
 	soft_doing(c, ACT_INTERPRET);
-	return resume(c, soft_interpret(c), next, mode, site);
+	return resume(c, soft_interpret_given(c, bytes, len), next, mode, site);
 }
 
 static void set_rip(struct soft_cpu *c, u32 site)
@@ -679,7 +678,7 @@ static u32 miss(struct soft_cpu *c, gva_t address, u32 site)
 		c->counters[COUNT_GROUP_FALLBACKS]++;
 		return leave_with(LEAVE_LINK);
 	}
-	return interpret_site(c, site);
+	return interpret_site(c, 0, site);
 }
 
 u32 soft_miss(struct soft_cpu *c, gva_t address, u32 site)
@@ -692,14 +691,15 @@ u32 soft_miss(struct soft_cpu *c, gva_t address, u32 site)
 	return r;
 }
 
-u32 soft_step(struct soft_cpu *c, u64 unused, u32 site)
+u32 soft_step(struct soft_cpu *c, u64 bytes, u32 site)
 {
 	u32 r;
 
-	(void)unused;
 	c->counters[COUNT_STEPS]++;
+	if (site & SITE_STRING && string_run(c, site))
+		return 0;
 	set_rip(c, site);
-	r = interpret_site(c, site);
+	r = interpret_site(c, bytes, site);
 	soft_doing(c, ACT_TRANSLATED);
 	return r == 1 ? 0 : r;
 }

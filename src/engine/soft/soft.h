@@ -666,8 +666,18 @@ void soft_trim_thread(void);
  * it).
  */
 int soft_interpret(struct soft_cpu *c);
+/* The same for an instruction of @len bytes, up to 8, that has been fetched: @bytes, or 0 if it has
+ * not been. */
+int soft_interpret_given(struct soft_cpu *c, u64 bytes, u32 len);
 int soft_interp_init(struct soft_cpu *c);
 void soft_interp_destroy(struct soft_cpu *c);
+
+/*
+ * string.c: the string instruction of @site (SITE_STRING), as far as it goes forwards on pages that
+ * the TLB has. True when it is complete; else the interpreter goes on from the registers as they
+ * are.
+ */
+bool string_run(struct soft_cpu *c, u32 site);
 
 /* Device access for the interpreter: takes the completed fragment, or records the exit. */
 int soft_device_read(struct soft_cpu *c, bool is_port, u64 addr, u32 size, u64 *data);
@@ -717,7 +727,7 @@ void soft_stub_host_fault(void);
 
 /* Helpers of the stubs: see dispatch.S for what they return. */
 u32 soft_miss(struct soft_cpu *c, gva_t address, u32 site);
-u32 soft_step(struct soft_cpu *c, u64 unused, u32 site);
+u32 soft_step(struct soft_cpu *c, u64 bytes, u32 site);
 u32 soft_lookup(struct soft_cpu *c);
 
 /* Drop all translated code, with the world stopped. As soft_world_stop(). */

@@ -13,7 +13,10 @@
  * chunk.
  */
 #include "engine/soft/system.h"
+#include "engine/soft/translate.h"
 #include "engine/soft/util.h"
+
+enum { RUN_BYTES = 64 * 1024 }; /* of a string instruction between two looks for requests */
 
 enum string_kind { STRING_MOVS, STRING_CMPS, STRING_STOS, STRING_LODS, STRING_SCAS };
 
@@ -465,4 +468,58 @@ int exec_string(struct soft_cpu *c, const struct insn *i)
 	}
 	soft_interp(c)->next_rip = c->rip;
 	return SOFT_OK;
+}
+
+/* ---- from translated code ---- */
+
+/*
+ * Bytes from @gva on, up to @want, that the TLB knows for such an access and that lie side by side
+ * in the host's memory, which begins at *host.
+ */
+static u64 run_length(const struct soft_half *h, gva_t gva, bool write, u64 want, u8 **host)
+{
+	const struct tlb_entry *e = &h->tlb[(gva >> PAGE_SHIFT) % TLB_SIZE];
+	gva_t page = gva & PAGE_MASK;
+	u64 delta = e->delta, room = PAGE_SIZE - (gva & ~PAGE_MASK);
+
+	if ((write ? e->tag_write : e->tag_read) != page)
+		return 0;
+	*host = (u8 *)(gva + delta);
+	while (room < want) {
+		page += PAGE_SIZE;
+		e = &h->tlb[(page >> PAGE_SHIFT) % TLB_SIZE];
+		if ((write ? e->tag_write : e->tag_read) != page || e->delta != delta)
+			return room;
+		room += PAGE_SIZE;
+	}
+	return want;
+}
+
+bool string_run(struct soft_cpu *c, u32 site)
+{
+	const struct soft_half *h = soft_half(c, c->cpl == 3 ? HALF_USER : HALF_SUPER);
+	u32 size = (site >> SITE_SIZE_SHIFT & 0x3ff) + 1;
+	bool stos = site & SITE_WRITE;
+	u8 *to, *from = NULL;
+	u64 n;
+
+	while (c->r[RCX]) {
+		n = MIN(c->r[RCX], RUN_BYTES / size) * size;
+		if (c->dflag || atomic_load_explicit(&c->exit_req, memory_order_relaxed))
+			return false;
+		n = run_length(h, c->r[RDI], true, n, &to);
+		if (n && !stos)
+			n = run_length(h, c->r[RSI], false, n, &from);
+		n -= n % size;
+		if (!n)
+			return false;
+		if (stos)
+			host_stos(to, c->r[RAX], n / size, size, false);
+		else
+			host_movs(to, from, n / size, size, false);
+		c->r[RDI] += n;
+		c->r[RSI] += stos ? 0 : n;
+		c->r[RCX] -= n / size;
+	}
+	return true;
 }

@@ -122,11 +122,32 @@ bool insn_ends_block(const struct insn *i)
 		i->mnemonic != ZYDIS_MNEMONIC_STD && i->mnemonic != ZYDIS_MNEMONIC_STI);
 }
 
+/* What soft_step() is told of REP MOVS and REP STOS that string_run() can do. */
+static u32 string_site(const struct insn *i)
+{
+	u8 op = i->bytes[i->opcode_off];
+	u32 size = op & 1 ? i->opsize : 1;
+
+	if (i->cls != INSN_STRING || i->bits != 64 || i->addrsize != 8 || !i->rep ||
+	    i->seg == SEG_FS || i->seg == SEG_GS || ((op & 0xfe) != 0xa4 && (op & 0xfe) != 0xaa))
+		return 0;
+	return SITE_STRING | ((op & 0xfe) == 0xaa ? SITE_WRITE : 0) | (size - 1) << SITE_SIZE_SHIFT;
+}
+
+void emit_call_step(struct translation *t, struct emit *e, u32 k, u32 flags)
+{
+	const struct insn *i = &t->in[k];
+
+	emit_mov_imm64(e, HOST_S1,
+		       i->len <= 8 ? soft_load(i->bytes, 8) & ~0ul >> (64 - 8 * i->len) : 0);
+	emit_mov_imm32(e, HOST_S2, site_info(t, k) | string_site(i) | flags);
+	emit_call(e, t->cache->entry.step);
+}
+
 /* Let the interpreter run instruction @k from within the block. */
 static void emit_step(struct translation *t, u32 k, bool terminal)
 {
-	emit_mov_imm32(&t->hot, HOST_S2, site_info(t, k) | (terminal ? SITE_TERMINAL : 0));
-	emit_call(&t->hot, t->cache->entry.step);
+	emit_call_step(t, &t->hot, k, terminal ? SITE_TERMINAL : 0);
 	t->loaded = NO_GROUP;
 	if (terminal)
 		t->ended = true;
