@@ -337,7 +337,7 @@ static void code_stays_small(void **state)
 		m->c->r[RBX] = AT_DATA;
 		m->c->r[RCX] = 0;
 		run(m, list[n].code, list[n].len);
-		b = cache_find(m->c->vm->cache, AT_CODE, m->c->mode);
+		b = cache_find(m->c->vm->cache, AT_CODE, m->c->mode, 0);
 		assert_non_null(b);
 		count = host_instructions(b, list[n].index);
 		if (count > list[n].limit)

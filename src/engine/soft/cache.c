@@ -253,11 +253,11 @@ void soft_cache_destroy(struct soft_vm *vm)
 	vm->cache = NULL;
 }
 
-struct block *cache_find(struct cache *c, gpa_t pa, u32 mode)
+struct block *cache_find(struct cache *c, gpa_t pa, u32 mode, gva_t place)
 {
 	struct block *b = c->hash[hash_of(c, pa, mode)];
 
-	while (b && (b->pa != pa || b->mode != mode))
+	while (b && (b->pa != pa || b->mode != mode || b->place != place))
 		b = b->hash_next;
 	return b;
 }

@@ -7,9 +7,9 @@
  * until then, so that a vCPU still inside it leaves it normally; its entries are patched to lead to
  * the dispatcher.
  *
- * Blocks are keyed by guest-physical address and mode. Each page of guest RAM that holds translated
- * code has a list of its blocks and a map of the 64-byte granules they cover, so that a store costs
- * a bit test unless it really hits code.
+ * Blocks are keyed by guest-physical address and mode, those of kernels also by their place. Each
+ * page of guest RAM that holds translated code has a list of its blocks and a map of the 64-byte
+ * granules they cover, so that a store costs a bit test unless it really hits code.
  *
  * Locking: every function here is called with vm->lock held, except the predicates on a block.
  */
@@ -49,6 +49,7 @@ struct block {
 	u32 exits;
 	s64 page[2];  /* physmap page indices; [1] is BLOCK_NO_PAGE unless the block straddles */
 	gpa_t second; /* gpa of the second page */
+	gva_t place;  /* page that it was made for, or 0: see block_place() */
 	u16 size;     /* guest bytes */
 	u16 insns;
 	bool dead;
@@ -104,8 +105,22 @@ struct cache {
 	u64 dropped; /* single blocks, ever; under the VM's lock */
 };
 
+/*
+ * Kernels run at one address, in the upper 2 GiB: their code is made for that, so that what depends
+ * on rip is an immediate operand. The page of @rip for such code, else 0: then the block serves
+ * wherever its page is mapped.
+ */
+static inline gva_t block_place(const struct soft_options *o, u32 mode, gva_t rip)
+{
+	bool is_placed = soft_uses(o, SOFT_PLACES) &&
+			 (mode & (MODE_BITS | MODE_USER)) == MODE_BITS_64 &&
+			 rip >= PAGE_SIZE - (1ul << 31);
+
+	return is_placed ? rip & PAGE_MASK : 0;
+}
+
 /* Look up a live block. */
-struct block *cache_find(struct cache *c, gpa_t pa, u32 mode);
+struct block *cache_find(struct cache *c, gpa_t pa, u32 mode, gva_t place);
 
 /* May a block begin at (or cover) byte @offset of RAM page @page? Cheaper than to look for it. */
 bool cache_may_have(const struct cache *c, s64 page, u32 offset);

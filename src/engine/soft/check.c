@@ -26,8 +26,10 @@ struct ea insn_ea(const struct translation *t, u32 k)
 			.rip_relative = i->is_rip_relative,
 			.disp = i->disp};
 
-	if (ea.rip_relative)
+	if (ea.rip_relative) {
 		ea.disp += t->off[k] + i->len;
+		ea.has_address = address_of(t, ea.disp, &ea.address);
+	}
 	return ea;
 }
 
@@ -59,6 +61,10 @@ void emit_offset(struct emit *e, const struct ea *ea, u8 dst, u32 bits)
 	u8 base = ea->base, index = ea->index;
 
 	if (ea->rip_relative) {
+		if (ea->has_address && bits == 64) {
+			emit_mov_imm64(e, dst, (u64)(s64)ea->address);
+			return;
+		}
 		emit_load_cpu(e, HOST_S1, CPU_DISP(e, code_va));
 		emit_lea(e, bits, dst, HOST_S1, NO_REG, 1, (s32)ea->disp);
 		return;
@@ -330,6 +336,7 @@ static struct ea group_ea(const struct translation *t, const struct group *g, u3
 	if (g->base == GROUP_RIP) {
 		ea.base = NO_REG;
 		ea.rip_relative = true;
+		ea.has_address = address_of(t, ea.disp, &ea.address);
 	}
 	return ea;
 }

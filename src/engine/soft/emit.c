@@ -283,6 +283,12 @@ void emit_store_cpu_imm32(struct emit *e, s32 disp, u32 value)
 	emit_u32(e, value);
 }
 
+void emit_store_cpu_sign(struct emit *e, s32 disp, s32 value)
+{
+	put_cpu(e, true, 0xc7, 0, disp);
+	emit_u32(e, (u32)value);
+}
+
 void emit_cmp_cpu(struct emit *e, u8 reg, s32 disp)
 {
 	put_cpu(e, true, 0x3b, reg, disp);
@@ -370,6 +376,13 @@ void emit_mov_imm64(struct emit *e, u8 dst, u64 imm)
 {
 	if (imm == (u32)imm) {
 		emit_mov_imm32(e, dst, (u32)imm);
+		return;
+	}
+	if (imm == (u64)(s64)(s32)imm) {
+		put_rex(e, true, NO_REG, NO_REG, dst);
+		emit_u8(e, 0xc7);
+		emit_u8(e, 0xc0 | (dst & 7));
+		emit_u32(e, (u32)imm);
 		return;
 	}
 	put_rex(e, true, NO_REG, NO_REG, dst);

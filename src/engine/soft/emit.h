@@ -123,6 +123,7 @@ void emit_load_cpu(struct emit *e, u8 reg, s32 disp);
 void emit_store_cpu(struct emit *e, s32 disp, u8 reg);
 void emit_store_cpu_imm8(struct emit *e, s32 disp, u8 value);
 void emit_store_cpu_imm32(struct emit *e, s32 disp, u32 value); /* 32 bits */
+void emit_store_cpu_sign(struct emit *e, s32 disp, s32 value);  /* 64 bits, sign-extended */
 void emit_cmp_cpu(struct emit *e, u8 reg, s32 disp);            /* 64 bits */
 void emit_and_cpu(struct emit *e, u8 reg, s32 disp); /* 64 bits, as the next; sets flags */
 void emit_and(struct emit *e, u8 dst, u8 src);
@@ -143,7 +144,7 @@ void emit_pdep_cpu(struct emit *e, u8 dst, u8 src, s32 disp);
 void emit_mov(struct emit *e, u8 dst, u8 src);
 void emit_mov32(struct emit *e, u8 dst, u8 src);
 void emit_mov_imm32(struct emit *e, u8 dst, u32 imm); /* zero-extended */
-void emit_mov_imm64(struct emit *e, u8 dst, u64 imm);
+void emit_mov_imm64(struct emit *e, u8 dst, u64 imm); /* as short as possible */
 
 /* lea dst, [base + index * scale + disp]; NO_REG for absent ones; @bits 32 truncates, 16 likewise.
  */

@@ -89,7 +89,7 @@ u16 peek_live(struct translation *t, s64 off)
 		return RFLAGS_ARITH;
 	if (cache_may_have(t->cache, t->page[0], (u32)off))
 		b = cache_find(t->cache, (t->pa & PAGE_MASK) + (u64)off,
-			       t->mode & ~(u32)MODE_SINGLE);
+			       t->mode & ~(u32)MODE_SINGLE, t->place);
 	if (b && may_rely_on(t, b)) {
 		note_peek(t, off, b->size, reload_bytes(b));
 		return 0;
@@ -131,9 +131,23 @@ void compute_liveness(struct translation *t)
 	}
 }
 
+bool address_of(const struct translation *t, s64 off, s32 *address)
+{
+	u64 va = t->place + (u64)off;
+
+	*address = (s32)va;
+	return t->place && (s64)va == (s32)va;
+}
+
 /* rip of page offset @off (any distance) into HOST_S1. */
 void emit_rip(struct translation *t, struct emit *e, s64 off)
 {
+	s32 address;
+
+	if (address_of(t, off, &address)) {
+		emit_mov_imm64(e, HOST_S1, (u64)(s64)address);
+		return;
+	}
 	emit_load_cpu(e, HOST_S1, CPU_DISP(e, code_va));
 	emit_lea(e, t->bits, HOST_S1, HOST_S1, NO_REG, 1, (s32)off);
 }
@@ -241,14 +255,27 @@ void emit_adjust_sp(struct translation *t, s32 by)
 		flush_sp(t);
 }
 
+/* Is the return address known, so that the private stack need not keep it? */
+static bool returns_to_place(const struct translation *t, s64 next, s32 *address)
+{
+	return next < (s64)PAGE_SIZE && address_of(t, next, address);
+}
+
 /* Push the address of the next instruction, and its complement on the private stack. */
 static void emit_push_return(struct translation *t, u32 k)
 {
 	u32 size = t->bits / 8;
 	struct ea ea = stack_ea(t, -(s64)size);
 	struct host_mem m = emit_check_one(t, k, &ea, size, true);
+	s64 next = (s64)t->off[k] + t->in[k].len;
+	s32 address;
 
-	emit_rip(t, &t->hot, (s64)t->off[k] + t->in[k].len);
+	if (returns_to_place(t, next, &address)) {
+		emit_store_imm(&t->hot, m, address, size);
+		emit_adjust_sp(t, -(s32)size);
+		return;
+	}
+	emit_rip(t, &t->hot, next);
 	emit_store(&t->hot, m, HOST_S1, size);
 	emit_adjust_sp(t, -(s32)size);
 	if (!uses(t, SOFT_HOST_CALLS))
@@ -289,6 +316,7 @@ static void emit_return_point(struct translation *t, u32 k)
 {
 	s64 next = (s64)t->off[k] + t->in[k].len;
 	struct emit *e = &t->hot, *cold = &t->cold;
+	s32 address;
 	u8 *other;
 
 	if (next >= (s64)PAGE_SIZE) {
@@ -297,15 +325,22 @@ static void emit_return_point(struct translation *t, u32 k)
 		return;
 	}
 	emit_mov(e, HOST_S2, RCX);
-	emit_pop_host(e, RCX);
-	emit_lea(e, 64, RCX, RCX, HOST_S1, 1, 1);
+	if (returns_to_place(t, next, &address)) {
+		emit_lea(e, 64, RCX, HOST_S1, NO_REG, 1, -address);
+	} else {
+		emit_pop_host(e, RCX);
+		emit_lea(e, 64, RCX, RCX, HOST_S1, 1, 1);
+	}
 	emit_jrcxz(e, 5);
 	other = emit_jmp_forward(e);
 	emit_mov(e, RCX, HOST_S2);
 	emit_patch(e, other, emit_here(cold));
 	emit_mov(cold, RCX, HOST_S2);
 	emit_indirect(cold, t->half, false);
-	emit_code_va(t, next);
+	if (t->place)
+		emit_store_cpu_sign(e, CPU_DISP(e, code_va), (s32)t->place);
+	else
+		emit_code_va(t, next);
 	emit_exit(t, next, BRANCH_JMP);
 }
 

@@ -18,6 +18,7 @@ static const char *const mechanisms[SOFT_MECHANISMS] = {
 	[SOFT_LOOK_AHEAD] = "look-ahead",
 	[SOFT_HOST_CALLS] = "host-calls",
 	[SOFT_SECOND_LEVEL] = "second-level",
+	[SOFT_PLACES] = "places",
 	[SOFT_LINKS] = "links",
 	[SOFT_IN_PLACE] = "in-place",
 	[SOFT_GO_ON] = "go-on",

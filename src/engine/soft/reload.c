@@ -362,6 +362,7 @@ static u64 record_id(const struct block *b)
 	u64 id = store_sum(o->bytes, (u64)b->size + o->peeked);
 
 	id ^= (u64)b->size << 16 ^ (u64)b->mode << 32 ^ (b->pa & ~PAGE_MASK) << 48;
+	id ^= (u64)(u32)b->place * 0x9e3779b97f4a7c15ul;
 	for (u32 k = 0; k < b->peeks; k++)
 		id = (id ^ (u64)b->peek_from[k] << 16 ^ b->peek_to[k]) * 0x9e3779b97f4a7c15ul;
 	return id ^ id >> 31;
@@ -383,7 +384,8 @@ static struct store_head make_head(const struct cache *c, const struct block *b)
 				   .relocs = b->origin->relocs,
 				   .exits = (u8)b->exits,
 				   .peeks = b->peeks,
-				   .flags_live = b->flags_live};
+				   .flags_live = b->flags_live,
+				   .place = (u32)b->place};
 }
 
 /* Does each rel32 lead to where its relocation says? Code that was spoilt must not outlive us. */
@@ -425,11 +427,12 @@ void reload_keep_all(struct soft_vm *vm)
 
 /* ---- from record to block ---- */
 
-static bool is_made_from(const struct store_record *r, const u8 *page, u32 offset, u32 mode)
+static bool is_made_from(const struct store_record *r, const u8 *page, u32 offset, u32 mode,
+			 gva_t place)
 {
 	const u8 *bytes = r->peeked;
 
-	if (r->head->mode != mode || r->head->offset != offset ||
+	if (r->head->mode != mode || r->head->offset != offset || r->head->place != (u32)place ||
 	    !soft_same(page + offset, r->guest, r->head->guest))
 		return false;
 	for (u32 k = 0; k < r->head->peeks; k++) {
@@ -443,17 +446,18 @@ static bool is_made_from(const struct store_record *r, const u8 *page, u32 offse
 }
 
 /* The record for @x in @mode: its number, or 0. */
-static u32 find_record(struct store *s, const struct soft_xlat *x, u32 mode, struct store_record *r)
+static u32 find_record(struct store *s, const struct soft_xlat *x, u32 mode, gva_t place,
+		       struct store_record *r)
 {
 	u32 offset = (u32)(x->gpa & ~PAGE_MASK), tries = 0;
 	u32 hash = store_hash(x->host, (u32)MIN(PAGE_SIZE - offset, 8ul), offset, mode);
 	const u8 *page = x->host - offset;
 	u32 n = store_guess(s, hash);
 
-	if (n && store_get(s, n, r) && is_made_from(r, page, offset, mode))
+	if (n && store_get(s, n, r) && is_made_from(r, page, offset, mode, place))
 		return n;
 	for (n = store_first(s, hash); n && tries < MAX_TRIES; n = store_next(s, n), tries++) {
-		if (store_get(s, n, r) && is_made_from(r, page, offset, mode))
+		if (store_get(s, n, r) && is_made_from(r, page, offset, mode, place))
 			return n;
 	}
 	return 0;
@@ -506,7 +510,7 @@ static void take_tables(struct block *b, const struct store_record *r)
 }
 
 /* NULL when there is no room: the translator will find that out too. */
-static struct block *enter_block(struct cache *c, const struct soft_xlat *x,
+static struct block *enter_block(struct cache *c, const struct soft_xlat *x, gva_t place,
 				 const struct store_record *r)
 {
 	const struct store_head *h = r->head;
@@ -520,6 +524,7 @@ static struct block *enter_block(struct cache *c, const struct soft_xlat *x,
 	if (!b)
 		return NULL;
 	b->pa = x->gpa;
+	b->place = place;
 	b->mode = h->mode;
 	b->page[0] = (s64)x->page;
 	b->page[1] = BLOCK_NO_PAGE;
@@ -546,6 +551,7 @@ static struct block *reload_block(struct soft_cpu *c, const struct soft_xlat *x,
 	struct soft_vm *vm = c->vm;
 	struct store_record r;
 	struct block *b;
+	gva_t place;
 	u32 n;
 
 	if (!vm->store || vm->options.check_translations || mode & ~KEPT_MODES)
@@ -553,10 +559,11 @@ static struct block *reload_block(struct soft_cpu *c, const struct soft_xlat *x,
 	c->unsettled = c->unsettled_epoch = 0;
 	if (!cache_claim_page(c, (s64)x->page, (u8 *)((u64)x->host & PAGE_MASK)))
 		return NULL;
-	n = find_record(vm->store, x, mode, &r);
+	place = block_place(&vm->options, mode, c->rip);
+	n = find_record(vm->store, x, mode, place, &r);
 	if (!n)
 		return NULL;
-	b = enter_block(vm->cache, x, &r);
+	b = enter_block(vm->cache, x, place, &r);
 	if (b) {
 		store_use(vm->store, n);
 		c->counters[COUNT_BLOCKS_LOADED]++;
@@ -601,7 +608,8 @@ static u32 find_twin(struct store *s, const struct soft_xlat *x, const struct bl
 	u32 offset = (u32)(b->pa & ~PAGE_MASK);
 	u32 n = store_first(s, b->origin->hash);
 
-	while (n && !(store_get(s, n, r) && is_made_from(r, x->host - offset, offset, b->mode) &&
+	while (n && !(store_get(s, n, r) &&
+		      is_made_from(r, x->host - offset, offset, b->mode, b->place) &&
 		      r->head->guest == b->size && has_same_peeks(b, r)))
 		n = store_next(s, n);
 	return n;

@@ -441,7 +441,8 @@ static int find_existing(struct soft_cpu *c, const struct soft_xlat *x, u32 mode
 	bool same;
 
 	if (cache_may_have(c->vm->cache, (s64)x->page, (u32)(x->gpa & ~PAGE_MASK)))
-		b = cache_find(c->vm->cache, x->gpa, mode);
+		b = cache_find(c->vm->cache, x->gpa, mode,
+			       block_place(&c->vm->options, mode, c->rip));
 
 	if (b && b->page[1] != BLOCK_NO_PAGE) {
 		status = check_second_page(c, b, &same);

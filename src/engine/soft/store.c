@@ -15,7 +15,7 @@ enum {
 };
 
 _Static_assert(sizeof(struct store_header) <= KEEP_HEAD, "keep.h");
-_Static_assert(sizeof(struct store_head) == 40 && sizeof(struct store_exit) == 8, "no padding");
+_Static_assert(sizeof(struct store_head) == 48 && sizeof(struct store_exit) == 8, "no padding");
 
 struct entry {
 	struct store_index at;

@@ -32,7 +32,7 @@
 
 enum {
 	STORE_KEY = 64,
-	STORE_VERSION = 1,
+	STORE_VERSION = 2,
 	STORE_DATA = 4096, /* where windows begin */
 	STORE_WINDOW = 16 * 1024,
 	STORE_MAX_WINDOWS = 8192,
@@ -69,6 +69,8 @@ struct store_head {
 	u16 hot, cold, poll, direct;
 	u16 enter, relocs;
 	u8 exits, peeks, flags_live, zero;
+	u32 place; /* lower half of the block's, or 0 */
+	u32 zero2;
 };
 
 enum { STORE_BACKWARD = 1, STORE_SINGLE = 2, STORE_IN_COLD = 4 };

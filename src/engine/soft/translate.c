@@ -474,6 +474,10 @@ static void emit_poll(struct translation *t)
 /* code_va = HOST_S1 - page offset of the block's start, by way of @reg. */
 static void emit_set_code_va(struct translation *t, struct emit *e, u8 reg)
 {
+	if (t->place) {
+		emit_store_cpu_sign(e, CPU_DISP(e, code_va), (s32)t->place);
+		return;
+	}
 	emit_lea(e, 64, reg, HOST_S1, NO_REG, 1, -(s32)t->off[0]);
 	emit_store_cpu(e, CPU_DISP(e, code_va), reg);
 }
@@ -503,12 +507,29 @@ static void emit_indirect_entry(struct translation *t)
 	emit_jmp(cold, t->cache->entry.ibt_miss[t->half]);
 }
 
+/* The same where the block knows its address: no need to ask the table for it. */
+static void emit_placed_entry(struct translation *t)
+{
+	struct emit *e = &t->hot, *cold = &t->cold;
+	u8 *miss;
+
+	emit_mov(e, HOST_S2, RCX);
+	emit_lea(e, 64, RCX, HOST_S1, NO_REG, 1, -(s32)(t->place + t->off[0]));
+	emit_jrcxz(e, 5);
+	miss = emit_jmp_forward(e);
+	emit_mov(e, RCX, HOST_S2);
+	emit_patch(e, miss, emit_here(cold));
+	emit_mov(cold, RCX, HOST_S2);
+	emit_jmp(cold, t->cache->entry.ibt_miss[t->half]);
+	emit_set_code_va(t, e, HOST_S2);
+}
+
 static void emit_entries(struct translation *t)
 {
 	struct emit *e = &t->hot, *cold = &t->cold;
 
 	t->b->code = emit_here(e);
-	emit_indirect_entry(t);
+	(t->place ? emit_placed_entry : emit_indirect_entry)(t);
 	t->b->poll = (u32)(emit_here(e) - t->b->code);
 	t->b->enter = emit_here(cold);
 	emit_set_code_va(t, cold, HOST_S2);
@@ -635,6 +656,7 @@ static void begin(struct translation *t, struct soft_cpu *c, const struct soft_x
 	t->loaded = NO_GROUP;
 	t->bit_reg = NO_REG;
 	t->pa = x->gpa;
+	t->place = block_place(&c->vm->options, mode, c->rip);
 }
 
 /* The decoded instructions become code. NULL when memory ran out. */
@@ -650,6 +672,7 @@ static struct block *finish(struct translation *t)
 	b->page[0] = t->page[0];
 	b->page[1] = t->page[1];
 	b->second = t->second;
+	b->place = t->place;
 	b->insns = (u16)t->n;
 	b->size = (u16)(t->off[t->n] - t->off[0]);
 	b->flags_live = flags_live_by_itself(t);

@@ -65,6 +65,7 @@ struct translation {
 	bool ended;                           /* the last instruction emitted its own way out */
 	s64 page[2];                          /* as in struct block */
 	gpa_t pa, second;
+	gva_t place; /* as in struct block */
 	u32 groups;
 	struct group group[MAX_GROUPS];
 	u64 checks_at;                     /* bit k: a group's check stands before instruction k */
@@ -88,6 +89,8 @@ struct translation {
 struct ea {
 	u8 seg, base, index, scale, bits;
 	bool rip_relative; /* disp is then relative to the page of the block */
+	bool has_address;  /* and this is the address, if it is known */
+	s32 address;
 	s64 disp;
 };
 
@@ -175,6 +178,8 @@ bool emit_system(struct translation *t, u32 k);
 /* First byte of a branch: JMP, CALL, or the second byte of a near Jcc. */
 enum { BRANCH_JMP = 0xe9, BRANCH_CALL = 0xe8, BRANCH_JCC = 0x80 };
 
+/* The address of page offset @off, if it is known and can be an immediate operand of 64 bits. */
+bool address_of(const struct translation *t, s64 off, s32 *address);
 void emit_rip(struct translation *t, struct emit *e, s64 off);
 void emit_exit(struct translation *t, s64 off, u32 branch);
 s64 branch_target(const struct translation *t, u32 k);
