@@ -14,6 +14,7 @@
  */
 #include "engine/soft/system.h"
 #include "engine/soft/translate.h"
+#include "engine/soft/translation.h"
 #include "engine/soft/util.h"
 
 enum { RUN_BYTES = 64 * 1024 }; /* of a string instruction between two looks for requests */
@@ -471,6 +472,17 @@ int exec_string(struct soft_cpu *c, const struct insn *i)
 }
 
 /* ---- from translated code ---- */
+
+u32 string_site(const struct insn *i)
+{
+	u8 kind = i->cls == INSN_STRING ? insn_opcode(i) & 0xfe : 0;
+	u32 size = insn_opcode(i) & 1 ? i->opsize : 1;
+
+	if ((kind != 0xa4 && kind != 0xaa) || i->bits != 64 || i->addrsize != 8 ||
+	    !insn_rep_prefix(i) || insn_override(i, SEG_DS) != SEG_DS)
+		return 0;
+	return SITE_STRING | (kind == 0xaa ? SITE_WRITE : 0) | (size - 1) << SITE_SIZE_SHIFT;
+}
 
 /*
  * Bytes from @gva on, up to @want, that the TLB knows for such an access and that lie side by side

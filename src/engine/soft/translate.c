@@ -122,18 +122,6 @@ bool insn_ends_block(const struct insn *i)
 		i->mnemonic != ZYDIS_MNEMONIC_STD && i->mnemonic != ZYDIS_MNEMONIC_STI);
 }
 
-/* What soft_step() is told of REP MOVS and REP STOS that string_run() can do. */
-static u32 string_site(const struct insn *i)
-{
-	u8 op = i->bytes[i->opcode_off];
-	u32 size = op & 1 ? i->opsize : 1;
-
-	if (i->cls != INSN_STRING || i->bits != 64 || i->addrsize != 8 || !i->rep ||
-	    i->seg == SEG_FS || i->seg == SEG_GS || ((op & 0xfe) != 0xa4 && (op & 0xfe) != 0xaa))
-		return 0;
-	return SITE_STRING | ((op & 0xfe) == 0xaa ? SITE_WRITE : 0) | (size - 1) << SITE_SIZE_SHIFT;
-}
-
 void emit_call_step(struct translation *t, struct emit *e, u32 k, u32 flags)
 {
 	const struct insn *i = &t->in[k];

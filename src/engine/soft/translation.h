@@ -111,6 +111,9 @@ bool insn_is_terminal(const struct insn *i);
 bool insn_reads_selector(const struct insn *i); /* MOV r, Sreg */
 bool insn_ends_block(const struct insn *i);
 u32 site_info(const struct translation *t, u32 k);
+/* string.c: what soft_step() is told of a REP MOVS or REP STOS that string_run() can do; 0: of
+ * another instruction. */
+u32 string_site(const struct insn *i);
 /* Have soft_step() run instruction @k. @flags: of its site. */
 void emit_call_step(struct translation *t, struct emit *e, u32 k, u32 flags);
 s32 reg_disp(const struct emit *e, u8 reg);
