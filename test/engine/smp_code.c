@@ -268,11 +268,147 @@ static void loop_ended(void)
 	}
 }
 
+/* ---- kernel code in the upper 2 GiB ---- */
+
+#define UPPER  0xffffffffa0000000ul
+#define KERNEL (PTE_P | PTE_W | PTE_G)
+
+static volatile u32 flush_asked, flushed;
+
+/* At UPPER: call the page after it, return; there: return @value. */
+static u8 *make_callee(u32 value)
+{
+	page = page_alloc();
+	write_function(0, value);
+	return page;
+}
+
+static void map_caller(void)
+{
+	static const u8 code[] = {0xe8, 0xfb, 0x0f, 0, 0, 0x90, 0xc3};
+	u8 *caller = page_alloc();
+
+	write_cr4(read_cr4() | CR4_PGE);
+	memcpy(caller, code, sizeof(code));
+	page_map(UPPER, (u64)caller, KERNEL);
+}
+
+static u32 call_upper(void)
+{
+	return ((u32(*)(void))UPPER)();
+}
+
+/* Tables of this processor alone, with the page behind UPPER at @callee. */
+static u64 own_tables(const u8 *callee)
+{
+	const u64 at = UPPER + PAGE_SIZE;
+	u64 below = (u64)callee;
+
+	for (int level = 1; level <= 4; level++) {
+		u64 *entry = page_entry(at, level);
+		u64 *copy = page_alloc();
+
+		memcpy(copy, (void *)((u64)entry & ~(PAGE_SIZE - 1ul)), PAGE_SIZE);
+		copy[((u64)entry & (PAGE_SIZE - 1ul)) / 8] =
+			below | (level == 1 ? KERNEL : PTE_P | PTE_W | PTE_U);
+		below = (u64)copy;
+	}
+	return below;
+}
+
+struct own {
+	u64 tables;
+	u32 value;
+};
+
+static void call_own(void *argument)
+{
+	struct own *own = (struct own *)argument + smp_id();
+	u64 cr3 = read_cr3();
+
+	write_cr4(read_cr4() | CR4_PGE);
+	write_cr3(own->tables);
+	tlb_flush();
+	for (u32 k = 0; k < 200 * ROUNDS; k++)
+		if (call_upper() != own->value)
+			wrong++;
+	write_cr3(cr3);
+	tlb_flush();
+}
+
+/* The same code with another page behind it on each processor. */
+static void different_tables(void)
+{
+	static struct own own[SMP_MAX];
+
+	smp_start();
+	map_caller();
+	page_map(UPPER + PAGE_SIZE, (u64)make_callee(7), KERNEL);
+	for (u32 cpu = 0; cpu < smp_count; cpu++)
+		own[cpu] = (struct own){own_tables(make_callee(1000 + cpu)), 1000 + cpu};
+	wrong = 0;
+	for (u32 k = 0; k < 20; k++)
+		expect_eq(call_upper(), 7);
+	smp_together(smp_count, call_own, own);
+	expect_eq(wrong, 0);
+	for (u32 k = 0; k < 20; k++)
+		expect_eq(call_upper(), 7);
+}
+
+/* Calls, and drops the translation when asked to; from then on it must see the new page. */
+static void call_and_flush(void *argument)
+{
+	u32 seen = 0;
+
+	(void)argument;
+	write_cr4(read_cr4() | CR4_PGE);
+	tlb_flush();
+	while (!stop) {
+		if (flush_asked != seen) {
+			seen = flush_asked;
+			invlpg((void *)(UPPER + PAGE_SIZE));
+			if (call_upper() != seen)
+				wrong++;
+			__atomic_add_fetch(&flushed, 1, __ATOMIC_SEQ_CST);
+		}
+		if (call_upper() < seen)
+			wrong++;
+	}
+}
+
+static void shot_down(void)
+{
+	smp_start();
+	map_caller();
+	page_map(UPPER + PAGE_SIZE, (u64)make_callee(0), KERNEL);
+	stop = false;
+	wrong = flush_asked = flushed = 0;
+	for (u32 cpu = 1; cpu < smp_count; cpu++)
+		smp_begin(cpu, call_and_flush, NULL);
+	for (u32 k = 1; k <= 300; k++) {
+		page_map(UPPER + PAGE_SIZE, (u64)make_callee(k), KERNEL);
+		flush_asked = k;
+		for (u32 n = 0; n < 50; n++)
+			if (call_upper() != k)
+				wrong++;
+		if (!spin_until(flushed == k * (smp_count - 1), 5)) {
+			check(false, "round %u: not answered", k);
+			break;
+		}
+	}
+	stop = true;
+	for (u32 cpu = 1; cpu < smp_count; cpu++)
+		smp_wait(cpu);
+	expect_eq(wrong, 0);
+}
+
 const struct test tests[] = {
 	{"code handed over with serialisation", "SDM vol. 3, 8.1.3", handed_over},
 	{"a store that a page's becoming code overtakes", "SDM vol. 3, 8.1.3", claimed_late},
 	{"stores beside new code on its page", "SDM vol. 3, 8.1.3", stored_beside},
 	{"code patched by way of a breakpoint", "SDM vol. 3, 8.1.3", breakpoint_patched},
 	{"a loop that another processor opens", "SDM vol. 3, 8.1.3", loop_ended},
+	{"calls that lead elsewhere on each", "SDM vol. 3, 4.10.2.1", different_tables},
+	{"calls to a page that moves", "SDM vol. 3, 4.10.5", shot_down},
 	{NULL},
 };

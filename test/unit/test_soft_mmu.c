@@ -4,6 +4,7 @@
  */
 #include "engine/soft/tlb.h"
 #include "engine/soft/direct.h"
+#include "engine/soft/places.h"
 #include "engine/soft/window.h"
 #include "memory/physmap.h"
 
@@ -86,6 +87,11 @@ void windows_root_stored(struct soft_vm *vm, u64 page)
 void windows_code_stored(struct soft_vm *vm, u64 page)
 {
 	(void)vm, (void)page;
+}
+
+void places_forget(struct soft_cpu *c)
+{
+	c->places_known = 0;
 }
 
 void windows_destroy(struct soft_cpu *c)

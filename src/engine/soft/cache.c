@@ -2,6 +2,7 @@
 #include "engine/soft/cache.h"
 #include "host/memory_file.h"
 
+#include "engine/soft/places.h"
 #include "engine/soft/reload.h"
 
 #include <errno.h>
@@ -117,6 +118,7 @@ static void emit_page_leaves(struct cache *c, struct emit *e, bool is_64bit)
 	c->entry.link[is_64bit] = emit_here(e);
 	emit_store_cpu(e, CPU_DISP(e, link), HOST_S2);
 	emit_load(e, HOST_S2, target, sizeof(((struct block_exit *)0)->target));
+	emit_movsxd(e, HOST_S2, HOST_S2);
 	emit_leave_on_page(c, e, is_64bit, LEAVE_LINK);
 	emit_align(e, 16, 0);
 	c->entry.poll[is_64bit] = emit_here(e);
@@ -218,7 +220,7 @@ int soft_cache_create(struct soft_vm *vm, int fd, struct err *e)
 	c->pages = map_zeroed(MAX(c->pages_count, 1) * sizeof(*c->pages));
 	c->index = map_zeroed(c->size / 16 * sizeof(struct block *));
 	c->forms = map_zeroed(sizeof(*c->forms));
-	if (!c->forms || !c->arena || !c->hash || !c->pages || !c->index)
+	if (places_create(vm) < 0 || !c->forms || !c->arena || !c->hash || !c->pages || !c->index)
 		return err_set(e, -ENOMEM, "cannot allocate code cache tables");
 	emit_entries(c, &vm->options);
 	c->thunk = emitter(c, CACHE_ENTRY_BYTES, CACHE_ENTRY_BYTES + THUNK_BYTES);
@@ -235,6 +237,7 @@ void soft_cache_destroy(struct soft_vm *vm)
 
 	if (!c)
 		return;
+	places_destroy(vm);
 	if (c->rw && c->rw != MAP_FAILED)
 		munmap(c->rw, c->size);
 	if (c->rx && c->rx != (u64)MAP_FAILED)
@@ -425,7 +428,10 @@ void cache_link(struct cache *c, struct block_exit *x, struct block *to)
 	x->to = to;
 	x->next_incoming = to->incoming;
 	to->incoming = x;
-	set_site(c, x, to->code + (x->backward ? to->poll : to->direct));
+	if (x->far)
+		set_site(c, x, to->code + to->poll - BLOCK_FAR);
+	else
+		set_site(c, x, to->code + (x->backward ? to->poll : to->direct));
 }
 
 static void unhash(struct cache *c, struct block *b)
@@ -495,6 +501,7 @@ void cache_flush(struct soft_vm *vm)
 	struct cache *c = vm->cache;
 
 	reload_keep_all(vm);
+	places_reset(vm);
 	for (u32 n = 0; n < c->blocks; n++)
 		for (u32 k = 0; k < 2; k++)
 			if (c->index[n]->page[k] != BLOCK_NO_PAGE) {

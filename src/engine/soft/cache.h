@@ -23,19 +23,21 @@ enum {
 	BLOCK_MAX_INSNS = 64,
 	BLOCK_NO_PAGE = -1,
 	MAX_PEEKS = 8,
-	PEEK_BYTES = 256,         /* of a peek at most */
+	PEEK_BYTES = 256, /* of a peek at most */
+	BLOCK_FAR = 13,   /* where links from other pages arrive: so long before the poll entry */
 	CACHE_ENTRY_BYTES = 4096, /* at the start of code memory: the trampolines */
 };
 
-/* A direct branch out of a block to the same guest page. */
+/* A direct branch out of a block to the same guest page, or to another one of a kernel. */
 struct block_exit {
 	struct block *from, *to;          /* to: NULL while unlinked */
 	struct block_exit *next_incoming; /* list of to's incoming exits */
 	u8 *site;                         /* rel32 to patch, in the writable mapping */
 	u64 unlinked;                     /* where site leads while unlinked */
-	u16 target;                       /* page offset of the target */
+	s32 target;                       /* relative to from's page */
 	bool backward;                    /* goes through the target's poll */
 	bool single;                      /* leads to the MODE_SINGLE variant */
+	bool far;                         /* leads to another page: see places.h */
 	u32 stub; /* offset in code memory of where site leads before anybody asks */
 };
 

@@ -373,7 +373,7 @@ static void emit_group_check(struct translation *t, u32 k, u32 n)
 	if (t->live[k])
 		emit_load_cpu(cold, RCX, CPU_DISP(cold, spill[0]));
 	emit_align_site(cold, 1);
-	*x = (struct block_exit){.from = t->b, .target = (u16)t->off[k], .single = true};
+	*x = (struct block_exit){.from = t->b, .target = (s32)t->off[k], .single = true};
 	x->site = emit_jmp_forward(cold);
 	x->unlinked = emit_here(cold);
 	emit_patch(cold, x->site, x->unlinked);

@@ -190,14 +190,24 @@ static void emit_exit_across(struct translation *t, s64 off, u32 branch)
 	emit_indirect(&t->cold, t->half, false);
 }
 
+/* Can a branch to another page be linked? The page must be one of the kernel, too. */
+static bool may_link_far(const struct translation *t, s64 off)
+{
+	s32 address;
+
+	return uses(t, SOFT_FAR_LINKS) && t->page[1] == BLOCK_NO_PAGE &&
+	       address_of(t, off, &address) && address < 0 && off == (s32)off;
+}
+
 /* Exit by @branch to page offset @off, which may lie on another page. */
 void emit_exit(struct translation *t, s64 off, u32 branch)
 {
 	struct emit *hot = &t->hot, *cold = &t->cold;
+	bool far = off < 0 || off >= (s64)PAGE_SIZE;
 	struct block_exit *x;
 	u8 *site;
 
-	if (off < 0 || off >= (s64)PAGE_SIZE) {
+	if (far && !may_link_far(t, off)) {
 		emit_exit_across(t, off, branch);
 		return;
 	}
@@ -207,7 +217,8 @@ void emit_exit(struct translation *t, s64 off, u32 branch)
 	*x = (struct block_exit){.from = t->b,
 				 .site = site,
 				 .unlinked = emit_here(cold),
-				 .target = (u16)off,
+				 .target = (s32)off,
+				 .far = far,
 				 .backward = off <= t->off[t->current]};
 	emit_patch(hot, site, x->unlinked);
 	emit_mov_imm64(cold, HOST_S2, (u64)x);

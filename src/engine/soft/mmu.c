@@ -184,6 +184,7 @@ static void fetch_enter(struct soft_half *h, gva_t gva, const struct soft_xlat *
 	f->host = x->host - (x->gpa & ~PAGE_MASK);
 	f->page = x->page;
 	f->rom = x->rom;
+	f->global = x->global;
 	if (shift == 30)
 		h->exec_huge[upper] |= huge_bit(gva);
 	else if (shift > PAGE_SHIFT)
@@ -207,6 +208,7 @@ static int translate_fetch(struct soft_cpu *c, gva_t gva, u32 access, struct sof
 		*x = (struct soft_xlat){.gpa = f->gpa | (gva & ~PAGE_MASK),
 					.host = f->host + (gva & ~PAGE_MASK),
 					.page = f->page,
+					.global = f->global,
 					.rom = f->rom};
 		return SOFT_OK;
 	}

@@ -19,6 +19,7 @@ static const char *const mechanisms[SOFT_MECHANISMS] = {
 	[SOFT_HOST_CALLS] = "host-calls",
 	[SOFT_SECOND_LEVEL] = "second-level",
 	[SOFT_PLACES] = "places",
+	[SOFT_FAR_LINKS] = "far-links",
 	[SOFT_LINKS] = "links",
 	[SOFT_IN_PLACE] = "in-place",
 	[SOFT_GO_ON] = "go-on",

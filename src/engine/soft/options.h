@@ -20,6 +20,7 @@ enum soft_mechanism {
 	SOFT_HOST_CALLS,   /* guest calls and returns by host calls and returns */
 	SOFT_SECOND_LEVEL, /* of the indirect-branch table */
 	SOFT_PLACES,       /* kernel code made for the address it runs at */
+	SOFT_FAR_LINKS,    /* between its pages */
 	SOFT_LINKS,        /* branches patched to lead to blocks, instead of to the table */
 	SOFT_IN_PLACE,     /* system instructions in translated code */
 	SOFT_GO_ON,        /* from system instructions and exceptions on without the run loop */

@@ -332,7 +332,7 @@ static void fill_exits(const struct cache *c, const struct block *b, struct stor
 			.stub = (u16)(x->stub - b->origin->cold),
 			.target = x->target,
 			.flags = (u8)((x->backward ? STORE_BACKWARD : 0) |
-				      (x->single ? STORE_SINGLE : 0) |
+				      (x->single ? STORE_SINGLE : 0) | (x->far ? STORE_FAR : 0) |
 				      (in_cold ? STORE_IN_COLD : 0)),
 		};
 	}
@@ -477,6 +477,7 @@ static void take_exits(struct block *b, const struct store_record *r, u8 *hot, u
 			.target = x->target,
 			.backward = x->flags & STORE_BACKWARD,
 			.single = x->flags & STORE_SINGLE,
+			.far = x->flags & STORE_FAR,
 		};
 		soft_store(cold + x->stub + STUB_IMM, (u64)&b->exit[k], 8);
 	}

@@ -9,6 +9,7 @@
  */
 #include "engine/soft/direct.h"
 #include "engine/soft/layout.h"
+#include "engine/soft/places.h"
 #include "engine/soft/reload.h"
 #include "engine/soft/tlb.h"
 #include "engine/soft/translate.h"
@@ -555,10 +556,12 @@ static int link_exit(struct soft_cpu *c, struct block **to)
 
 	if (status != SOFT_OK || !*to)
 		return status;
+	places_check(c);
 	pthread_mutex_lock(&c->vm->lock);
 	if (generation == c->vm->cache->generation && !x->from->dead && !(*to)->dead &&
 	    !((x->from->mode ^ (*to)->mode) & ~(u32)MODE_SINGLE)) {
-		if ((*to)->page[1] == BLOCK_NO_PAGE && may_link(c, x))
+		if ((*to)->page[1] == BLOCK_NO_PAGE && may_link(c, x) &&
+		    (!x->far || places_add(c, *to)))
 			cache_link(c->vm->cache, x, *to);
 		else if (!x->single)
 			soft_exit_indirectly(c, x);
@@ -838,6 +841,7 @@ static int take_requests(struct soft_cpu *c)
 
 	if (!soft_pass(c))
 		return exit_kicked(c);
+	places_check(c);
 	if (c->exc_latched) {
 		c->exc_latched = false;
 		return c->exc.vector == VEC_DB ? soft_deliver_trap(c) : SOFT_FAULT;

@@ -30,6 +30,7 @@ struct box;
 struct soft_cpu;
 struct soft_vm;
 struct block;
+struct places;
 
 enum soft_status {
 	SOFT_OK = 0,
@@ -120,7 +121,7 @@ struct soft_fetch_entry {
 	gpa_t gpa;
 	u8 *host;
 	u64 page;
-	bool rom;
+	bool rom, global;
 };
 
 /*
@@ -378,6 +379,8 @@ struct soft_cpu {
 	struct soft_vm *vm;
 	u32 id;
 	void *interp;              /* interp.c: decoded-instruction and thunk caches */
+	u32 places_known;          /* places.h: how many it has found to be true */
+	bool places_local;         /* MOV CR3 may make some of them wrong */
 	struct soft_ctx *contexts; /* SOFT_CONTEXTS of them */
 	struct soft_window *window[SOFT_WINDOWS_MAX]; /* made as needed */
 	struct box *seed;            /* what boxes are made from; NULL: there are none */
@@ -420,6 +423,7 @@ struct soft_vm {
 	_Atomic u8 *page_flags; /* physmap->pages entries */
 	bool dirty_log;         /* on; changed under lock */
 	struct cache *cache;    /* cache.c */
+	struct places *places;  /* places.c */
 	struct store *store;    /* translations kept from run to run; NULL: none */
 	pthread_mutex_t lock;   /* translation, invalidation, vCPU list */
 	pthread_mutex_t world;  /* world.c: guards holder; leaf */

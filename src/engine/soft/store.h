@@ -73,11 +73,12 @@ struct store_head {
 	u32 zero2;
 };
 
-enum { STORE_BACKWARD = 1, STORE_SINGLE = 2, STORE_IN_COLD = 4 };
+enum { STORE_BACKWARD = 1, STORE_SINGLE = 2, STORE_IN_COLD = 4, STORE_FAR = 8 };
 
 struct store_exit {
-	u16 site, stub, target;
-	u8 flags, zero;
+	u16 site, stub;
+	s32 target;
+	u8 flags, zero[3];
 };
 
 /* Host offset, and kind in the two highest bits: see reload.c. */

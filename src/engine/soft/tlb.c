@@ -30,6 +30,7 @@
  */
 #include "engine/soft/direct.h"
 #include "engine/soft/tlb.h"
+#include "engine/soft/places.h"
 #include "engine/soft/util.h"
 #include "engine/soft/window.h"
 
@@ -190,6 +191,10 @@ static void drop_local(struct soft_cpu *c)
 		fetch_reset(h);
 		ibt_reset(c, h);
 		h->local_code = false;
+	}
+	if (c->places_local) {
+		c->places_local = false;
+		places_forget(c);
 	}
 }
 
@@ -377,6 +382,7 @@ void soft_tlb_flush_all(struct soft_cpu *c)
 			ctx->cr3 = CTX_FREE;
 	}
 	half_reset(c, &c->super);
+	places_forget(c);
 }
 
 void soft_tlb_flush_context(struct soft_cpu *c)
@@ -443,6 +449,8 @@ static void half_flush_page(struct soft_cpu *c, struct soft_half *h, gva_t gva)
 
 	if (h != &c->super)
 		window_flush_page(c, ctx_of(h), gva);
+	else if (gva >= -(1ul << 31))
+		places_forget(c);
 	stack_page_clear(h);
 	if (h->tlb[i].tag_read == (gva & PAGE_MASK))
 		tlb_entry_clear(h, i);

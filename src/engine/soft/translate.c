@@ -509,6 +509,7 @@ static void emit_placed_entry(struct translation *t)
 	emit_patch(e, miss, emit_here(cold));
 	emit_mov(cold, RCX, HOST_S2);
 	emit_jmp(cold, t->cache->entry.ibt_miss[t->half]);
+	e->overflow |= e->end - e->p < BLOCK_FAR;
 	emit_set_code_va(t, e, HOST_S2);
 }
 
