@@ -85,7 +85,7 @@ void soft_update_mode(struct soft_cpu *c)
 	if (c->cpl == 3 && c->ctx && c->ctx->user.code_stale)
 		soft_ibt_validate(c);
 	c->mode |= window_mode(c);
-	c->fsgsbase = (c->cr4 & CR4_FSGSBASE) != 0;
+	c->no_fsgsbase = !(c->cr4 & CR4_FSGSBASE);
 }
 
 /* ---- control registers ---- */

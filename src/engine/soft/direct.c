@@ -454,7 +454,7 @@ static bool is_native_state(const struct soft_cpu *c)
 			return false;
 	}
 	return c->iflag && !(c->sysflags & ~(u64)(RFLAGS_ID | RFLAGS_NT)) && c->mode & MODE_X87 &&
-	       (c->cr4 & features) == features && c->xcr0 == c->vm->xsave_mask && c->fsgsbase &&
+	       (c->cr4 & features) == features && c->xcr0 == c->vm->xsave_mask && !c->no_fsgsbase &&
 	       c->efer & EFER_SCE && !(c->cr4 & CR4_PKE) && c->rip < BOX_TOP &&
 	       c->seg[SEG_FS].base < BOX_TOP && c->seg[SEG_GS].base < BOX_TOP;
 }

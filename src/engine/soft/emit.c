@@ -233,6 +233,12 @@ static void put_movzx_cpu(struct emit *e, u8 opcode, u8 reg, s32 disp)
 	put_mem(e, reg, NO_REG, NO_REG, 1, disp, false);
 }
 
+void emit_load_cpu_low16(struct emit *e, u8 reg, s32 disp)
+{
+	emit_u8(e, 0x66);
+	put_cpu(e, false, 0x8b, reg, disp);
+}
+
 void emit_load_cpu16(struct emit *e, u8 reg, s32 disp)
 {
 	put_movzx_cpu(e, 0xb7, reg, disp);

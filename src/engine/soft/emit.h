@@ -130,8 +130,9 @@ void emit_and(struct emit *e, u8 dst, u8 src);
 void emit_cmp_cpu32_imm8(struct emit *e, s32 disp, u8 value);
 void emit_sub_cpu32_imm8(struct emit *e, s32 disp, u8 value);
 void emit_load_cpu32(struct emit *e, u8 reg, s32 disp);
-void emit_load_cpu16(struct emit *e, u8 reg, s32 disp); /* zero-extended, as the next */
-void emit_load_cpu8(struct emit *e, u8 reg, s32 disp);  /* zero-extended */
+void emit_load_cpu_low16(struct emit *e, u8 reg, s32 disp); /* the rest stays */
+void emit_load_cpu16(struct emit *e, u8 reg, s32 disp);     /* zero-extended, as the next */
+void emit_load_cpu8(struct emit *e, u8 reg, s32 disp);      /* zero-extended */
 void emit_cmp_cpu8_imm8(struct emit *e, s32 disp, u8 value);
 void emit_sarx_cpu(struct emit *e, u8 dst, s32 disp,
 		   u8 count); /* dst = fs:[disp] >> count, signed */

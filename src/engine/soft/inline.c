@@ -115,7 +115,7 @@ static bool emit_sti(struct translation *t, u32 k)
 	return true;
 }
 
-/* MOV of a selector to a register, zero-extended. */
+/* MOV of a selector to a register, zero-extended unless that is named by its lower half. */
 static bool emit_read_selector(struct translation *t, u32 k)
 {
 	const struct insn *i = &t->in[k];
@@ -124,56 +124,61 @@ static bool emit_read_selector(struct translation *t, u32 k)
 	u8 dst = is_slot(reg) ? HOST_S1 : host_reg(reg);
 	struct emit *e = &t->hot;
 
-	if (!insn_reads_selector(i) || t->bits != 64 || i->opsize < 4)
+	s32 selector =
+		CPU_DISP(e, seg[0].selector) + (s32)((modrm >> 3 & 7) * sizeof(struct cpu_segment));
+
+	if (!insn_reads_selector(i) || t->bits != 64 || (i->opsize < 4 && is_slot(reg)))
 		return false;
-	emit_load_cpu16(e, dst,
-			CPU_DISP(e, seg[0].selector) +
-				(s32)((modrm >> 3 & 7) * sizeof(struct cpu_segment)));
+	(i->opsize < 4 ? emit_load_cpu_low16 : emit_load_cpu16)(e, dst, selector);
 	if (is_slot(reg))
 		emit_store_cpu(e, reg_disp(e, reg), HOST_S1);
 	return true;
 }
 
-/* The branch at @refused, and another unless NULL: let the interpreter do instruction @k, then go
- * on. */
-static void emit_refusal(struct translation *t, u32 k, u8 *refused, u8 *other)
+/* rcx = 0 if CR4.FSGSBASE is set and, when @written, HOST_S2 is a canonical address; HOST_S1 is
+ * lost. */
+static void emit_base_check(struct emit *e, bool written)
 {
-	struct emit *cold = &t->cold;
-
-	emit_patch(&t->hot, refused, emit_here(cold));
-	if (other)
-		emit_patch(&t->hot, other, emit_here(cold));
-	emit_call_step(t, cold, k, 0);
-	emit_jmp(cold, emit_here(&t->hot));
+	if (written) { /* + 2^47: bits 63 to 48 are zero then */
+		emit_mov_imm64(e, HOST_S1, 1ul << 47);
+		emit_lea(e, 64, HOST_S1, HOST_S1, HOST_S2, 1, 0);
+		emit_rorx(e, HOST_S1, HOST_S1, 48);
+		emit_bytes(e, "\x45\x0f\xb7\xd2", 4); /* movzx r10d, r10w */
+	}
+	emit_load_cpu8(e, RCX, CPU_DISP(e, no_fsgsbase));
+	if (written)
+		emit_lea(e, 64, RCX, RCX, HOST_S1, 1, 0);
 }
 
-/* RDFSBASE, RDGSBASE, WRFSBASE, WRGSBASE of 64 bits, where flags are dead. */
+/* RDFSBASE, RDGSBASE, WRFSBASE, WRGSBASE of 64 bits. Flags may be live. */
 static bool emit_base(struct translation *t, u32 k, u32 seg, bool write)
 {
 	const struct insn *i = &t->in[k];
 	u8 reg = (u8)((i->bytes[i->modrm_off] & 7) | (i->rex & 1) << 3);
-	struct emit *e = &t->hot;
-	u8 *refused, *other = NULL;
+	struct emit *e = &t->hot, *cold = &t->cold;
+	u8 *refused;
 
-	if (t->bits != 64 || t->live[k] || !(i->rex & 8) || reg == RSP)
+	if (t->bits != 64 || !(i->rex & 8) || reg == RSP)
 		return false;
-	emit_cmp_cpu8_imm8(e, CPU_DISP(e, fsgsbase), 0);
-	refused = emit_jcc_forward(e, COND_E);
+	if (write)
+		emit_mov(e, HOST_S2, use_reg(e, reg, HOST_S2));
+	emit_store_cpu(e, CPU_DISP(e, spill[0]), RCX);
+	emit_base_check(e, write);
+	emit_jrcxz(e, 5);
+	refused = emit_jmp_forward(e);
+	emit_load_cpu(e, RCX, CPU_DISP(e, spill[0]));
 	if (write) {
-		u8 src = use_reg(e, reg, HOST_S1);
-
-		emit_mov(e, HOST_S2, src);
-		emit_bytes(e, "\x49\xc1\xe3\x10\x49\xc1\xfb\x10", 8); /* shl r11, 16; sar r11, 16 */
-		emit_cmp(e, HOST_S2, src);
-		other = emit_jcc_forward(e, COND_NE); /* not canonical */
-		emit_store_cpu(e, seg_base_disp(e, seg), src);
+		emit_store_cpu(e, seg_base_disp(e, seg), HOST_S2);
 	} else if (is_slot(reg)) {
 		emit_load_cpu(e, HOST_S1, seg_base_disp(e, seg));
 		emit_store_cpu(e, reg_disp(e, reg), HOST_S1);
 	} else {
 		emit_load_cpu(e, reg, seg_base_disp(e, seg));
 	}
-	emit_refusal(t, k, refused, other);
+	emit_patch(e, refused, emit_here(cold));
+	emit_load_cpu(cold, RCX, CPU_DISP(cold, spill[0]));
+	emit_call_step(t, cold, k, 0);
+	emit_jmp(cold, emit_here(e));
 	return true;
 }
 

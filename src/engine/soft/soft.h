@@ -335,8 +335,8 @@ struct soft_cpu {
 	u64 dr[4], dr6, dr7;
 	struct cpu_msrs msr;
 	u8 cpl;
-	u8 fsgsbase; /* CR4.FSGSBASE */
-	u32 mode;    /* enum soft_mode of the current state; recomputed by soft_update_mode() */
+	u8 no_fsgsbase; /* CR4.FSGSBASE is not set */
+	u32 mode;       /* enum soft_mode of the current state; recomputed by soft_update_mode() */
 
 	/* Between instructions. */
 	bool nmi_pending, nmi_blocked;
