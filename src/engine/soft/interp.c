@@ -20,7 +20,11 @@
 #include <Zydis/Zydis.h>
 #include <stdlib.h>
 
-enum { INSN_MAX = 15 };
+enum {
+	INSN_MAX = 15,
+	BYTES_SYSCALL = 0x050f,   /* 0f 05 */
+	BYTES_SYSRETQ = 0x070f48, /* 48 0f 07 */
+};
 
 struct fetched {
 	u64 word[2]; /* bytes from rip on; zero beyond len */
@@ -288,11 +292,35 @@ int soft_interpret(struct soft_cpu *c)
 	return r;
 }
 
+/*
+ * SYSCALL and SYSRET of 64-bit code, without what comes before and after an instruction: translated
+ * code runs only when nothing is to be observed, held back or completed.
+ */
+static int system_call(struct soft_cpu *c, u32 len, u32 mnemonic)
+{
+	static const struct insn wide = {.opsize = 8};
+	struct interp *in = soft_interp(c);
+	int r;
+
+	c->counters[COUNT_INSNS_INTERPRETED]++;
+	in->executed[mnemonic]++;
+	in->next_rip = c->rip + len;
+	in->keep_rf = false;
+	r = (mnemonic == ZYDIS_MNEMONIC_SYSCALL ? op_syscall : op_sysret)(c, &wide);
+	if (r == SOFT_OK)
+		c->rip = in->next_rip;
+	return r;
+}
+
 int soft_interpret_given(struct soft_cpu *c, u64 bytes, u32 len)
 {
 	struct interp *in = soft_interp(c);
 	int r;
 
+	if (bytes == BYTES_SYSCALL && soft_is_64bit(c))
+		return system_call(c, len, ZYDIS_MNEMONIC_SYSCALL);
+	if (bytes == BYTES_SYSRETQ && soft_is_64bit(c))
+		return system_call(c, len, ZYDIS_MNEMONIC_SYSRET);
 	in->given = bytes;
 	in->given_len = len;
 	r = soft_interpret(c);
