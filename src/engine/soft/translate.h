@@ -12,9 +12,8 @@
 #define SITE_SIZE_SHIFT 17         /* 10 bits: bytes accessed minus one */
 #define SITE_MASKED     (1u << 27) /* elements may be masked off: a miss is not a fault */
 #define SITE_GROUP      (1u << 29) /* a group's check: fill, or leave by the exit in cpu->link */
-#define SITE_STRING     (1u << 30) /* REP MOVS, or with SITE_WRITE REP STOS, of elements of that size \
-				    */
-#define SITE_TERMINAL (1u << 28) /* ends its block: never resume behind it */
+#define SITE_STRING     (1u << 30) /* REP MOVS, with SITE_WRITE REP STOS, of that size */
+#define SITE_TERMINAL   (1u << 28) /* ends its block: never resume behind it */
 
 /* cpu->branch_site: page offset of the last branch that went through the table, and what it did. */
 enum {
