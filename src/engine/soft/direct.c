@@ -17,7 +17,8 @@ enum {
 	STEPS = 2000,   /* blocks of a page that cannot be run directly, before that is taken for
 			   granted */
 	RECESS_US = 2000,
-	CPUID = 0xa2, /* behind 0F */
+	EVICTIONS = 4, /* in a tick */
+	CPUID = 0xa2,  /* behind 0F */
 	SITES = BOX_BREAKS,
 	XSTATE_BV = 512,
 	SW_RESERVED = 464, /* the host kernel's, up to XSTATE_BV */
@@ -226,14 +227,13 @@ static void evict_sites(struct soft_cpu *c, struct soft_window *w)
 static bool guard_sites(struct soft_cpu *c, struct soft_window *w, gva_t gva, const u8 *page)
 {
 	struct sites s = find_sites(page);
-	u32 count = s.count, used[BOX_BREAKS], free;
+	u32 count = s.count, used[BOX_BREAKS], free = free_breaks(w, gva, used);
 
-	if (count > BOX_BREAKS) {
+	if (count > free && s.cpuids && box_guard_cpuid(w->box))
 		count -= s.cpuids;
-		if (count > BOX_BREAKS || !box_guard_cpuid(w->box))
-			return false;
-	}
-	if (free_breaks(w, gva, used) < count)
+	if (count > BOX_BREAKS || (count > free && w->evictions++ >= EVICTIONS))
+		return false;
+	if (count > free)
 		evict_sites(c, w);
 	free = free_breaks(w, gva, used);
 	for (u32 n = 0; n < count; n++)
@@ -364,14 +364,16 @@ static int on_page_fault(struct soft_cpu *c, struct soft_window *w, u64 address)
 
 /* ---- registers ---- */
 
-#define GPR_LIST(X)                                                                     \
-	X(RAX, rax)                                                                     \
-	X(RCX, rcx)                                                                     \
-	X(RDX, rdx)                                                                     \
-	X(RBX, rbx)                                                                     \
-	X(RSP, rsp)                                                                     \
-	X(RBP, rbp) X(RSI, rsi) X(RDI, rdi) X(R8, r8) X(R9, r9) X(R10, r10) X(R11, r11) \
-		X(R12, r12) X(R13, r13) X(R14, r14) X(R15, r15)
+#define GPR_LIST(X) \
+	X(RAX, rax) \
+	X(RCX, rcx) \
+	X(RDX, rdx) \
+	X(RBX, rbx) \
+	X(RSP, rsp) \
+	X(RBP, rbp) \
+	X(RSI, rsi) \
+	X(RDI, rdi) \
+	X(R8, r8) X(R9, r9) X(R10, r10) X(R11, r11) X(R12, r12) X(R13, r13) X(R14, r14) X(R15, r15)
 
 static void give_registers(const struct soft_cpu *c, struct user_regs_struct *regs)
 {
@@ -594,14 +596,27 @@ static int run(struct soft_cpu *c, struct soft_window *w)
 
 /*
  * Page faults, system calls and pages to be mapped cost more here than in translated code. Where
- * they come in great numbers, the rest of a tick goes without.
+ * they come in great numbers, the rest of a tick goes without; and where they do so tick by tick,
+ * fewer stops are borne with each time.
  */
+void direct_tick(struct soft_window *w)
+{
+	if (w->tick_stops >= w->stops_max)
+		w->stops_max = MAX(w->stops_max / 2, (u32)DIRECT_STOPS_MIN);
+	else if (!w->recess)
+		w->stops_max = MIN(w->stops_max * 2, (u32)DIRECT_STOPS);
+	w->tick_spent = w->tick_stops = w->evictions = 0;
+	w->recess = false;
+}
+
 static void account(struct soft_cpu *c, struct soft_window *w, u64 cycles)
 {
 	w->spent += cycles;
 	w->tick_spent += cycles;
+	w->tick_stops++;
 	if (!c->vm->options.direct_heat ||
-	    w->tick_spent < c->vm->cpuid->tsc_hz / 1000000 * RECESS_US)
+	    (w->tick_stops < w->stops_max &&
+	     w->tick_spent < c->vm->cpuid->tsc_hz / 1000000 * RECESS_US))
 		return;
 	w->recess = true;
 	c->mode &= ~(u32)MODE_DIRECT;

@@ -20,6 +20,8 @@
 #include "engine/soft/soft.h"
 
 enum { DIRECT_INTERPRET = SOFT_EXIT + 1 };
+/* Stops in a tick: at most at first, and at least. */
+enum { DIRECT_STOPS = 128, DIRECT_STOPS_MIN = 8 };
 
 /* Make what boxes are made from. A vCPU without it translates everything. */
 void direct_create(struct soft_cpu *c);
@@ -30,6 +32,11 @@ void direct_destroy(struct soft_cpu *c);
  * DIRECT_INTERPRET: the instruction at rip wants the interpreter; SOFT_FAULT; SOFT_EXIT.
  */
 int direct_run(struct soft_cpu *c);
+
+struct soft_window;
+
+/* A tick came while the address space with this window was in use. */
+void direct_tick(struct soft_window *w);
 
 /* The current address space has a window; translated code is about to run in it: must it be? */
 void direct_look(struct soft_cpu *c);

@@ -260,6 +260,7 @@ enum soft_counter {
 	COUNT_BLOCK_INVALIDATIONS,
 	COUNT_CACHE_FLUSHES,
 	COUNT_EXCEPTIONS,
+	COUNT_SYSCALLS, /* SYSCALL */
 	COUNT_INTERRUPTS,
 	COUNT_EXITS,
 	COUNT_FPU_PARKS,
@@ -385,6 +386,7 @@ struct soft_cpu {
 	struct soft_window *window[SOFT_WINDOWS_MAX]; /* made as needed */
 	struct box *seed;            /* what boxes are made from; NULL: there are none */
 	struct box *_Atomic running; /* the box that runs, or is about to */
+	u64 tick_entries; /* what the kernel had been called for by then */
 	u64 tick_tsc;                                 /* of the latest window_tick() that counted */
 	void *ras_map;                                /* mapping that holds the private stack */
 	bool has_wrgsbase; /* the host lets user code set gs.base without a system call */

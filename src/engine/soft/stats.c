@@ -32,6 +32,7 @@ static const char *const names[SOFT_COUNTERS] = {
 	[COUNT_BLOCK_INVALIDATIONS] = "block_invalidations",
 	[COUNT_CACHE_FLUSHES] = "code_cache_flushes",
 	[COUNT_EXCEPTIONS] = "exceptions",
+	[COUNT_SYSCALLS] = "system_calls",
 	[COUNT_INTERRUPTS] = "interrupts",
 	[COUNT_EXITS] = "exits",
 	[COUNT_FPU_PARKS] = "fpu_parks",
@@ -72,11 +73,15 @@ static enum engine_unit unit_of(u32 n)
 }
 
 const char *const soft_activities[SOFT_ACTIVITIES + 1] = {
-	[ACT_OUTSIDE] = "outside",       [ACT_TRANSLATED] = "translated_code",
+	[ACT_OUTSIDE] = "outside",
+	[ACT_TRANSLATED] = "translated_code",
 	[ACT_BOX] = "box",
-	[ACT_TLB_MISS] = "tlb_misses",   [ACT_INTERPRET] = "interpreter",
-	[ACT_EXCEPTION] = "exceptions",  [ACT_DISPATCH] = "dispatch",
-	[ACT_TRANSLATE] = "translation", [ACT_WAIT] = "other_vcpus",
+	[ACT_TLB_MISS] = "tlb_misses",
+	[ACT_INTERPRET] = "interpreter",
+	[ACT_EXCEPTION] = "exceptions",
+	[ACT_DISPATCH] = "dispatch",
+	[ACT_TRANSLATE] = "translation",
+	[ACT_WAIT] = "other_vcpus",
 };
 
 u32 soft_activity(struct engine_vcpu *vcpu)

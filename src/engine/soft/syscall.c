@@ -52,6 +52,7 @@ int op_syscall(struct soft_cpu *c, const struct insn *i)
 	u32 cs = c->msr.star >> 32 & 0xfffc;
 	bool from_64bit = soft_is_64bit(c);
 
+	c->counters[COUNT_SYSCALLS]++;
 	(void)i;
 	if (!(c->efer & EFER_SCE) || !in_protected_mode(c) || (!from_64bit && !in->is_amd))
 		return fault_ud(c);

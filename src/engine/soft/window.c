@@ -21,6 +21,7 @@
 #include "engine/soft/window_map.h"
 
 #include "engine/soft/decode.h"
+#include "engine/soft/direct.h"
 #include "engine/soft/tlb.h"
 #include "engine/soft/util.h"
 #include "host/box.h"
@@ -30,6 +31,7 @@
 
 enum {
 	COOLING = 500, /* ticks */
+	BUSY = 150,    /* system calls and exceptions in one */
 	TICK_NS = 1000000,
 	JUDGED_TICKS = 8,   /* until a window is judged */
 	FAULT_NS = 3000,    /* what a signal costs, about */
@@ -232,7 +234,8 @@ static void give_up(struct soft_cpu *c, struct soft_window *w)
 	w->fault = w->away = NO_PAGE;
 	w->spent = w->in_box = 0;
 	w->debt = 0;
-	w->is_full = false;
+	w->is_full = w->recess = false;
+	w->stops_max = DIRECT_STOPS;
 	w->root_stores = w->ticks = w->user_ticks = 0;
 	window_empty(c, w);
 	if (root != WINDOW_FREE)
@@ -370,7 +373,7 @@ static void judge(struct soft_cpu *c, struct soft_window *w, u64 now)
 	s64 limit = (s64)(c->vm->cpuid->tsc_hz / 1000 * (w->box ? BOX_DEBT_MS : DEBT_MS));
 
 	w->debt = MAX(w->debt + (s64)w->spent - earned, -limit);
-	if (w->is_full || w->debt > limit) {
+	if (w->is_full || w->debt > limit || (w->box && w->stops_max <= DIRECT_STOPS_MIN)) {
 		demote(c, w);
 		return;
 	}
@@ -395,21 +398,32 @@ static u32 heat_wanted(const struct soft_cpu *c)
 /* Ticks in the kernel count for windows that are there. */
 static void tick_window(struct soft_cpu *c, struct soft_window *w, u64 now)
 {
-	w->tick_spent = 0;
-	w->recess = false;
+	direct_tick(w);
 	w->ticks++;
 	w->user_ticks += c->cpl == 3;
 	if (w->ticks >= JUDGED_TICKS || w->is_full)
 		judge(c, w, now);
 }
 
+/* Has user code called for the kernel so often since the last tick that a box would be no gain? */
+static bool is_busy(struct soft_cpu *c)
+{
+	u64 entries = c->counters[COUNT_EXCEPTIONS] + c->counters[COUNT_SYSCALLS];
+	bool busy = entries - c->tick_entries > BUSY;
+
+	c->tick_entries = entries;
+	return busy && may_have_box(c);
+}
+
 void window_tick(struct soft_cpu *c)
 {
 	u64 now = __builtin_ia32_rdtsc();
+	bool busy;
 
 	if (tick_ns(c, now - c->tick_tsc) < TICK_NS)
 		return;
 	c->tick_tsc = now;
+	busy = is_busy(c);
 	c->ctx->box_cooling -= c->ctx->box_cooling > 0;
 	if (c->ctx->window)
 		tick_window(c, c->ctx->window, now);
@@ -417,7 +431,7 @@ void window_tick(struct soft_cpu *c)
 		return;
 	else if (c->ctx->cooling)
 		c->ctx->cooling--;
-	else if (++c->ctx->heat >= heat_wanted(c))
+	else if (!busy && ++c->ctx->heat >= heat_wanted(c))
 		promote(c);
 }
 
