@@ -11,12 +11,14 @@
 enum {
 	RAM_SIZE = 4 << 20,
 	CODE_AT = 0x10000,
-	HANDLERS_AT = 0x18000, /* 32 bytes for each vector */
+	HANDLERS_AT = 0x18000, /* 64 bytes for each vector */
 	STACK_AT = 0x30000,
 	GDT_AT = 0x1000,
 	IDT_AT = 0x2000,
 	TABLES_AT = 0x4000,
 	COUNTS_AT = 0x40000, /* u64 for each vector: how often it was delivered */
+	LOST_AT =
+		0x40800, /* u64: shadows of STI that were lost, see guest_forgive_lost_shadows() */
 	DATA_AT = 0x100000,
 	MMIO_AT = 0x20000000,
 };
@@ -42,6 +44,13 @@ struct guest *guest_new_options(const struct engine_ops *engine, const char *opt
 /* The same with a CPU model given, besides guests that are there. */
 struct guest *guest_new_with(const struct engine_ops *engine, const struct cpuid_model *cpuid);
 void guest_free(struct guest *g);
+
+/*
+ * From now on guests get over an interrupt that comes between STI and HLT, as the shadow that
+ * QEMU's VMRUN loses lets it (test/guest/lib/shadow.c): they go on behind HLT, and guest_free()
+ * says so.
+ */
+void guest_forgive_lost_shadows(void);
 
 /* Both engines. False when one cannot run on this host, and why on standard output. */
 bool guest_both_engines(const struct engine_ops **soft, const struct engine_ops **kvm);

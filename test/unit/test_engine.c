@@ -374,7 +374,6 @@ static void sdm3_17_17_3_tsc_moves(void **state)
 CODE(sti_loop, "sti; 1: out %al, $0x80; jmp 1b");
 CODE(sti_hlt, "sti; hlt; out %al, $0x80; hlt");
 CODE(cli_out, "1: out %al, $0x80; jmp 1b");
-CODE(late_sti, "out %al, $0x80; nop; nop; sti; nop; nop; 1: out %al, $0x81; jmp 1b");
 
 static void interrupt_is_delivered(void **state)
 {
@@ -406,22 +405,6 @@ static void no_window_while_interrupts_are_off(void **state)
 	engine->request_irq_window(g->cpu);
 	for (u32 i = 0; i < 20; i++)
 		expect_exit(g, &x, EXIT_PIO);
-	guest_free(g);
-}
-
-static void window_opens_with_sti(void **state)
-{
-	struct guest *g = fresh(CODE_OF(late_sti));
-	struct vm_exit x = {0};
-
-	(void)state;
-	expect_exit(g, &x, EXIT_PIO);
-	assert_int_equal(x.pio.port, 0x80);
-	engine->request_irq_window(g->cpu);
-	expect_exit(g, &x, EXIT_IRQ_WINDOW);
-	assert_true(engine->irq_ready(g->cpu));
-	/* Not right behind STI (SDM vol. 2, STI), and before the loop's first OUT has run. */
-	assert_in_range(guest_state(g, CPU_PART_GPR)->gpr.rip, CODE_AT + 6, CODE_AT + 8);
 	guest_free(g);
 }
 
@@ -973,7 +956,6 @@ int main(int argc, char **argv)
 		cmocka_unit_test(cpuid_is_the_model),
 		cmocka_unit_test(sdm2_wrmsr_invalid_faults),
 		cmocka_unit_test(sdm3_17_17_3_tsc_moves),
-		cmocka_unit_test(window_opens_with_sti),
 		cmocka_unit_test(interrupt_is_delivered),
 		cmocka_unit_test(sdm2_hlt_wakes),
 		cmocka_unit_test(nmi_with_interrupts_off),
