@@ -389,25 +389,9 @@ static void ping_pong(void *argument)
 	(void)argument;
 }
 
-extern u32 boot_info;
-
-/* Is @word the kernel's command line? (PVH, struct hvm_start_info) */
-static bool told(const char *word)
-{
-	const char *text = (const char *)*(const u64 *)(u64)(boot_info + 24);
-
-	for (; *word && *text == *word; word++)
-		text++;
-	return !*word && !*text;
-}
-
 static void halt_both(void)
 {
 	smp_start();
-	if (told("no-sti-shadow")) {
-		skip("an interrupt may come between STI and HLT");
-		return;
-	}
 	if (smp_count < 2)
 		return;
 	got[0] = got[1] = ball = 0;

@@ -215,6 +215,8 @@ void trap_entry(struct state *f)
 {
 	u64 cr2 = read_cr2();
 
+	if (shadow_repair(f, running != NULL))
+		return;
 	if (draining && f->vector >= VEC_PIC) {
 		apic_write(APIC_EOI, 0);
 		return;

@@ -91,6 +91,17 @@ extern bool (*trap_hook)(struct state *s);
 /* The same for every trap on every processor, also in the case's own code (see smp.h). */
 extern bool (*any_cpu_hook)(struct state *s);
 
+/*
+ * Is @word the kernel's command line? What a guest can be told:
+ *
+ *   no-sti-shadow  the processor loses STI's shadow at times (shadow.c)
+ */
+bool told(const char *word);
+/* The trap in @s may be an interrupt that the processor let into STI's shadow. Puts that right
+ * where it was told to forgive it; true: go back to the interrupted code as if nothing had come.
+ * Without @of_case only where a wake-up would be lost. */
+bool shadow_repair(struct state *s, bool of_case);
+
 /* A state for @code in @mode: flat segments, a stack, RFLAGS 2, everything else zero. */
 struct state state_for(enum exec_mode mode, const void *code);
 void exec(struct state *s);

@@ -15,7 +15,8 @@ enum {
 
 static struct {
 	bool failed;
-	const char *skipped;
+	const char *skipped, *excuse;
+	u32 excused;
 	char reason[160];
 } current;
 
@@ -183,6 +184,12 @@ void skip(const char *reason)
 	current.skipped = reason;
 }
 
+bool excuse(const char *reason, u32 limit)
+{
+	current.excuse = reason;
+	return __atomic_add_fetch(&current.excused, 1, __ATOMIC_RELAXED) <= limit;
+}
+
 __noreturn void run_tests(void)
 {
 	unsigned int count = 0;
@@ -195,6 +202,7 @@ __noreturn void run_tests(void)
 
 		current.failed = false;
 		current.skipped = NULL;
+		current.excused = 0;
 		environment_reset();
 		t->run();
 		if (current.failed)
@@ -206,6 +214,8 @@ __noreturn void run_tests(void)
 			print("ok %u - %s\n", i + 1, t->name);
 		if (current.failed && t->qemu)
 			print("# qemu: %s\n", t->qemu);
+		if (current.excused)
+			print("# excused: %s (%u times)\n", current.excuse, current.excused);
 	}
 	print("# done\n");
 	quit(STATUS_DONE);

@@ -30,6 +30,10 @@ void check_equal(u64 actual, u64 expected, const char *what, int line);
 /* The case does not apply to this processor. */
 void skip(const char *reason);
 
+/* The processor did wrong, and that is forgiven up to @limit times in a case, as is said behind its
+ * result. */
+bool excuse(const char *reason, u32 limit);
+
 #define expect(condition)        check(condition, "line %d: %s", __LINE__, #condition)
 #define expect_eq(actual, value) check_equal((u64)(actual), (u64)(value), #actual, __LINE__)
 
