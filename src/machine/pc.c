@@ -205,20 +205,27 @@ static int listen_to_doorbell(void *opaque, u64 gpa, int fd, bool on)
  * A step that fails leaves nothing open behind.
  */
 
+static int refuse_memory(u64 ram, struct err *e)
+{
+	return err_set(e, -ENOMEM,
+		       "the host has %lu MiB of memory left, the guest is to have %lu MiB; "
+		       "use a smaller -m",
+		       host_memory_available() / MIB, ram / MIB);
+}
+
 static int build_memory(struct pc *pc, struct err *e)
 {
-	u64 ram = pc->config.ram_bytes, available = host_memory_available();
-	int r;
+	u64 ram = pc->config.ram_bytes;
+	int r = 0;
 
-	if (ram > available)
-		return err_set(e, -ENOMEM,
-			       "the host has %lu MiB of memory left, the guest is to have %lu MiB; "
-			       "use a smaller -m",
-			       available / MIB, ram / MIB);
 	pc->ram_below = MIN(ram, LAYOUT_HOLE);
 	pc->ram_above = ram - pc->ram_below;
 	if (pc->config.engine[0]->maps_ram)
 		physmap_share(&pc->pm);
+	/* Each region is compared with what the host has left, which takes a while to find out: the
+	 * sum of two only where there are two. */
+	if (pc->ram_above && ram > host_memory_available())
+		return refuse_memory(ram, e);
 	/* The largest regions first: they are looked up most. */
 	r = physmap_add(&pc->pm, LAYOUT_HIGH, pc->ram_below - LAYOUT_HIGH, 0, e);
 	if (!r && pc->ram_above)
@@ -229,7 +236,7 @@ static int build_memory(struct pc *pc, struct err *e)
 		r = physmap_add(&pc->pm, LAYOUT_SHADOW, LAYOUT_HIGH - LAYOUT_SHADOW, 0, e);
 	if (r)
 		physmap_destroy(&pc->pm);
-	return r;
+	return r == -ENOMEM ? refuse_memory(ram, e) : r;
 }
 
 static void unbuild_memory(struct pc *pc)

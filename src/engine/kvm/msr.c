@@ -179,11 +179,17 @@ void kvm_msr_find_held(struct kvm_vcpu *v)
 					       .attr = KVM_VCPU_TSC_OFFSET};
 
 	v->helds = 0;
-	for (u32 i = 0; i < ARRAY_SIZE(saved); i++) {
-		struct msr_list list = {.header.nmsrs = 1, .entry[0].index = saved[i].index};
+	/* KVM_GET_MSRS reads up to the first that it does not know. */
+	for (u32 i = 0, known; i < ARRAY_SIZE(saved); i += known + 1) {
+		struct msr_list list = {.header.nmsrs = ARRAY_SIZE(saved) - i};
+		int r;
 
-		if (kvm_vcpu_ioctl(v, KVM_GET_MSRS, &list) == 1)
-			v->held[v->helds++] = saved[i].index;
+		for (u32 n = 0; n < list.header.nmsrs; n++)
+			list.entry[n].index = saved[i + n].index;
+		r = kvm_vcpu_ioctl(v, KVM_GET_MSRS, &list);
+		known = r > 0 ? (u32)r : 0;
+		for (u32 n = 0; n < known; n++)
+			v->held[v->helds++] = saved[i + n].index;
 	}
 	v->has_tsc_offset = !kvm_vcpu_ioctl(v, KVM_HAS_DEVICE_ATTR, &offset);
 }
