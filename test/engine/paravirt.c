@@ -2,6 +2,10 @@
  * The end of an interrupt through memory (MSR_KVM_PV_EOI_EN): Linux,
  * Documentation/virt/kvm/x86/msr.rst. In each case a trap leaves an interrupt in service, as if its
  * handler had just begun.
+ *
+ * When an end is offered is left to the monitor. Ours offers whenever it may, and the cases insist
+ * on it. KVM's own local APICs do so anew at each entry to the guest, or not at all while they have
+ * to look for other interrupts: a guest that is told "lazy-offers" takes what comes.
  */
 #include "guest.h"
 
@@ -62,10 +66,40 @@ static bool end_quietly(void)
 	return was;
 }
 
-static void end_as_linux_does(void)
+/* True: in memory. */
+static bool end_as_linux_does(void)
 {
-	if (!end_quietly())
+	bool quietly = end_quietly();
+
+	if (!quietly)
 		apic_write(APIC_EOI, 0);
+	return quietly;
+}
+
+static bool lazy(void)
+{
+	return told("lazy-offers");
+}
+
+static void expect_offer(bool there)
+{
+	if (!lazy())
+		expect_eq(offered(), there);
+}
+
+static void end_offered(void)
+{
+	bool quietly = end_as_linux_does();
+
+	expect(quietly || lazy());
+}
+
+/* The offer has gone, the interrupt is still in service. */
+static void end_in_register(void)
+{
+	bool quietly = end_as_linux_does();
+
+	expect(!quietly || lazy());
 }
 
 static bool in_service(u8 vector)
@@ -115,17 +149,20 @@ static void the_register(void)
 
 static void ended_in_memory(void)
 {
+	u32 quietly = 0;
+
 	if (!enable())
 		return;
 	for (int i = 0; i < 50; i++) {
 		send_self(VEC_IPI);
 		expect_eq(offered(), 0);
 		take(VEC_IPI);
-		expect_eq(offered(), 1);
-		expect(end_quietly());
+		expect_offer(true);
+		quietly += end_as_linux_does();
 		if (i % 2)
 			expect(!in_service(VEC_IPI));
 	}
+	expect(quietly == 50 || (lazy() && quietly > 10));
 	take_none();
 	disable();
 }
@@ -137,7 +174,7 @@ static void register_still_works(void)
 		return;
 	send_self(VEC_IPI);
 	take(VEC_IPI);
-	expect_eq(offered(), 1);
+	expect_offer(true);
 	apic_write(APIC_EOI, 0);
 	expect_eq(offered(), 0);
 	expect(!in_service(VEC_IPI));
@@ -154,15 +191,14 @@ static void withdrawn(void)
 		return;
 	send_self(VEC_HIGH);
 	take(VEC_HIGH);
-	expect_eq(offered(), 1);
+	expect_offer(true);
 	expect(in_service(VEC_HIGH));
-	expect_eq(offered(), 0);
+	expect_offer(false);
 	send_self(VEC_IPI);
 	take_none();
-	expect(!end_quietly());
-	apic_write(APIC_EOI, 0);
+	end_in_register();
 	take(VEC_IPI);
-	expect(end_quietly());
+	end_offered();
 	take_none();
 	disable();
 }
@@ -178,8 +214,8 @@ static void another_waits(void)
 	expect_eq(offered(), 0);
 	apic_write(APIC_EOI, 0);
 	take(VEC_IPI);
-	expect_eq(offered(), 1);
-	expect(end_quietly());
+	expect_offer(true);
+	end_offered();
 	disable();
 }
 
@@ -191,15 +227,14 @@ static void nested(void)
 	for (int i = 0; i < 10; i++) {
 		send_self(VEC_IPI);
 		take(VEC_IPI);
-		expect_eq(offered(), 1);
+		expect_offer(true);
 		send_self(VEC_HIGH);
 		take(VEC_HIGH);
-		expect_eq(offered(), 1);
-		expect(end_quietly());
+		expect_offer(true);
+		end_offered();
 		expect(!in_service(VEC_HIGH));
 		expect(in_service(VEC_IPI));
-		expect(!end_quietly());
-		apic_write(APIC_EOI, 0);
+		end_in_register();
 		expect(!in_service(VEC_IPI));
 	}
 	take_none();
@@ -242,8 +277,8 @@ static void level_triggered(void)
 	ioapic_route(COM1_PIN, APIC_MASKED);
 	send_self(VEC_LEVEL); /* the same vector, as an edge */
 	take(VEC_LEVEL);
-	expect_eq(offered(), 1);
-	expect(end_quietly());
+	expect_offer(true);
+	end_offered();
 	disable();
 }
 
@@ -253,7 +288,7 @@ static void disabled(void)
 		return;
 	send_self(VEC_IPI);
 	take(VEC_IPI);
-	expect_eq(offered(), 1);
+	expect_offer(true);
 	disable();
 	expect_eq(offered(), 0);
 	expect(in_service(VEC_IPI));
@@ -266,7 +301,7 @@ static void disabled(void)
 	enable();
 	send_self(VEC_IPI);
 	take(VEC_IPI);
-	expect(end_quietly());
+	end_offered();
 	disable();
 	expect(!in_service(VEC_IPI));
 }
@@ -289,7 +324,7 @@ static void halt(void)
 		end_as_linux_does();
 		send_self(VEC_HIGH);
 		take(VEC_HIGH);
-		expect(end_quietly());
+		end_offered();
 		apic_write(APIC_TIMER_COUNT, 20000 + 5000 * i);
 		s = run(KERNEL64, sti_hlt);
 		expect_eq(s.vector, VEC_TIMER);

@@ -92,8 +92,9 @@ extern bool (*trap_hook)(struct state *s);
 extern bool (*any_cpu_hook)(struct state *s);
 
 /*
- * Is @word the kernel's command line? What a guest can be told:
+ * Is @word on the kernel's command line? What a guest can be told:
  *
+ *   lazy-offers    of the end of an interrupt in memory (paravirt.c)
  *   no-sti-shadow  the processor loses STI's shadow at times (shadow.c)
  */
 bool told(const char *word);

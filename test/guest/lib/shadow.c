@@ -26,14 +26,23 @@ enum {
 
 extern u32 boot_info;
 
+static bool begins_with(const char *text, const char *word)
+{
+	for (; *word; word++, text++)
+		if (*text != *word)
+			return false;
+	return !*text || *text == ' ';
+}
+
 bool told(const char *word)
 {
 	/* PVH, struct hvm_start_info */
 	const char *text = (const char *)*(const u64 *)(u64)(boot_info + 24);
 
-	for (; *word && *text == *word; word++)
-		text++;
-	return !*word && !*text;
+	for (bool at_word = true; *text; at_word = *text++ == ' ')
+		if (at_word && begins_with(text, word))
+			return true;
+	return false;
 }
 
 bool shadow_repair(struct state *s, bool of_case)
