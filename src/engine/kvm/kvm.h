@@ -111,7 +111,8 @@ struct kvm_vcpu {
 	bool has_tsc_offset;    /* the kernel takes the offset itself, exactly */
 	u32 held[KVM_MSRS_MAX]; /* the registers of kvm_held_msrs that this kernel has */
 	u32 helds;
-	char error[128]; /* text of EXIT_ERROR */
+	unsigned long refused; /* the call that failed last; 0 once it was said */
+	char error[128];       /* text of EXIT_ERROR */
 };
 
 /* ioctl() that returns -errno. */
@@ -119,6 +120,9 @@ int kvm_ioctl(int fd, unsigned long request, const void *arg);
 int kvm_ioctl_value(int fd, unsigned long request, unsigned long value);
 /* The same on a vCPU, counted. Not for KVM_RUN. */
 int kvm_vcpu_ioctl(struct kvm_vcpu *v, unsigned long request, const void *arg);
+
+/* calls.c: a vCPU's call, for messages. */
+const char *kvm_call_name(unsigned long request);
 
 static inline void kvm_count(struct kvm_vm *vm, enum kvm_count what)
 {
@@ -158,7 +162,8 @@ int kvm_tsc_put(struct kvm_vcpu *v, const struct cpu_msrs *m);
 int kvm_apic_get(struct kvm_vcpu *v, struct cpu_apic *a);
 int kvm_apic_set(struct kvm_vcpu *v, const struct cpu_apic *a);
 
-/* state.c */
+/* state.c: with kvm_state_apply() the caller says what failed (kvm_vcpu.refused). */
+int kvm_state_apply(struct kvm_vcpu *v, u32 parts, const struct cpu_state *s);
 int kvm_state_get(struct engine_vcpu *vcpu, u32 parts, struct cpu_state *s);
 int kvm_state_set(struct engine_vcpu *vcpu, u32 parts, const struct cpu_state *s);
 

@@ -208,8 +208,10 @@ int kvm_msr_get(struct kvm_vcpu *v, struct cpu_msrs *m)
 	for (u32 i = 0; i < v->helds; i++)
 		list.entry[i].index = v->held[i];
 	r = kvm_vcpu_ioctl(v, KVM_GET_MSRS, &list);
-	if (r != (int)v->helds)
+	if (r != (int)v->helds) {
+		v->refused = KVM_GET_MSRS;
 		return r < 0 ? r : -EIO;
+	}
 	*m = v->msr;
 	for (u32 i = 0; i < v->helds; i++)
 		*field_of(m, v->held[i]) = list.entry[i].data;
@@ -259,8 +261,10 @@ int kvm_msr_put(struct kvm_vcpu *v, const struct cpu_msrs *m)
 		list.entry[i] = (struct kvm_msr_entry){.index = v->held[i],
 						       .data = *field_of(&copy, v->held[i])};
 	r = kvm_vcpu_ioctl(v, KVM_SET_MSRS, &list);
-	if (r != (int)v->helds)
+	if (r != (int)v->helds) {
+		v->refused = KVM_SET_MSRS; /* a part of them is not a failure of the call */
 		return r < 0 ? r : -EINVAL;
+	}
 	v->msr = *m;
 	return kvm_tsc_put(v, m);
 }

@@ -8,6 +8,8 @@
  */
 #include "engine/kvm/kvm.h"
 
+#include "base/log.h"
+
 #include <errno.h>
 #include <string.h>
 
@@ -328,9 +330,8 @@ static int set_intr(struct kvm_vcpu *v, const struct cpu_intr *i)
 
 /* ---- all parts ---- */
 
-int kvm_state_get(struct engine_vcpu *vcpu, u32 parts, struct cpu_state *s)
+static int get_parts(struct kvm_vcpu *v, u32 parts, struct cpu_state *s)
 {
-	struct kvm_vcpu *v = vcpu_of(vcpu);
 	int r = 0;
 
 	if (parts & CPU_PART_GPR)
@@ -430,9 +431,8 @@ static int look_again(struct kvm_vcpu *v)
 	return r;
 }
 
-int kvm_state_set(struct engine_vcpu *vcpu, u32 parts, const struct cpu_state *s)
+int kvm_state_apply(struct kvm_vcpu *v, u32 parts, const struct cpu_state *s)
 {
-	struct kvm_vcpu *v = vcpu_of(vcpu);
 	int r;
 
 	if (!is_valid(v, parts, s))
@@ -442,4 +442,28 @@ int kvm_state_set(struct engine_vcpu *vcpu, u32 parts, const struct cpu_state *s
 	if (r || v->vm->options.kernel_chips || !(parts & CPU_PART_ALL))
 		return r;
 	return look_again(v);
+}
+
+/* The contract has room for an error number, which says little: who runs doppel learns here what
+ * was refused. */
+static int say_refused(struct kvm_vcpu *v, int r)
+{
+	if (r && v->refused)
+		log_error("cpu %u: %s: %s", v->id, kvm_call_name(v->refused), strerror(-r));
+	v->refused = 0;
+	return r;
+}
+
+int kvm_state_get(struct engine_vcpu *vcpu, u32 parts, struct cpu_state *s)
+{
+	struct kvm_vcpu *v = vcpu_of(vcpu);
+
+	return say_refused(v, get_parts(v, parts, s));
+}
+
+int kvm_state_set(struct engine_vcpu *vcpu, u32 parts, const struct cpu_state *s)
+{
+	struct kvm_vcpu *v = vcpu_of(vcpu);
+
+	return say_refused(v, kvm_state_apply(v, parts, s));
 }

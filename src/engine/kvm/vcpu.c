@@ -29,8 +29,12 @@ static struct kvm_vcpu *vcpu_of(struct engine_vcpu *vcpu)
 
 int kvm_vcpu_ioctl(struct kvm_vcpu *v, unsigned long request, const void *arg)
 {
+	int r = kvm_ioctl(v->fd, request, arg);
+
 	kvm_count(v->vm, KVM_COUNT_CALLS);
-	return kvm_ioctl(v->fd, request, arg);
+	if (r < 0)
+		v->refused = request;
+	return r;
 }
 
 /* ---- kicking ---- */
@@ -93,7 +97,7 @@ static int map_run(struct kvm_vcpu *v, struct err *e)
 	void *p = mmap(NULL, v->vm->run_size, PROT_READ | PROT_WRITE, MAP_SHARED, v->fd, 0);
 
 	if (p == MAP_FAILED)
-		return err_set(e, -errno, "cannot map a vCPU's shared page: %s", strerror(errno));
+		return err_set(e, -errno, "mmap() of a vCPU's shared page: %s", strerror(errno));
 	v->run = p;
 	return 0;
 }
@@ -106,9 +110,10 @@ static int start_state(struct kvm_vcpu *v, struct err *e)
 	if (!s)
 		return err_set(e, -ENOMEM, "out of memory");
 	cpu_state_reset(s);
-	r = kvm_state_set((struct engine_vcpu *)v, CPU_PART_ALL, s);
+	r = kvm_state_apply(v, CPU_PART_ALL, s);
 	free(s);
-	return r ? err_set(e, r, "the kernel refuses a processor's reset state: %s", strerror(-r))
+	return r ? err_set(e, r, "%s: a processor's reset state is refused: %s",
+			   kvm_call_name(v->refused), strerror(-r))
 		 : 0;
 }
 
@@ -132,6 +137,7 @@ int kvm_vcpu_create(struct engine_vm *vm, u32 id, struct engine_vcpu **out, stru
 		r = kvm_cpuid_set(v, e);
 	if (r >= 0) {
 		kvm_msr_find_held(v);
+		v->refused = 0;
 		r = start_state(v, e);
 	}
 	if (r < 0) {
@@ -260,6 +266,14 @@ static bool error(struct kvm_vcpu *v, struct vm_exit *x, const char *what, u64 d
 	return true;
 }
 
+static bool refused(struct kvm_vcpu *v, struct vm_exit *x, const char *call, int r)
+{
+	snprintf(v->error, sizeof(v->error), "%s: %s", call, strerror(-r));
+	x->type = EXIT_ERROR;
+	x->error = v->error;
+	return true;
+}
+
 static bool internal_error(struct kvm_vcpu *v, struct vm_exit *x)
 {
 	if (v->run->internal.suberror == KVM_INTERNAL_ERROR_EMULATION)
@@ -331,7 +345,7 @@ int kvm_vcpu_run(struct engine_vcpu *vcpu, struct vm_exit *exit)
 			return 0;
 		}
 		if (r < 0) {
-			error(v, exit, "KVM_RUN failed with errno", (u64)-r);
+			refused(v, exit, "KVM_RUN", r);
 			return 0;
 		}
 		if (describe(v, exit))
