@@ -1,0 +1,42 @@
+#include "legacy.h"
+
+enum { VECTORS = 64, GATE_INTERRUPT32 = 0x8e };
+
+extern const u8 legacy_stubs[];
+
+struct legacy legacy __attribute__((aligned(16)));
+struct tss32 legacy_tss __attribute__((aligned(128)));
+static u64 legacy_idt[VECTORS] __attribute__((aligned(16)));
+extern struct table_register legacy_idtr;
+struct table_register legacy_idtr = {sizeof(legacy_idt) - 1, (u64)legacy_idt};
+
+_Static_assert(offsetof(struct legacy, trap.edi) == 52, "legacy.S");
+_Static_assert(offsetof(struct legacy, stack) == 128, "legacy.S");
+
+void legacy_gate(u8 vector, u32 offset, u16 selector, u8 access)
+{
+	*(volatile u64 *)&legacy_idt[vector] = (offset & 0xffff) | (u64)selector << 16 |
+					       (u64)access << 40 | (u64)(offset >> 16) << 48;
+}
+
+void legacy_prepare(u32 ring, const void *code)
+{
+	const u32 top = (u32)(u64)(legacy.stack + ARRAY_SIZE(legacy.stack));
+
+	memset(&legacy, 0, sizeof(legacy));
+	legacy.cr0 = CR0_PE | BIT(4) | CR0_NE;
+	legacy.efer = (u32)rdmsr(MSR_EFER) & ~(u32)(EFER_LME | EFER_LMA);
+	legacy.start.eip = (u32)(u64)code;
+	legacy.start.cs = ring ? UCODE32 : KCODE32;
+	legacy.start.eflags = RFLAGS_1;
+	legacy.start.esp = (u32)(u64)(user_stack + sizeof(user_stack) - 128);
+	legacy.start.ss = UDATA;
+	memset(&legacy_tss, 0, sizeof(legacy_tss));
+	legacy_tss.esp0 = top;
+	legacy_tss.ss0 = KDATA;
+	legacy_tss.io_bitmap = sizeof(legacy_tss);
+	gdt_set(LEGACY_TSS, descriptor((u32)(u64)&legacy_tss, sizeof(legacy_tss) - 1, 0x89, 0));
+	for (u32 v = 0; v < VECTORS; v++)
+		legacy_gate((u8)v, (u32)(u64)(legacy_stubs + 16 * v), KCODE32,
+			    v == VEC_DONE ? GATE_INTERRUPT32 | 0x60 : GATE_INTERRUPT32);
+}
