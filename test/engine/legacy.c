@@ -1,6 +1,6 @@
 /*
- * Outside 64-bit mode: paging of 32-bit and PAE mode, task switches, virtual-8086 mode. Each case
- * leaves long mode for it (legacy.h).
+ * Outside 64-bit mode: paging of 32-bit and PAE mode, task switches, virtual-8086 mode, real mode.
+ * Each case leaves long mode for it (legacy.h).
  */
 #include "legacy.h"
 
@@ -220,12 +220,13 @@ static void paging_large(void)
 /* Without CR4.PSE bit 7 means nothing. */
 static void paging_no_pse(void)
 {
-	void *table = page_alloc(), *low = page_alloc();
+	void *table = page_alloc();
 	u32 *page = page_alloc();
 
 	begin_paging(&kinds[0]);
 	for (u32 va = 0; va < LOW_END; va += LARGE32) {
-		low = page_alloc();
+		void *low = page_alloc();
+
 		for (u32 n = 0; n < 1024; n++)
 			put_entry(low, n, (va + n * PAGE_SIZE) | PTE_P | PTE_W | PTE_U);
 		put_directory(va, (u64)low | PTE_P | PTE_W | PTE_U);
@@ -533,6 +534,64 @@ static void v86_refuses(void)
 	}
 }
 
+/* ---- real mode ---- */
+
+CODE(real_work, ".code16\n mov (0x10), %ax; mov %es:(0x20), %bx; push %ax; pop %cx; smsw %dx; sti");
+CODE(real_word, ".code16\n mov %ds:(0xffff), %ax");
+CODE(real_far, ".code16\n mov $0x10000, %ebx; addr32 mov (%ebx), %ax");
+CODE(real_lldt, ".code16\n lldt %ax");
+CODE(real_divide, ".code16\n xor %cx, %cx; div %cx");
+
+static void prepare_real(const u8 *code, const u8 *end)
+{
+	prepare_v86(code, end, 0);
+	legacy.cr0 = 0;
+	legacy.start.eflags = RFLAGS_1;
+	legacy.start.fs = legacy.start.gs = 0;
+}
+
+static void real_runs(void)
+{
+	volatile u16 *data = (u16 *)(u64)(V86_DATA * 16);
+
+	prepare_real(real_work, real_work_end);
+	legacy.start.es = V86_DATA + 1;
+	data[0x10 / 2] = 0xbeef;
+	data[0x30 / 2] = 0xcafe;
+	legacy_run();
+	expect_fault(VEC_DONE, 0, (void *)(real_work_end - real_work + 2));
+	expect_eq(legacy.trap.eax & 0xffff, 0xbeef);
+	expect_eq(legacy.trap.ebx & 0xffff, 0xcafe);
+	expect_eq(legacy.trap.ecx & 0xffff, 0xbeef);
+	expect_eq(legacy.trap.edx & CR0_PE, 0);
+	expect_eq(legacy.trap.cs, V86_SEGMENT);
+	expect_eq(legacy.trap.eflags & RFLAGS_IF, RFLAGS_IF); /* the handler's is clear */
+	expect_eq(legacy.trap.outer_ss, V86_STACK);
+	expect_eq(legacy.trap.outer_esp, 0x800 - 6);
+}
+
+/* Exceptions have no error codes there. */
+static void real_exceptions(void)
+{
+	static const struct {
+		const u8 *code, *end;
+		u32 vector, ip;
+	} list[] = {
+		{real_lldt, real_lldt_end, VEC_UD, 0},
+		{real_divide, real_divide_end, VEC_DE, 2},
+		{real_word, real_word_end, VEC_GP, 0},
+		{real_far, real_far_end, VEC_GP, 6},
+	};
+
+	for (u32 i = 0; i < ARRAY_SIZE(list); i++) {
+		prepare_real(list[i].code, list[i].end);
+		legacy_run();
+		check(legacy.trap.vector == list[i].vector && legacy.trap.eip == list[i].ip &&
+			      legacy.trap.cs == V86_SEGMENT && legacy.trap.outer_esp == 0x800 - 6,
+		      "%u: vector %d at 0x%x", i, (int)legacy.trap.vector, legacy.trap.eip);
+	}
+}
+
 static const char rsvd_alone[] = "leaves out P beside RSVD";
 
 const struct test tests[] = {
@@ -553,6 +612,9 @@ const struct test tests[] = {
 	{"A task switch loads CR3", "SDM vol. 3, 7.3", task_loads_cr3, NULL},
 	{"Virtual-8086 mode", "SDM vol. 3, 20.2 and 20.3", v86_runs, NULL},
 	{"What virtual-8086 mode refuses", "SDM vol. 3, 20.2.7 and 20.3", v86_refuses,
+	 "does not check limits"},
+	{"Real mode", "SDM vol. 3, 20.1", real_runs, NULL},
+	{"Exceptions of real mode", "SDM vol. 3, 20.1.4 and table 20-1", real_exceptions,
 	 "does not check limits"},
 	{NULL},
 };

@@ -8,6 +8,10 @@
 #define TSS_SELECTOR	0x48
 #define LEGACY_TSS	0x60
 #define MSR_EFER	0xc0000080
+#define REAL_CODE	0x68		/* 16-bit, 64 KiB from 0: for the ways into and out of real mode */
+#define REAL_DATA	0x70
+#define REAL_AT		0x8000		/* where legacy.c puts real_mode */
+#define REAL_VECTORS	0x7000		/* not at 0, as the IDTR may have it */
 #define NO_PAGING	0x7fffffff
 #define TSS_BUSY	2
 
@@ -21,12 +25,13 @@
 #define L_TRAP_TR	legacy + 48
 #define L_TRAP_STACK	legacy + 52
 #define TRAP_WORDS	19
+#define L_TRAP_OUTER	L_TRAP_STACK + 4 * 13
 #define L_START		legacy + 128 + 1024
 
 	.text
 	.code64
-	.global	legacy_run
-legacy_run:
+	.global	legacy_excursion
+legacy_excursion:
 	push	%rbx
 	push	%rbp
 	push	%r12
@@ -68,6 +73,8 @@ legacy_run:
 	mov	$LEGACY_TSS, %eax
 	ltr	%ax
 	mov	L_CR0, %eax
+	test	$1, %eax
+	jz	into_real_mode
 	mov	%eax, %cr0
 	mov	$L_START, %esp
 	testb	$3, 4(%esp)
@@ -115,7 +122,7 @@ noted:	pushal
 	str	%eax
 	mov	%eax, L_TRAP_TR
 
-	mov	%cr0, %eax
+back:	mov	%cr0, %eax
 	and	$NO_PAGING, %eax
 	mov	%eax, %cr0
 	mov	saved_cr4, %eax
@@ -151,6 +158,98 @@ noted:	pushal
 	pop	%rbp
 	pop	%rbx
 	ret
+
+	/* SDM vol. 3, 9.9.2. The real-mode part finds what to load in the words at real_start, which legacy.c
+	   fills in. */
+	.code32
+into_real_mode:
+	lidt	real_idtr
+	ljmp	$REAL_CODE, $REAL_AT
+
+	.code16
+	.global	real_mode, real_start, real_stubs, real_mode_end
+real_mode:
+	mov	$REAL_DATA, %ax
+	mov	%ax, %ds
+	mov	%ax, %es
+	mov	%ax, %fs
+	mov	%ax, %gs
+	mov	%ax, %ss
+	mov	%cr0, %eax
+	and	$0xfe, %al
+	mov	%eax, %cr0
+	ljmp	$0, $REAL_AT + (1f - real_mode)
+1:	xor	%eax, %eax
+	mov	%ax, %ss
+	mov	%ax, %fs
+	mov	%ax, %gs
+	mov	$REAL_AT + (real_start - real_mode), %sp
+	pop	%ds
+	pop	%es
+	lss	%ss:REAL_AT + (real_start - real_mode) + 10, %sp
+	/* IRET's three words, to the new stack. */
+	pushw	%cs:REAL_AT + (real_start - real_mode) + 8
+	pushw	%cs:REAL_AT + (real_start - real_mode) + 6
+	pushw	%cs:REAL_AT + (real_start - real_mode) + 4
+	iret
+	.balign	4
+real_start:
+	.word	0, 0			/* ds, es */
+	.word	0, 0, 0			/* ip, cs, flags */
+	.word	0, 0			/* sp, ss */
+
+	/* 64 stubs of 8 bytes, again. */
+	.balign	8
+real_stubs:
+	vector = 0
+	.rept	64
+	.balign	8
+	pushw	$vector
+	jmp	1f
+	vector = vector + 1
+	.endr
+1:	pushal
+	mov	%ss, %bx
+	mov	%cr0, %eax
+	or	$1, %al
+	mov	%eax, %cr0
+	ljmpl	$KCODE32, $real_noted
+real_mode_end:
+
+	.code32
+real_noted:
+	mov	$KDATA, %eax
+	mov	%eax, %ds
+	mov	%eax, %es
+	mov	%eax, %ss
+	cld
+	movzwl	%bx, %ebx
+	movzwl	%sp, %esi
+	mov	%ebx, L_TRAP_OUTER + 4
+	lea	40(%esi), %eax		/* behind PUSHAL, the vector, IRET's words less those */
+	sub	$6, %eax
+	mov	%eax, L_TRAP_OUTER
+	shl	$4, %ebx
+	add	%ebx, %esi
+	mov	$L_TRAP_STACK, %edi
+	mov	$8, %ecx
+	rep movsl
+	xor	%eax, %eax
+	lodsw				/* vector */
+	stosl
+	movl	$0, (%edi)		/* no error code */
+	add	$4, %edi
+	mov	$3, %ecx
+1:	lodsw				/* ip, cs, flags */
+	stosl
+	loop	1b
+	jmp	back
+
+	.section .rodata
+	.global	real_idtr
+real_idtr:
+	.word	0x3ff
+	.long	REAL_VECTORS
 
 	.bss
 	.balign	8

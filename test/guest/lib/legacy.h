@@ -1,8 +1,9 @@
 /*
  * An excursion out of 64-bit mode: legacy_run() leaves long mode, runs a piece of code in protected
- * mode, 32-bit, without or with paging of the older kinds, or in virtual-8086 mode, until an
- * exception or INT, notes what that found, and comes back. Everything below 64 MiB has to be mapped
- * one to one there.
+ * mode, 32-bit, without or with paging of the older kinds, in virtual-8086 mode, or (CR0.PE clear)
+ * in real mode, until an exception or INT, notes what that found, and comes back. Everything below
+ * 64 MiB has to be mapped one to one there. Real mode starts with the segment registers given, not
+ * with the others, and uses the two selectors from LEGACY_FREE on for its ways in and out.
  */
 #pragma once
 
