@@ -63,11 +63,11 @@ static const struct refusal refusals[] = {
 
 static void refuse(unsigned long request)
 {
+	const struct scmp_arg_cmp call = {.arg = 1, .op = SCMP_CMP_EQ, .datum_a = request};
 	scmp_filter_ctx filter = seccomp_init(SCMP_ACT_ALLOW);
 
 	if (!filter ||
-	    seccomp_rule_add(filter, SCMP_ACT_ERRNO(EPERM), SCMP_SYS(ioctl), 1,
-			     SCMP_A1(SCMP_CMP_EQ, request)) ||
+	    seccomp_rule_add_array(filter, SCMP_ACT_ERRNO(EPERM), SCMP_SYS(ioctl), 1, &call) ||
 	    seccomp_load(filter))
 		abort();
 	seccomp_release(filter);
