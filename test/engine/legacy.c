@@ -538,7 +538,7 @@ static void v86_refuses(void)
 
 CODE(real_work, ".code16\n mov (0x10), %ax; mov %es:(0x20), %bx; push %ax; pop %cx; smsw %dx; sti");
 CODE(real_word, ".code16\n mov %ds:(0xffff), %ax");
-CODE(real_far, ".code16\n mov $0x10000, %ebx; addr32 mov (%ebx), %ax");
+CODE(real_far, ".code16\n mov $0x10000, %ebx; mov (%ebx), %ax");
 CODE(real_lldt, ".code16\n lldt %ax");
 CODE(real_divide, ".code16\n xor %cx, %cx; div %cx");
 
