@@ -52,12 +52,22 @@ static const int loop_calls[] = {
 };
 const struct sandbox_list loop_sandbox = {"loop", loop_calls, ARRAY_SIZE(loop_calls)};
 
-u64 host_clock_ns(void)
+static u64 read_clock(clockid_t clock)
 {
 	struct timespec ts;
 
-	clock_gettime(CLOCK_MONOTONIC, &ts);
+	clock_gettime(clock, &ts);
 	return (u64)ts.tv_sec * 1000000000ul + (u64)ts.tv_nsec;
+}
+
+u64 host_clock_ns(void)
+{
+	return read_clock(CLOCK_MONOTONIC);
+}
+
+u64 host_thread_ns(void)
+{
+	return read_clock(CLOCK_THREAD_CPUTIME_ID);
 }
 
 void host_sleep_ns(u64 ns)

@@ -47,6 +47,8 @@ void loop_timer_cancel(struct loop *loop, struct loop_timer *t);
 
 /* CLOCK_MONOTONIC in nanoseconds. */
 u64 host_clock_ns(void);
+/* Processor time of the calling thread, what it runs in a guest included. */
+u64 host_thread_ns(void);
 
 /* Let the processor do something else for @ns nanoseconds, or longer. */
 void host_sleep_ns(u64 ns);

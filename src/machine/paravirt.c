@@ -20,7 +20,6 @@
 
 #include "machine/vcpu.h"
 
-#include <time.h>
 
 enum {
 	CALL_KICK_CPU = 5,
@@ -129,14 +128,6 @@ void paravirt_offer_eoi(struct vcpu *v)
 
 /* ---- the record ---- */
 
-static u64 thread_ns(clockid_t clock)
-{
-	struct timespec ts;
-
-	clock_gettime(clock, &ts);
-	return (u64)ts.tv_sec * 1000000000ul + (u64)ts.tv_nsec;
-}
-
 /* The guest's record, *gpa where it is; NULL when it has none. */
 static struct record *map_record(struct vcpu *v, gpa_t *gpa)
 {
@@ -160,7 +151,7 @@ static void unmap_record(struct vcpu *v, gpa_t gpa)
 
 static void add_stolen(struct vcpu *v, struct record *r)
 {
-	u64 now = host_clock_ns(), used = thread_ns(CLOCK_THREAD_CPUTIME_ID);
+	u64 now = host_clock_ns(), used = host_thread_ns();
 	u64 passed = now - v->account_ns, ran = used - v->account_used_ns;
 	u32 version = __atomic_load_n(&r->version, __ATOMIC_RELAXED);
 
@@ -185,7 +176,7 @@ void paravirt_account(struct vcpu *v)
 	r = map_record(v, &gpa);
 	if (!r) { /* count from when there is one */
 		v->account_ns = host_clock_ns();
-		v->account_used_ns = thread_ns(CLOCK_THREAD_CPUTIME_ID);
+		v->account_used_ns = host_thread_ns();
 		return;
 	}
 	add_stolen(v, r);
@@ -214,7 +205,7 @@ void paravirt_wakes(struct vcpu *v)
 	if (!engine->paravirt)
 		return;
 	v->account_ns = host_clock_ns();
-	v->account_used_ns = thread_ns(CLOCK_THREAD_CPUTIME_ID);
+	v->account_used_ns = host_thread_ns();
 	if (!v->preempted)
 		return;
 	v->preempted = false;
