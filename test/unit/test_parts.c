@@ -5,10 +5,14 @@
  */
 #include "engine_guest.h"
 
+#include "cpu/pvclock.h"
+#include "host/loop.h"
+
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
+#include <time.h>
 
 #include <cmocka.h>
 
@@ -96,6 +100,48 @@ static void window_opens_with_sti(void **state)
 	guest_free(g);
 }
 
+CODE(clocks, "xor %edx, %edx; mov $0x4b564d01, %ecx; mov $0x100001, %eax; wrmsr; out %al, $0x80;"
+	     "mov $0x4b564d00, %ecx; mov $0x101000, %eax; wrmsr; out %al, $0x80; hlt");
+
+/* What the guest computes from its page (struct pvclock_vcpu_time_info). */
+static u64 pvclock_now(struct guest *g)
+{
+	const u64 page = 0x100000, scale = guest_get(g, page + 24);
+	const struct pvclock_scale by = {.mul = (u32)scale, .shift = (int8_t)(scale >> 32)};
+	u64 tsc = guest_state(g, CPU_PART_MSR)->msr.tsc;
+
+	return guest_get(g, page + 16) + pvclock_ns(by, tsc - guest_get(g, page + 8));
+}
+
+/* KVM's clock (Linux, Documentation/virt/kvm/x86/msr.rst) goes as the host's does. */
+static void kvmclock_goes(void **state)
+{
+	enum { FEATURES = 0x40000001, CLOCKSOURCE2 = 3, EAX = 0, WALL_AT = 0x101000 };
+	struct guest *g = fresh(CODE_OF(clocks));
+	u64 before, after, first, passed;
+	struct vm_exit x = {0};
+
+	(void)state;
+	if (!cpuid_has(&g->cpuid, FEATURES, 0, EAX, CLOCKSOURCE2)) {
+		guest_free(g);
+		skip(); /* no TSC at a constant rate */
+	}
+	assert_int_equal(guest_run(g, &x), EXIT_PIO);
+	assert_int_not_equal((u32)guest_get(g, 0x100000), 0);
+	assert_int_equal(guest_get(g, 0x100000) & 1, 0); /* the version: nobody writes */
+	before = host_clock_ns();
+	first = pvclock_now(g);
+	host_sleep_ns(20000000);
+	passed = pvclock_now(g) - first;
+	after = host_clock_ns();
+	assert_in_range(passed, 20000000 - 200000, (after - before) + (after - before) / 100);
+	assert_int_equal(guest_run(g, &x), EXIT_PIO);
+	/* Seconds of the wall clock at which the clock was 0. */
+	assert_in_range((guest_get(g, WALL_AT) >> 32) + pvclock_now(g) / 1000000000,
+			(u64)time(NULL) - 2, (u64)time(NULL) + 2);
+	guest_free(g);
+}
+
 /* The emulator of a KVM that does not run ring 0 on the processor lacks LDMXCSR, and windows. */
 CODE(stmxcsr, "stmxcsr 0x100000; hlt");
 
@@ -113,6 +159,7 @@ int main(int argc, char **argv)
 {
 	const struct CMUnitTest everywhere[] = {
 		cmocka_unit_test(small_parts_agree_with_large_ones),
+		cmocka_unit_test(kvmclock_goes),
 	};
 	const struct CMUnitTest on_processors[] = {
 		cmocka_unit_test(window_opens_with_sti),
