@@ -344,6 +344,103 @@ static void callee_changes(void)
 	}
 }
 
+/*
+ * Branches from one page to another: of every kind, with flags set that the target reads. The code
+ * is copied to the start of a page; what it leads to is at the same place of the next one.
+ */
+#define TO_NEXT "0x1000 + 0x400"
+CODE(cross_call, "77: mov $1000, %edi; 1: stc; call 77b + " TO_NEXT "; dec %edi; jnz 1b");
+CODE(cross_jmp, "77: mov $1, %edi; stc; jmp 77b + " TO_NEXT);
+CODE(cross_jcc, "77: mov $1, %edi; stc; jc 77b + " TO_NEXT);
+
+/* setc %al; add $imm32, %eax; then ret, or int VEC_DONE when edi is 1 */
+static void write_target(u8 *page, u32 value)
+{
+	u8 code[] = {0xb8,
+		     0,
+		     0,
+		     0,
+		     0,
+		     0x0f,
+		     0x92,
+		     0xc0,
+		     0x05,
+		     (u8)value,
+		     (u8)(value >> 8),
+		     (u8)(value >> 16),
+		     (u8)(value >> 24),
+		     0x83,
+		     0xff,
+		     0x01,
+		     0x74,
+		     0x01,
+		     0xc3,
+		     0xcd,
+		     VEC_DONE};
+
+	for (u32 i = 0; i < sizeof(code); i++)
+		((volatile u8 *)page)[0x400 + i] = code[i];
+}
+
+static u8 *copy_to_page(const u8 *from, const u8 *end)
+{
+	u8 *page = page_alloc();
+
+	for (u32 i = 0; i < (u32)(end - from); i++)
+		((volatile u8 *)page)[i] = from[i];
+	return page;
+}
+
+static void to_next_page(u8 *caller, enum exec_mode mode, u64 at)
+{
+	u8 *target[3];
+	struct state s;
+
+	for (u32 i = 0; i < 3; i++) {
+		target[i] = page_alloc();
+		write_target(target[i], 0x100 * (i + 1));
+	}
+	/* The same page at two places, each with a neighbour of its own, which changes. */
+	for (u32 i = 0; i < 40; i++) {
+		u64 here = at + 0x10000 * (i & 1);
+		u32 n = (i & 1) + (i >> 3 & 1);
+
+		page_map(here, (u64)caller, PRESENT);
+		page_map(here + PAGE_SIZE, (u64)target[n], PRESENT);
+		expect_eq(call_at(mode, here), 0x100 * (n + 1) + 1);
+	}
+	/* Its bytes change. */
+	page_map(at + PAGE_SIZE, (u64)target[0], PRESENT);
+	for (u32 i = 0; i < 10; i++) {
+		write_target(target[0], 0x1000 * i);
+		expect_eq(call_at(mode, at), 0x1000 * i + 1);
+	}
+	/* It goes, and comes back. */
+	for (u32 i = 0; i < 4; i++) {
+		page_map(at + PAGE_SIZE, 0, 0);
+		s = state_for(mode, NULL);
+		s.rip = at;
+		exec(&s);
+		expect_eq(s.vector, VEC_PF);
+		expect_eq(s.rip, at + PAGE_SIZE + 0x400);
+		expect_eq(s.cr2, at + PAGE_SIZE + 0x400);
+		page_map(at + PAGE_SIZE, (u64)target[1], PRESENT);
+		expect_eq(call_at(mode, at), 0x201);
+	}
+}
+
+static void branches_across(void)
+{
+	for (u32 i = 0; i < 2; i++) {
+		enum exec_mode mode = i ? KERNEL64 : USER64;
+		u64 at = (i ? TEST_HIGH : TEST_AREA) + 0x200000;
+
+		to_next_page(copy_to_page(cross_call, cross_call_end), mode, at);
+		to_next_page(copy_to_page(cross_jmp, cross_jmp_end), mode, at + 0x40000);
+		to_next_page(copy_to_page(cross_jcc, cross_jcc_end), mode, at + 0x80000);
+	}
+}
+
 const struct test tests[] = {
 	{"The next instruction", "SDM vol. 3, 11.6", same_block, NULL},
 	{"A constant changed in each turn", "SDM vol. 3, 11.6", patched_loop, NULL},
@@ -359,5 +456,6 @@ const struct test tests[] = {
 	{"Data beside code", "SDM vol. 3, 11.6", data_next_to_code, NULL},
 	{"Generated functions", "SDM vol. 3, 8.1.3", generated, NULL},
 	{"A callee that changes", "SDM vol. 3, 8.1.3", callee_changes, NULL},
+	{"Branches to another page", "SDM vol. 3, 4.10.4", branches_across, NULL},
 	{NULL},
 };

@@ -612,6 +612,8 @@ static void wrong_records_are_refused(void **state)
 	EXPECT_REFUSED(r.exit[0].stub = COLD - 9);
 	EXPECT_REFUSED(r.exit[0].stub = 21);
 	EXPECT_REFUSED(r.exit[0].target = PAGE_SIZE);
+	EXPECT_REFUSED(r.exit[0].flags = STORE_CROSSES); /* without a second stub */
+	EXPECT_REFUSED((r.exit[0].flags = STORE_CROSSES, r.exit[0].site = STORE_CROSSING - 1));
 	EXPECT_REFUSED(r.peek[0].to = r.peek[0].from);
 	EXPECT_REFUSED(r.peek[0].to = PAGE_SIZE + 1);
 	EXPECT_REFUSED(r.peek[0].from = 0);

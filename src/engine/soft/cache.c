@@ -4,6 +4,7 @@
 
 #include "engine/soft/places.h"
 #include "engine/soft/reload.h"
+#include "engine/soft/translate.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -125,6 +126,37 @@ static void emit_page_leaves(struct cache *c, struct emit *e, bool is_64bit)
 	emit_leave_on_page(c, e, is_64bit, LEAVE_POLL);
 }
 
+/*
+ * HOST_S2 = an exit to another page, which is not known to be where the exit was linked to, or
+ * which was not linked yet. HOST_S1 becomes rip. Direct branches are no reason to take one back.
+ */
+static void emit_crossing_rip(struct emit *e, bool is_64bit)
+{
+	const struct host_mem distance = {
+		.base = HOST_S2, .index = NO_REG, .disp = offsetof(struct block_exit, distance)};
+
+	emit_store_cpu_imm32(e, CPU_DISP(e, branch_site), BRANCH_SITE_NONE);
+	emit_load(e, HOST_S2, distance, 8);
+	emit_load_cpu(e, HOST_S1, CPU_DISP(e, code_va));
+	emit_lea(e, is_64bit ? 64 : 32, HOST_S1, HOST_S1, HOST_S2, 1, 0);
+}
+
+static void emit_crossings(struct cache *c, struct emit *e, bool is_64bit)
+{
+	emit_align(e, 16, 0);
+	c->entry.cross_link[is_64bit] = emit_here(e);
+	emit_store_cpu(e, CPU_DISP(e, link), HOST_S2);
+	emit_crossing_rip(e, is_64bit);
+	emit_mov_imm32(e, HOST_S2, LEAVE_LINK);
+	emit_jmp(e, c->entry.leave);
+	for (u32 half = 0; half < HALVES; half++) {
+		emit_align(e, 16, 0);
+		c->entry.cross_table[half][is_64bit] = emit_here(e);
+		emit_crossing_rip(e, is_64bit);
+		emit_indirect(e, half, false);
+	}
+}
+
 static void emit_entries(struct cache *c, const struct soft_options *o)
 {
 	struct emit e = emitter(c, 0, CACHE_ENTRY_BYTES);
@@ -143,6 +175,8 @@ static void emit_entries(struct cache *c, const struct soft_options *o)
 		emit_fill_stack_page(c, &e, half);
 	emit_page_leaves(c, &e, false);
 	emit_page_leaves(c, &e, true);
+	emit_crossings(c, &e, false);
+	emit_crossings(c, &e, true);
 	for (u32 half = 0; half < HALVES; half++) {
 		emit_align(&e, 16, 0);
 		c->entry.ras_bottom[half] = emit_here(&e);
@@ -400,11 +434,57 @@ void cache_insert(struct cache *c, struct block *b, const struct emit *hot, cons
 	c->cold = (u64)(cold->p - c->rw);
 }
 
+static void set32(u8 *at, u32 value)
+{
+	__atomic_store_n((u32 *)(void *)at, value, __ATOMIC_RELEASE);
+}
+
 static void set_site(struct cache *c, struct block_exit *x, u64 target)
 {
-	u64 from = (u64)x->site + (u64)c->exec_delta + 4;
+	set32(x->site, (u32)(target - ((u64)x->site + (u64)c->exec_delta + 4)));
+}
 
-	__atomic_store_n((u32 *)(void *)x->site, (u32)(target - from), __ATOMIC_RELEASE);
+s32 cache_cross_place(const struct cache *c, u32 half, u32 index)
+{
+	(void)c;
+	return emit_half_disp(cpu_offset(), half,
+			      (u32)offsetof(struct soft_half, cross) + 8 * index);
+}
+
+/*
+ * Link an exit to another page. The branch has let nobody pass so far: the sum comes last, when all
+ * else is as it should be. It is linked to one page only, so that who has compared with the page
+ * goes to code of that page.
+ */
+static void link_crossing(struct cache *c, struct block_exit *x, const struct block *to, u64 target)
+{
+	u32 half = to->mode & MODE_USER ? HALF_USER : HALF_SUPER;
+
+	if (!x->page)
+		set32(x->site + CROSS_PLACE, (u32)cache_cross_place(c, half, CROSS_INDEX(to->pa)));
+	set_site(c, x, target);
+	if (!x->page)
+		set32(x->site + CROSS_SUM, (u32)CROSS_TAG(to->pa));
+	x->page = (to->pa >> PAGE_SHIFT) + 1;
+}
+
+/* Whoever is not let pass goes by the table from now on. May the exit be linked to @to? */
+static bool may_cross(struct cache *c, struct block_exit *x, const struct block *to)
+{
+	cache_cross_by_table(c, x);
+	/* Such a branch may lead to the page at any address; the code is made for one. */
+	if (to->place && !x->from->place)
+		return false;
+	return x->page ? x->page == (to->pa >> PAGE_SHIFT) + 1 : CROSS_TAG(to->pa) <= CROSS_TAGS;
+}
+
+void cache_cross_by_table(struct cache *c, struct block_exit *x)
+{
+	u32 mode = x->from->mode, half = mode & MODE_USER ? HALF_USER : HALF_SUPER;
+
+	__atomic_store_n(&x->otherwise,
+			 c->entry.cross_table[half][(mode & MODE_BITS) == MODE_BITS_64],
+			 __ATOMIC_RELAXED);
 }
 
 static void forget_incoming(struct block_exit *x)
@@ -419,19 +499,23 @@ static void forget_incoming(struct block_exit *x)
 
 void cache_link(struct cache *c, struct block_exit *x, struct block *to)
 {
+	u64 target;
+
 	if (x->to)
 		forget_incoming(x);
-	if (!to) {
+	if (!to || (x->crosses && !may_cross(c, x, to))) {
 		set_site(c, x, x->unlinked);
 		return;
 	}
 	x->to = to;
 	x->next_incoming = to->incoming;
 	to->incoming = x;
-	if (x->far)
-		set_site(c, x, to->code + to->poll - BLOCK_FAR);
+	target = x->far ? to->code + to->poll - BLOCK_FAR
+			: to->code + (x->backward ? to->poll : to->direct);
+	if (x->crosses)
+		link_crossing(c, x, to, target);
 	else
-		set_site(c, x, to->code + (x->backward ? to->poll : to->direct));
+		set_site(c, x, target);
 }
 
 static void unhash(struct cache *c, struct block *b)

@@ -28,7 +28,11 @@ enum {
 	CACHE_ENTRY_BYTES = 4096, /* at the start of code memory: the trampolines */
 };
 
-/* A direct branch out of a block to the same guest page, or to another one of a kernel. */
+/*
+ * A direct branch out of a block. One to another page either knows where that is, for its block was
+ * made for its place (far: see places.h), or arrives at its site only when the page is where it was
+ * when the branch was linked first (crosses: see emit_crossing() in exits.c).
+ */
 struct block_exit {
 	struct block *from, *to;          /* to: NULL while unlinked */
 	struct block_exit *next_incoming; /* list of to's incoming exits */
@@ -37,8 +41,12 @@ struct block_exit {
 	s32 target;                       /* relative to from's page */
 	bool backward;                    /* goes through the target's poll */
 	bool single;                      /* leads to the MODE_SINGLE variant */
-	bool far;                         /* leads to another page: see places.h */
-	u32 stub; /* offset in code memory of where site leads before anybody asks */
+	bool far;                         /* to another page, whose place is known */
+	bool crosses;                     /* to another page, elsewhere */
+	u32 stub;      /* offset in code memory of where site leads before anybody asks */
+	u64 page;      /* crosses: the page of RAM it was linked to, plus one; 0: never linked */
+	u64 otherwise; /* crosses: where it goes when that page is not there */
+	s64 distance;  /* crosses: of the target from code_va */
 };
 
 struct block {
@@ -73,6 +81,7 @@ struct cache_entries {
 	u64 leave, miss, step, thunk_done, ibt_miss[HALVES], ibt_leave, ras_bottom[HALVES];
 	u64 link[2];                 /* HOST_S2 = an unlinked exit, in 32-bit and in 64-bit code */
 	u64 fill_stack_page[HALVES]; /* called: see emit_fill_stack_page() */
+	u64 cross_link[2], cross_table[HALVES][2]; /* struct block_exit.otherwise: HOST_S2 is it */
 	u64 poll[2]; /* HOST_S2 = page offset of rip, in 32-bit and in 64-bit code */
 };
 
@@ -144,6 +153,22 @@ void cache_block_trim(struct cache *c, struct block *b, u32 exits);
 /* Enter the finished @b (code, entries and pages filled in) and account its code. */
 void cache_insert(struct cache *c, struct block *b, const struct emit *hot,
 		  const struct emit *cold);
+
+/*
+ * The branch of an exit to another page, from its site: the places to be patched, of 4 bytes each.
+ * They have the same position in their quadwords.
+ */
+enum {
+	CROSS_PLACE = -32,            /* displacement of the place in soft_half.cross[] */
+	CROSS_SUM = -24,              /* added to what is there: the tag */
+	CROSS_NEVER = CROSS_TAGS + 1, /* a sum that is never right */
+};
+
+/* An exit to another page goes by the table unless it is linked to that page. */
+void cache_cross_by_table(struct cache *c, struct block_exit *x);
+
+/* The displacement of a place in soft_half.cross[]. */
+s32 cache_cross_place(const struct cache *c, u32 half, u32 index);
 
 /* Direct the exit to @to, or back to its stub when @to is NULL. */
 void cache_link(struct cache *c, struct block_exit *x, struct block *to);

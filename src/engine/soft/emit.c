@@ -449,12 +449,17 @@ void emit_store_imm(struct emit *e, struct host_mem m, s32 imm, u32 size)
 	emit_bytes(e, &imm, size == 2 ? 2 : 4);
 }
 
+s32 emit_half_disp(s32 cpu, u32 half, u32 off)
+{
+	return half == HALF_USER ? (s32)((s64)offsetof(struct soft_ctx, user) + off - (s64)GS_BIAS)
+				 : cpu + (s32)offsetof(struct soft_cpu, super) + (s32)off;
+}
+
 /* The segment and displacement that reach offset @off of a privilege half's tables. */
 static s32 put_half(struct emit *e, u32 half, u32 off)
 {
 	emit_u8(e, half == HALF_USER ? PREFIX_GS : PREFIX_FS);
-	return half == HALF_USER ? (s32)((s64)offsetof(struct soft_ctx, user) + off - (s64)GS_BIAS)
-				 : CPU_DISP(e, super) + (s32)off;
+	return emit_half_disp(e->cpu, half, off);
 }
 
 void emit_half_op(struct emit *e, u32 half, u8 opcode, u8 reg, u8 index, u8 scale, u32 off)

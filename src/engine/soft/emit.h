@@ -163,6 +163,9 @@ void emit_store_imm(struct emit *e, struct host_mem m, s32 imm, u32 size);
  */
 void emit_half_op(struct emit *e, u32 half, u8 opcode, u8 reg, u8 index, u8 scale, u32 off);
 
+/* The displacement that reaches such an offset, by gs or by fs; @cpu as in struct emit. */
+s32 emit_half_disp(s32 cpu, u32 half, u32 off);
+
 /* mov of @imm to the 64 bits at offset @off of those tables. */
 void emit_half_store_imm(struct emit *e, u32 half, s32 imm, u32 off);
 

@@ -2,8 +2,9 @@
  * Ways out of a block: direct and indirect branches, calls and returns, and what is live behind
  * them.
  *
- * A branch within the guest page is a jump that cache_link() patches; one to another page, and
- * every indirect one, goes through the indirect-branch table of the current context.
+ * A direct branch is a jump that cache_link() patches. To another page it has a guard before it,
+ * for the page need not be there in every address space: see emit_crossing(). Indirect branches go
+ * through the indirect-branch table of the current context.
  */
 #include "engine/soft/reload.h"
 #include "engine/soft/translate.h"
@@ -199,6 +200,98 @@ static bool may_link_far(const struct translation *t, s64 off)
 	       address_of(t, off, &address) && address < 0 && off == (s32)off;
 }
 
+/* Page offset of the beginning of the page that @off lies on. */
+static s64 page_of(s64 off)
+{
+	return off & (s64)PAGE_MASK;
+}
+
+/* Can a branch to @off be linked though that is on another page? */
+static bool may_cross(const struct translation *t, s64 off)
+{
+	return uses(t, SOFT_CROSS_LINKS) && page_of(off) == (s32)page_of(off);
+}
+
+/* jmp or call HOST_S2's exit's way otherwise. */
+static void emit_otherwise(struct emit *e, bool call)
+{
+	const u8 code[] = {0x41, 0xff, call ? 0x53 : 0x63, offsetof(struct block_exit, otherwise)};
+
+	emit_bytes(e, code, sizeof(code));
+}
+
+/*
+ * A branch to another page, in @e, whose code_va is in HOST_S2. It may go straight to the block it
+ * was linked to if in this address space that page is there: soft_half.cross[] knows by the page of
+ * RAM, of which there is just one. Flags stay, for what they are good for is known over there only.
+ * What is to be patched has the same position in three quadwords.
+ */
+static void emit_crossing(struct translation *t, struct emit *e, s64 off, bool call)
+{
+	/* lea rcx, [rcx + HOST_S2 + CROSS_NEVER] */
+	static const u8 sum[] = {0x4a, 0x8d, 0x8c, 0x19, CROSS_NEVER & 0xff, CROSS_NEVER >> 8,
+				 0,    0};
+	struct emit *cold = &t->cold;
+	struct block_exit *x = &t->b->exit[t->exits++];
+	u8 *other;
+
+	emit_align_site(e, 8);
+	emit_mov(e, HOST_S1, RCX);
+	emit_half_op(e, t->half, 0x8b, RCX, NO_REG, 1, offsetof(struct soft_half, cross));
+	emit_bytes(e, sum, sizeof(sum));
+	emit_jrcxz(e, 5);
+	other = emit_jmp_forward(e);
+	emit_mov(e, RCX, HOST_S1);
+	emit_store_cpu(e, CPU_DISP(e, code_va), HOST_S2);
+	*x = (struct block_exit){.from = t->b,
+				 .site = call ? emit_call_forward(e) : emit_jmp_forward(e),
+				 .target = (s32)(off - page_of(off)),
+				 .backward = off < 0,
+				 .crosses = true,
+				 .otherwise = t->cache->entry.cross_link[t->bits == 64],
+				 .distance = off};
+	x->unlinked = emit_here(cold);
+	emit_patch(e, x->site, x->unlinked);
+	emit_mov_imm64(cold, HOST_S2, (u64)x);
+	emit_jmp(cold, t->cache->entry.link[t->bits == 64]);
+	emit_patch(e, other, emit_here(cold));
+	emit_mov(cold, RCX, HOST_S1);
+	emit_mov_imm64(cold, HOST_S2, (u64)x);
+	emit_otherwise(cold, call);
+	if (call)
+		emit_jmp(cold, emit_here(e));
+}
+
+/* HOST_S2 = code_va of the page that @off lies on. */
+static void emit_other_page(const struct translation *t, struct emit *e, s64 off)
+{
+	s32 address;
+
+	if (address_of(t, page_of(off), &address)) {
+		emit_mov_imm64(e, HOST_S2, (u64)(s64)address);
+		return;
+	}
+	emit_load_cpu(e, HOST_S2, CPU_DISP(e, code_va));
+	emit_lea(e, 64, HOST_S2, HOST_S2, NO_REG, 1, (s32)page_of(off));
+}
+
+static void emit_exit_crossing(struct translation *t, s64 off, u32 branch)
+{
+	struct emit *e = &t->hot;
+	u8 *site;
+
+	if (branch == BRANCH_JMP) {
+		emit_other_page(t, e, off);
+		emit_crossing(t, e, off, false);
+		return;
+	}
+	/* A conditional one: mostly not taken, or the block would not go on behind it. */
+	site = emit_branch(e, branch);
+	emit_patch(e, site, emit_here(&t->cold));
+	emit_other_page(t, &t->cold, off);
+	emit_crossing(t, &t->cold, off, false);
+}
+
 /* Exit by @branch to page offset @off, which may lie on another page. */
 void emit_exit(struct translation *t, s64 off, u32 branch)
 {
@@ -208,7 +301,8 @@ void emit_exit(struct translation *t, s64 off, u32 branch)
 	u8 *site;
 
 	if (far && !may_link_far(t, off)) {
-		emit_exit_across(t, off, branch);
+		(may_cross(t, off) && branch != BRANCH_CALL ? emit_exit_crossing
+							    : emit_exit_across)(t, off, branch);
 		return;
 	}
 	emit_align_site(hot, branch == BRANCH_JMP || branch == BRANCH_CALL ? 1 : 2);
@@ -231,6 +325,10 @@ void soft_exit_indirectly(struct soft_cpu *c, struct block_exit *x)
 	static _Thread_local struct translation t;
 	u64 at;
 
+	if (x->crosses && !x->page) {
+		cache_cross_by_table(cache, x);
+		return;
+	}
 	t.c = c;
 	t.cache = cache;
 
@@ -272,8 +370,11 @@ static bool returns_to_place(const struct translation *t, s64 next, s32 *address
 	return next < (s64)PAGE_SIZE && address_of(t, next, address);
 }
 
-/* Push the address of the next instruction, and its complement on the private stack. */
-static void emit_push_return(struct translation *t, u32 k)
+/*
+ * Push the address of the next instruction, and its complement on the private stack. With @page
+ * HOST_S2 becomes code_va of the page at that page offset.
+ */
+static void emit_push_return(struct translation *t, u32 k, const s64 *page)
 {
 	u32 size = t->bits / 8;
 	struct ea ea = stack_ea(t, -(s64)size);
@@ -284,6 +385,8 @@ static void emit_push_return(struct translation *t, u32 k)
 	if (returns_to_place(t, next, &address)) {
 		emit_store_imm(&t->hot, m, address, size);
 		emit_adjust_sp(t, -(s32)size);
+		if (page)
+			emit_other_page(t, &t->hot, *page);
 		return;
 	}
 	emit_rip(t, &t->hot, next);
@@ -291,22 +394,25 @@ static void emit_push_return(struct translation *t, u32 k)
 	emit_adjust_sp(t, -(s32)size);
 	if (!uses(t, SOFT_HOST_CALLS))
 		return;
+	if (page)
+		emit_lea(&t->hot, 64, HOST_S2, HOST_S1, NO_REG, 1,
+			 (s32)(*page - t->off[k] - t->in[k].len));
 	emit_not(&t->hot, HOST_S1);
 	emit_push_host(&t->hot, HOST_S1);
 }
 
 /*
- * Behind a return to page offset @next: code_va = HOST_S1 - @next. It mostly has that value, as
- * after a call within the page; comparing instead of storing keeps the addresses that later calls
- * push from depending on this one, through memory, call by call.
+ * Behind a return to page offset @next: code_va = HOST_S1 - @next. After a call within the page
+ * (@from_page) it mostly has that value; comparing instead of storing keeps the addresses that
+ * later calls push from depending on this one, through memory, call by call.
  */
-static void emit_code_va(struct translation *t, s64 next)
+static void emit_code_va(struct translation *t, s64 next, bool from_page)
 {
 	struct emit *e = &t->hot, *cold = &t->cold;
 	u8 *other;
 
 	emit_lea(e, 64, HOST_S2, HOST_S1, NO_REG, 1, -(s32)next);
-	if (peek_live(t, next)) {
+	if (!from_page || peek_live(t, next)) {
 		emit_store_cpu(e, CPU_DISP(e, code_va), HOST_S2);
 		return;
 	}
@@ -323,7 +429,7 @@ static void emit_code_va(struct translation *t, s64 next)
  * arrives behind the call with the popped guest address in HOST_S1; if that is not the one kept, it
  * is looked up like any other.
  */
-static void emit_return_point(struct translation *t, u32 k)
+static void emit_return_point(struct translation *t, u32 k, bool from_page)
 {
 	s64 next = (s64)t->off[k] + t->in[k].len;
 	struct emit *e = &t->hot, *cold = &t->cold;
@@ -351,19 +457,27 @@ static void emit_return_point(struct translation *t, u32 k)
 	if (t->place)
 		emit_store_cpu_sign(e, CPU_DISP(e, code_va), (s32)t->place);
 	else
-		emit_code_va(t, next);
+		emit_code_va(t, next, from_page);
 	emit_exit(t, next, BRANCH_JMP);
 }
 
 bool emit_call_direct(struct translation *t, u32 k)
 {
-	emit_push_return(t, k);
-	if (uses(t, SOFT_HOST_CALLS)) {
-		emit_exit(t, branch_target(t, k), BRANCH_CALL);
-		emit_return_point(t, k);
-	} else {
-		emit_exit(t, branch_target(t, k), BRANCH_JMP);
+	s64 target = branch_target(t, k), page = page_of(target);
+	bool crosses = page && !may_link_far(t, target) && may_cross(t, target) &&
+		       page - t->off[k] > INT32_MIN + 16;
+
+	if (!uses(t, SOFT_HOST_CALLS)) {
+		emit_push_return(t, k, NULL);
+		emit_exit(t, target, BRANCH_JMP);
+		return true;
 	}
+	emit_push_return(t, k, crosses ? &page : NULL);
+	if (crosses)
+		emit_crossing(t, &t->hot, target, true);
+	else
+		emit_exit(t, target, BRANCH_CALL);
+	emit_return_point(t, k, !page);
 	return true;
 }
 
@@ -401,12 +515,12 @@ bool emit_call_indirect(struct translation *t, u32 k)
 	if (!emit_indirect_target(t, k))
 		return false;
 	emit_store_cpu(e, CPU_DISP(e, spill[1]), HOST_S1);
-	emit_push_return(t, k);
+	emit_push_return(t, k, NULL);
 	emit_load_cpu(e, HOST_S1, CPU_DISP(e, spill[1]));
 	emit_note_branch(t, e, t->off[k], BRANCH_SITE_CALL);
 	emit_indirect(e, t->half, uses(t, SOFT_HOST_CALLS));
 	if (uses(t, SOFT_HOST_CALLS))
-		emit_return_point(t, k);
+		emit_return_point(t, k, false);
 	return true;
 }
 

@@ -21,6 +21,7 @@ static const char *const mechanisms[SOFT_MECHANISMS] = {
 	[SOFT_PLACES] = "places",
 	[SOFT_FAR_LINKS] = "far-links",
 	[SOFT_LINKS] = "links",
+	[SOFT_CROSS_LINKS] = "cross-links",
 	[SOFT_IN_PLACE] = "in-place",
 	[SOFT_GO_ON] = "go-on",
 	[SOFT_FORMS] = "forms",

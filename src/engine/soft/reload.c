@@ -28,6 +28,8 @@ _Static_assert((u32)STORE_INSNS == (u32)BLOCK_MAX_INSNS && (u32)STORE_PEEKS == (
 		       (u32)STORE_PEEK_BYTES == (u32)PEEK_BYTES &&
 		       (u32)STORE_EXITS >= 2 * (MAX_SIDE_EXITS + 1) + MAX_GROUPS,
 	       "store.h");
+_Static_assert((s32)CROSS_PLACE >= -(s32)STORE_CROSSING && (s32)CROSS_SUM >= -(s32)STORE_CROSSING,
+	       "store.h");
 
 /*
  * What must be added to a rel32 of code at 0 when hot code goes to H, cold code to C, by the site's
@@ -295,6 +297,17 @@ static void add32(u8 *at, u32 by)
 	soft_store(at, (u32)soft_load(at, 4) + by, 4);
 }
 
+/* The branch of an exit to another page, copied to @site with its stubs at @stub, as if it had
+ * never been linked. */
+static void forget_crossing(const struct cache *c, const struct block *b, u8 *site, u8 *stub)
+{
+	u32 half = b->mode & MODE_USER ? HALF_USER : HALF_SUPER;
+
+	soft_store(site + CROSS_PLACE, (u32)cache_cross_place(c, half, 0), 4);
+	soft_store(site + CROSS_SUM, CROSS_NEVER, 4);
+	soft_store(stub + STORE_OTHERWISE + STUB_IMM, 0, 8);
+}
+
 /* The code of @b as if it lay at 0 and its exits were not linked. */
 static void copy_code_from(const struct cache *c, const struct block *b, struct store_record *r)
 {
@@ -312,6 +325,9 @@ static void copy_code_from(const struct cache *c, const struct block *b, struct 
 
 		soft_store(part[x->flags & STORE_IN_COLD ? 1 : 0] + x->site, stub - (site + 4), 4);
 		soft_store(r->cold + x->stub + STUB_IMM, 0, 8);
+		if (x->flags & STORE_CROSSES)
+			forget_crossing(c, b, part[x->flags & STORE_IN_COLD ? 1 : 0] + x->site,
+					r->cold + x->stub);
 	}
 	find_shifts(b->code - c->rx, o->cold, shift);
 	for (u32 n = 0; n < o->relocs; n++)
@@ -333,7 +349,9 @@ static void fill_exits(const struct cache *c, const struct block *b, struct stor
 			.target = x->target,
 			.flags = (u8)((x->backward ? STORE_BACKWARD : 0) |
 				      (x->single ? STORE_SINGLE : 0) | (x->far ? STORE_FAR : 0) |
-				      (in_cold ? STORE_IN_COLD : 0)),
+				      (in_cold ? STORE_IN_COLD : 0) |
+				      (x->crosses ? STORE_CROSSES : 0)),
+			.distance = (s32)x->distance,
 		};
 	}
 }
@@ -466,6 +484,8 @@ static u32 find_record(struct store *s, const struct soft_xlat *x, u32 mode, gva
 static void take_exits(struct block *b, const struct store_record *r, u8 *hot, u8 *cold,
 		       const struct cache *c)
 {
+	bool is_64bit = (r->head->mode & MODE_BITS) == MODE_BITS_64;
+
 	for (u32 k = 0; k < r->head->exits; k++) {
 		const struct store_exit *x = &r->exit[k];
 
@@ -478,8 +498,14 @@ static void take_exits(struct block *b, const struct store_record *r, u8 *hot, u
 			.backward = x->flags & STORE_BACKWARD,
 			.single = x->flags & STORE_SINGLE,
 			.far = x->flags & STORE_FAR,
+			.crosses = x->flags & STORE_CROSSES,
+			.otherwise = c->entry.cross_link[is_64bit],
+			.distance = x->distance,
 		};
 		soft_store(cold + x->stub + STUB_IMM, (u64)&b->exit[k], 8);
+		if (x->flags & STORE_CROSSES)
+			soft_store(cold + x->stub + STORE_OTHERWISE + STUB_IMM, (u64)&b->exit[k],
+				   8);
 	}
 }
 

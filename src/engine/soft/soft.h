@@ -52,6 +52,10 @@ enum {
 	CTX_LOG = 1024,
 	EXEC_SIZE = 4096,
 	EXEC_LOG = 2048,
+	CROSS_BITS = 13,
+	CROSS_SIZE = 1 << CROSS_BITS,
+	CROSS_TAGS = 0x7ff, /* tags are from 1 on */
+	CROSS_LOG = 1024,
 	FETCH_SIZE = 64,
 	SOFT_CONTEXTS = 16,   /* without windows */
 	SOFT_BOXES_MAX = 4,   /* windows of one vCPU that are boxes */
@@ -115,6 +119,14 @@ struct soft_exec_page {
 	gpa_t gpa;
 };
 
+/*
+ * Branches to other pages ask whether the page that they were linked to is where they go: cross[]
+ * says for a page of RAM where it was found, as -(gva + tag). The page's number selects the place
+ * and, together with that, the tag, which no gva of a page has in its place. 0: nowhere.
+ */
+#define CROSS_INDEX(gpa) ((u32)((gpa) >> PAGE_SHIFT) & (CROSS_SIZE - 1))
+#define CROSS_TAG(gpa)   (((gpa) >> (PAGE_SHIFT + CROSS_BITS)) + 1)
+
 /* An instruction fetch that was permitted: where the page of @tag lies. ~0: none. */
 struct soft_fetch_entry {
 	u64 tag;
@@ -145,7 +157,10 @@ struct soft_half {
 	struct soft_exec_page exec[EXEC_SIZE];
 	u16 exec_log[EXEC_LOG];
 	u32 exec_logged; /* full: some are missing */
-	bool code_stale; /* ibt[] may be used only when they still are there */
+	bool code_stale; /* ibt[] and cross[] may be used only when they still are there */
+	u64 cross[CROSS_SIZE];
+	u16 cross_log[CROSS_LOG]; /* places in use; full: some are missing */
+	u32 cross_logged;
 
 	/* Private to mmu.c and tlb.c. */
 	u32 local_logged; /* TLB entries of pages that are not global, logged likewise */

@@ -15,7 +15,7 @@ enum {
 };
 
 _Static_assert(sizeof(struct store_header) <= KEEP_HEAD, "keep.h");
-_Static_assert(sizeof(struct store_head) == 48 && sizeof(struct store_exit) == 12, "no padding");
+_Static_assert(sizeof(struct store_head) == 48 && sizeof(struct store_exit) == 16, "no padding");
 
 struct entry {
 	struct store_index at;
@@ -167,6 +167,11 @@ static bool exits_are_good(const struct store_record *r)
 		if (range_exceeds(x->site, 4, x->flags & STORE_IN_COLD ? h->cold : h->hot) ||
 		    range_exceeds(x->stub, 10, h->cold) || !is_stub(r->cold + x->stub) ||
 		    (x->flags & STORE_FAR ? !h->place : (u32)x->target >= PAGE_SIZE))
+			return false;
+		if (x->flags & STORE_CROSSES &&
+		    (x->site < STORE_CROSSING ||
+		     range_exceeds(x->stub, STORE_OTHERWISE + 10, h->cold) ||
+		     !is_stub(r->cold + x->stub + STORE_OTHERWISE)))
 			return false;
 	}
 	return true;

@@ -32,7 +32,7 @@
 
 enum {
 	STORE_KEY = 64,
-	STORE_VERSION = 2,
+	STORE_VERSION = 3,
 	STORE_DATA = 4096, /* where windows begin */
 	STORE_WINDOW = 16 * 1024,
 	STORE_MAX_WINDOWS = 8192,
@@ -73,12 +73,25 @@ struct store_head {
 	u32 zero2;
 };
 
-enum { STORE_BACKWARD = 1, STORE_SINGLE = 2, STORE_IN_COLD = 4, STORE_FAR = 8 };
+enum {
+	STORE_BACKWARD = 1,
+	STORE_SINGLE = 2,
+	STORE_IN_COLD = 4,
+	STORE_FAR = 8,
+	STORE_CROSSES = 16
+};
 
 struct store_exit {
 	u16 site, stub;
 	s32 target;
+	s32 distance; /* STORE_CROSSES */
 	u8 flags, zero[3];
+};
+
+/* With STORE_CROSSES the code before a site has places that were patched, this far from it. */
+enum {
+	STORE_CROSSING = 32,
+	STORE_OTHERWISE = 18, /* and behind the stub, that far from it, there is another */
 };
 
 /* Host offset, and kind in the two highest bits: see reload.c. */

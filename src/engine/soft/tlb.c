@@ -95,8 +95,46 @@ static void exec_reset(struct soft_half *h)
 	h->code_stale = false;
 }
 
+static void cross_reset(struct soft_half *h)
+{
+	if (h->cross_logged > CROSS_LOG)
+		soft_fill64(h->cross, 0, CROSS_SIZE);
+	else
+		for (u32 n = 0; n < h->cross_logged; n++)
+			h->cross[h->cross_log[n]] = 0;
+	h->cross_logged = 0;
+}
+
+static void cross_enter(struct soft_half *h, gva_t gva, gpa_t gpa)
+{
+	u32 i = CROSS_INDEX(gpa);
+
+	if (CROSS_TAG(gpa) > CROSS_TAGS)
+		return;
+	if (!h->cross[i]) {
+		if (h->cross_logged < CROSS_LOG)
+			h->cross_log[h->cross_logged] = (u16)i;
+		h->cross_logged = MIN(h->cross_logged, (u32)CROSS_LOG) + 1;
+	}
+	h->cross[i] = -((gva & PAGE_MASK) + CROSS_TAG(gpa));
+}
+
+/* No page is known to be at @gva any more. */
+static void cross_drop_page(struct soft_half *h, gva_t gva)
+{
+	bool all = h->cross_logged > CROSS_LOG;
+
+	for (u32 n = 0; n < (all ? (u32)CROSS_SIZE : h->cross_logged); n++) {
+		u32 i = all ? n : h->cross_log[n];
+
+		if (h->cross[i] && !((-h->cross[i] ^ gva) & PAGE_MASK))
+			h->cross[i] = 0;
+	}
+}
+
 static void ibt_reset(struct soft_cpu *c, struct soft_half *h)
 {
+	cross_reset(h);
 	if (h->ibt_logged > IBT_LOG)
 		for (u32 i = 0; i < IBT_TOTAL; i++)
 			ibt_clear(c, h, i);
@@ -462,6 +500,7 @@ static void half_flush_page(struct soft_cpu *c, struct soft_half *h, gva_t gva)
 		fetch_reset(h);
 		ibt_reset(c, h);
 	} else if (bitmap_test(h->exec_pages, exec_page_bit(gva))) {
+		cross_drop_page(h, gva);
 		ibt_drop_page(c, h, gva, 0);
 		/* A block may straddle into this page with its last instruction. */
 		ibt_drop_page(c, h, gva - PAGE_SIZE, PAGE_SIZE - IBT_STRADDLE);
@@ -583,6 +622,7 @@ void soft_ibt_note_page(struct soft_cpu *c, u32 half, gva_t gva, gpa_t gpa)
 	u32 i;
 
 	bitmap_set(h->exec_pages, exec_page_bit(gva));
+	cross_enter(h, gva, gpa);
 	if (half != HALF_USER || h->exec_logged > EXEC_LOG)
 		return;
 	gva &= PAGE_MASK;
@@ -591,6 +631,13 @@ void soft_ibt_note_page(struct soft_cpu *c, u32 half, gva_t gva, gpa_t gpa)
 		if (h->exec_logged++ == EXEC_LOG)
 			return;
 		h->exec_log[h->exec_logged - 1] = (u16)i;
+	}
+	/* Found elsewhere before, by a translation that was not flushed: one of them is to be
+	 * looked for when it is. */
+	if (h->exec[i].gva == gva && h->exec[i].gpa != (gpa & PAGE_MASK)) {
+		cross_drop_page(h, gva);
+		cross_enter(h, gva, gpa);
+		ibt_drop_page(c, h, gva, 0);
 	}
 	h->exec[i] = (struct soft_exec_page){.gva = gva, .gpa = gpa & PAGE_MASK};
 }
@@ -635,9 +682,9 @@ void soft_ibt_insert(struct soft_cpu *c, u32 half, u32 mode, gva_t gva, gpa_t gp
 		ibt_reset(c, h);
 		h->ibt_mode = mode;
 	}
+	soft_ibt_note_page(c, half, gva, gpa);
 	ibt_enter(c, h, IBT_INDEX(gva), gva, code);
 	ibt_enter(c, h, IBT2_INDEX(gva), gva, code);
-	soft_ibt_note_page(c, half, gva, gpa);
 }
 
 void soft_ibt_flush_all(struct soft_vm *vm)
