@@ -207,8 +207,8 @@ static void add_block(const struct bench *b, struct sequence *q, const struct bl
 				 &q->steps);
 	}
 	/* Where an indirect branch arrived: not at the first block. */
-	if (ends_indirectly(q) && block->pa >= END_AT) {
-		q->bytes += block->poll;
+	if (ends_indirectly(q) && block->pa >= END_AT && block->entry == block->code) {
+		q->bytes += (u32)(block->poll - block->entry);
 		q->host += count(b, block->code, block->code + block->direct, &q->steps);
 	}
 }

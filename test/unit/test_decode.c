@@ -398,6 +398,44 @@ static void forms_change_nothing(void **state)
 	free(f);
 }
 
+/* Opcodes whose forms have no registers: all of these, with all kinds of addresses. */
+static void forms_take_registers(void **state)
+{
+	static const u8 one[] = {0x01, 0x03, 0x09, 0x0b, 0x11, 0x19, 0x21, 0x23, 0x29,
+				 0x2b, 0x31, 0x33, 0x39, 0x3b, 0x3d, 0x63, 0x69, 0x6b,
+				 0x81, 0x83, 0x85, 0x87, 0x89, 0x8b, 0x8d, 0xc1, 0xc7,
+				 0xd1, 0xd3, 0xf7, 0xff, 0x88, 0x8a, 0x80, 0xc6, 0xf6};
+	static const u8 two[] = {0x40, 0x4f, 0xaf, 0xb6, 0xb7, 0xbe, 0xbf, 0xa5, 0xb1, 0xc1, 0x10};
+	static const u8 prefixes[] = {0, 0x66, 0xf3, 0x64, 0x2e, 0xf0};
+	struct forms *f = calloc(1, sizeof(*f));
+	u64 seed = 11;
+
+	(void)state;
+	assert_non_null(f);
+	for (u32 n = 0; n < 3000000; n++) {
+		u8 bytes[15] = {0};
+		u32 k = 0;
+
+		seed = seed * 6364136223846793005ul + 1442695040888963407ul;
+		if (seed >> 61 == 0)
+			bytes[k++] = prefixes[(seed >> 56 & 31) % ARRAY_SIZE(prefixes)];
+		if (seed >> 55 & 1)
+			bytes[k++] = 0x40 | (seed >> 51 & 15);
+		if (seed >> 50 & 1) {
+			bytes[k++] = 0x0f;
+			bytes[k++] = two[(seed >> 42 & 0xff) % ARRAY_SIZE(two)];
+		} else {
+			bytes[k++] = one[(seed >> 42 & 0xff) % ARRAY_SIZE(one)];
+		}
+		bytes[k++] = (u8)(seed >> 34); /* ModRM, SIB, the rest */
+		bytes[k++] = (u8)(seed >> 26);
+		for (; k < 15; k++)
+			bytes[k] = (u8)(seed >> (k + 4));
+		expect_same(f, bytes, 15, 64);
+	}
+	free(f);
+}
+
 /* The same form with all values that its displacement and immediate may have. */
 static void forms_take_values(void **state)
 {
@@ -458,6 +496,7 @@ int main(void)
 		cmocka_unit_test(limits_length),
 		cmocka_unit_test(survives_any_bytes),
 		cmocka_unit_test(forms_change_nothing),
+		cmocka_unit_test(forms_take_registers),
 		cmocka_unit_test(forms_take_values),
 	};
 

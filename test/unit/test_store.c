@@ -600,12 +600,14 @@ static void wrong_records_are_refused(void **state)
 	EXPECT_REFUSED(r.head->exits = STORE_EXITS + 1);
 	EXPECT_REFUSED(r.head->peeks = STORE_PEEKS + 1);
 	EXPECT_REFUSED(r.head->hot = 0);
+	EXPECT_REFUSED(r.head->hot = 7);
 	EXPECT_REFUSED(r.head->cold = STORE_PART + 1);
 	EXPECT_REFUSED(r.head->guest = 0);
 	EXPECT_REFUSED(r.head->offset = PAGE_SIZE - GUEST + 1);
 	EXPECT_REFUSED(r.head->poll = HOT);
 	EXPECT_REFUSED(r.head->direct = HOT);
-	EXPECT_REFUSED(r.head->enter = COLD);
+	EXPECT_REFUSED((r.head->parts = STORE_COLD_POLL, r.head->poll = COLD));
+	EXPECT_REFUSED((r.head->place = 0x81000000, r.head->poll = STORE_FAR_ENTRY - 1));
 	EXPECT_REFUSED(r.head->relocs = 0xffff);
 	EXPECT_REFUSED(r.exit[0].site = HOT - 3);
 	EXPECT_REFUSED((r.exit[0].flags = STORE_IN_COLD, r.exit[0].site = COLD - 3));

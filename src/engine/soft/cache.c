@@ -13,7 +13,8 @@
 #include <unistd.h>
 
 enum {
-	BYTES_PER_BUCKET = 512,       /* of code memory; a block takes about as much */
+	BYTES_PER_BUCKET = 2048, /* of code memory; a block takes about 500 */
+	LINE_BYTES = 64,
 	THUNK_BYTES = 64 * 64 * 1024, /* 64 KiB per vCPU */
 	GRANULE_SHIFT = 6,
 };
@@ -132,11 +133,11 @@ static void emit_page_leaves(struct cache *c, struct emit *e, bool is_64bit)
  */
 static void emit_crossing_rip(struct emit *e, bool is_64bit)
 {
-	const struct host_mem distance = {
-		.base = HOST_S2, .index = NO_REG, .disp = offsetof(struct block_exit, distance)};
+	/* movsxd HOST_S2, [HOST_S2 + distance] */
+	const u8 load[] = {0x4d, 0x63, 0x5b, offsetof(struct block_exit, distance)};
 
 	emit_store_cpu_imm32(e, CPU_DISP(e, branch_site), BRANCH_SITE_NONE);
-	emit_load(e, HOST_S2, distance, 8);
+	emit_bytes(e, load, sizeof(load));
 	emit_load_cpu(e, HOST_S1, CPU_DISP(e, code_va));
 	emit_lea(e, is_64bit ? 64 : 32, HOST_S1, HOST_S1, HOST_S2, 1, 0);
 }
@@ -290,6 +291,11 @@ void soft_cache_destroy(struct soft_vm *vm)
 	vm->cache = NULL;
 }
 
+void cache_expect(const struct cache *c, gpa_t pa, u32 mode)
+{
+	__builtin_prefetch(&c->hash[hash_of(c, pa, mode)], 1);
+}
+
 struct block *cache_find(struct cache *c, gpa_t pa, u32 mode, gva_t place)
 {
 	struct block *b = c->hash[hash_of(c, pa, mode)];
@@ -318,7 +324,9 @@ void *cache_alloc(struct cache *c, u64 size)
 struct block *cache_block_alloc(struct cache *c, u32 insns, u32 exits)
 {
 	u64 used = c->arena_used;
-	struct block *b = cache_alloc(c, sizeof(*b));
+	struct block *b = cache_alloc(c, align_up(used, LINE_BYTES) - used)
+				  ? cache_alloc(c, sizeof(*b))
+				  : NULL;
 	u32 *host_off = cache_alloc(c, insns * sizeof(u32));
 	u16 *guest_off = cache_alloc(c, insns * sizeof(u16));
 	s16 *sp_lag = cache_alloc(c, insns * sizeof(s16));
@@ -465,7 +473,7 @@ static void link_crossing(struct cache *c, struct block_exit *x, const struct bl
 	set_site(c, x, target);
 	if (!x->page)
 		set32(x->site + CROSS_SUM, (u32)CROSS_TAG(to->pa));
-	x->page = (to->pa >> PAGE_SHIFT) + 1;
+	x->page = (u32)(to->pa >> PAGE_SHIFT) + 1;
 }
 
 /* Whoever is not let pass goes by the table from now on. May the exit be linked to @to? */
@@ -504,14 +512,16 @@ void cache_link(struct cache *c, struct block_exit *x, struct block *to)
 	if (x->to)
 		forget_incoming(x);
 	if (!to || (x->crosses && !may_cross(c, x, to))) {
-		set_site(c, x, x->unlinked);
+		set_site(c, x, c->rx + x->unlinked);
 		return;
 	}
 	x->to = to;
 	x->next_incoming = to->incoming;
 	to->incoming = x;
-	target = x->far ? to->code + to->poll - BLOCK_FAR
-			: to->code + (x->backward ? to->poll : to->direct);
+	if (x->far)
+		target = to->poll - BLOCK_FAR;
+	else
+		target = x->backward ? to->poll : to->code + to->direct;
 	if (x->crosses)
 		link_crossing(c, x, to, target);
 	else
@@ -547,7 +557,7 @@ void cache_drop(struct soft_vm *vm, struct block *b)
 {
 	struct cache *c = vm->cache;
 	u8 patch[8] = {0xe9};
-	u32 rel = (u32)(c->entry.ibt_leave - (b->code + 5));
+	u32 rel = (u32)(c->entry.ibt_leave - (b->entry + 5));
 	u64 word;
 
 	while (b->incoming)
@@ -561,7 +571,9 @@ void cache_drop(struct soft_vm *vm, struct block *b)
 			page_remove(c, b, k);
 	memcpy(patch + 1, &rel, 4);
 	memcpy(&word, patch, 8);
-	__atomic_store_n((u64 *)(void *)(b->code - (u64)c->exec_delta), word, __ATOMIC_RELEASE);
+	if (b->entry)
+		__atomic_store_n((u64 *)(void *)(b->entry - (u64)c->exec_delta), word,
+				 __ATOMIC_RELEASE);
 	b->dead = true;
 	c->dropped++;
 }

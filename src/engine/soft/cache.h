@@ -37,42 +37,44 @@ struct block_exit {
 	struct block *from, *to;          /* to: NULL while unlinked */
 	struct block_exit *next_incoming; /* list of to's incoming exits */
 	u8 *site;                         /* rel32 to patch, in the writable mapping */
-	u64 unlinked;                     /* where site leads while unlinked */
-	s32 target;                       /* relative to from's page */
-	bool backward;                    /* goes through the target's poll */
-	bool single;                      /* leads to the MODE_SINGLE variant */
-	bool far;                         /* to another page, whose place is known */
-	bool crosses;                     /* to another page, elsewhere */
-	u32 stub;      /* offset in code memory of where site leads before anybody asks */
-	u64 page;      /* crosses: the page of RAM it was linked to, plus one; 0: never linked */
-	u64 otherwise; /* crosses: where it goes when that page is not there */
-	s64 distance;  /* crosses: of the target from code_va */
+	u64 otherwise;                    /* crosses: where it goes when the page is not there */
+	u32 unlinked;  /* offset in code memory of where site leads while unlinked */
+	u32 stub;      /* and before anybody asks */
+	s32 distance;  /* crosses: of the target from code_va */
+	u32 page;      /* crosses: the page of RAM it was linked to, plus one; 0: never linked */
+	s32 target;    /* relative to from's page; crosses: to its own */
+	bool backward; /* goes through the target's poll */
+	bool single;   /* leads to the MODE_SINGLE variant */
+	bool far;      /* to another page, whose place is known */
+	bool crosses;  /* to another page, elsewhere */
 };
 
 struct block {
-	struct block *hash_next; /* looking up needs this and the next two */
+	/* One cache line, for who looks for it. */
+	struct block *hash_next;
 	gpa_t pa;
+	u64 entry, poll; /* entry points, addresses: see translate.c; entry 0: none */
+	s64 page[2];     /* physmap page indices; [1] is BLOCK_NO_PAGE unless the block straddles */
+	gva_t place;     /* page that it was made for, or 0: see block_place() */
 	u16 mode;
+	u16 size; /* guest bytes */
+	u16 insns;
+	bool dead;
+	bool flags_live; /* arithmetic flags are live at its entry, whatever follows the block */
+
+	u64 code;      /* executable address of its hot code */
+	u32 code_size; /* of that */
+	u32 direct;    /* the third entry point, relative to code */
 	struct block *page_next[2];
 	struct block_exit *incoming;
 	struct block_exit *exit; /* [exits] */
 	u32 exits;
-	s64 page[2];  /* physmap page indices; [1] is BLOCK_NO_PAGE unless the block straddles */
-	gpa_t second; /* gpa of the second page */
-	gva_t place;  /* page that it was made for, or 0: see block_place() */
-	u16 size;     /* guest bytes */
-	u16 insns;
-	bool dead;
-	bool flags_live; /* arithmetic flags are live at its entry, whatever follows the block */
-	u8 peeks;        /* ranges of page[0] that were looked at besides the block's own bytes */
+	u8 peeks; /* ranges of page[0] that were looked at besides the block's own bytes */
 	u16 peek_from[MAX_PEEKS], peek_to[MAX_PEEKS];
-	u64 code; /* executable address of the indirect entry; block's hot code starts here */
-	u32 code_size;
-	u32 poll, direct; /* entry points, relative to code; see translate.c */
-	u64 enter;        /* and the one from C, an address */
-	u32 *host_off;    /* [insns]: where each instruction's hot code starts, relative to code */
-	u16 *guest_off;   /* [insns]: each instruction's offset from pa */
-	s16 *sp_lag;      /* [insns]: what HOST_SP lacks of guest rsp when it faults */
+	gpa_t second;   /* gpa of the second page */
+	u32 *host_off;  /* [insns]: where each instruction's hot code starts, relative to code */
+	u16 *guest_off; /* [insns]: each instruction's offset from pa */
+	s16 *sp_lag;    /* [insns]: what HOST_SP lacks of guest rsp when it faults */
 	struct block_origin *origin; /* reload.c; NULL: not to be kept from run to run */
 };
 
@@ -129,6 +131,9 @@ static inline gva_t block_place(const struct soft_options *o, u32 mode, gva_t ri
 
 	return is_placed ? rip & PAGE_MASK : 0;
 }
+
+/* A block for @pa in @mode will be looked for, or entered. */
+void cache_expect(const struct cache *c, gpa_t pa, u32 mode);
 
 /* Look up a live block. */
 struct block *cache_find(struct cache *c, gpa_t pa, u32 mode, gva_t place);

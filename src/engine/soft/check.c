@@ -323,15 +323,15 @@ struct host_mem emit_check_one(struct translation *t, u32 k, const struct ea *ea
 
 /* ---- groups ---- */
 
-/* Byte range that the group's check covers, as an address before instruction @k. */
-static struct ea group_ea(const struct translation *t, const struct group *g, u32 k)
+/* Byte range that the group's check covers, as an address where that stands. */
+static struct ea group_ea(const struct translation *t, const struct group *g)
 {
 	struct ea ea = {.seg = g->seg,
 			.base = g->base,
 			.index = NO_REG,
 			.scale = 1,
 			.bits = (u8)t->bits,
-			.disp = g->lo - t->base_off[k][g->base]};
+			.disp = g->lo - g->base_off};
 
 	if (g->base == GROUP_RIP) {
 		ea.base = NO_REG;
@@ -358,7 +358,7 @@ static u8 *emit_group_lookup(struct translation *t, u32 k, struct group *g, cons
 static void emit_group_check(struct translation *t, u32 k, u32 n)
 {
 	struct group *g = &t->group[n];
-	struct ea ea = group_ea(t, g, k);
+	struct ea ea = group_ea(t, g);
 	struct emit *hot = &t->hot, *cold = &t->cold;
 	u64 retry = emit_here(hot);
 	u32 size = (u32)(g->hi - g->lo);
@@ -375,8 +375,7 @@ static void emit_group_check(struct translation *t, u32 k, u32 n)
 	emit_align_site(cold, 1);
 	*x = (struct block_exit){.from = t->b, .target = (s32)t->off[k], .single = true};
 	x->site = emit_jmp_forward(cold);
-	x->unlinked = emit_here(cold);
-	emit_patch(cold, x->site, x->unlinked);
+	emit_unlinked(t, cold, x);
 	emit_mov_imm64(cold, HOST_S2, (u64)x);
 	emit_store_cpu(cold, CPU_DISP(cold, link), HOST_S2);
 	emit_linear(t, cold, &ea, size);
@@ -487,7 +486,8 @@ static u32 list_accesses(const struct translation *t, u32 k, struct access out[2
 	return n;
 }
 
-bool adds_constant(const struct translation *t, u32 k, u8 reg, s64 *by)
+/* Does instruction @k add a constant to @reg and nothing else (flags aside)? */
+static bool adds_constant(const struct translation *t, u32 k, u8 reg, s64 *by)
 {
 	const struct insn *i = &t->in[k];
 	s64 size = t->bits / 8;
@@ -515,7 +515,7 @@ bool adds_constant(const struct translation *t, u32 k, u8 reg, s64 *by)
 static void join_group(struct translation *t, u32 k, u32 n, const struct access *a,
 		       u8 open[GROUP_BASES], const u8 since[GROUP_BASES])
 {
-	s64 lo = a->disp + t->base_off[k][a->base], hi = lo + a->size;
+	s64 lo = a->disp + t->base_off[a->base], hi = lo + a->size;
 	struct group *g = open[a->base] == NO_GROUP ? NULL : &t->group[open[a->base]];
 
 	if (g && MAX(g->hi, hi) - MIN(g->lo, lo) > (t->mode & MODE_WINDOW ? FOLD_SPAN : GROUP_SPAN))
@@ -532,6 +532,7 @@ static void join_group(struct translation *t, u32 k, u32 n, const struct access 
 				    .seg = a->seg,
 				    .since = MAX(since[a->base], t->certain),
 				    .first = (u8)k,
+				    .base_off = t->base_off[a->base],
 				    .lo = lo,
 				    .hi = hi};
 	}
@@ -551,20 +552,34 @@ static void track_bases(struct translation *t, u32 k, u8 open[GROUP_BASES], u8 s
 
 	if (i->cls == INSN_SYSTEM || i->cls == INSN_STRING)
 		changed = 0xffff;
-	for (u32 r = 0; r < GROUP_BASES; r++)
-		t->base_off[k + 1][r] = t->base_off[k][r];
+	t->step_of[k] = NO_REG;
 	for (; changed; changed &= changed - 1) {
 		u32 r = (u32)__builtin_ctz(changed);
-		s64 by = 0;
 
-		if (adds_constant(t, k, (u8)r, &by)) {
-			t->base_off[k + 1][r] += by;
+		if (adds_constant(t, k, (u8)r, &t->step[k])) {
+			t->step_of[k] = (u8)r;
+			t->base_off[r] += t->step[k];
 		} else {
 			open[r] = NO_GROUP;
 			since[r] = (u8)(k + 1);
-			t->base_off[k + 1][r] = 0;
+			t->base_off[r] = 0;
 		}
 	}
+}
+
+/* Where is the check of @g to stand? */
+static u32 find_place(const struct translation *t, struct group *g)
+{
+	s64 off = g->base_off;
+	u32 at = g->first;
+
+	while (at > g->since && t->live[at] && uses(t, SOFT_HOISTING))
+		if (t->step_of[--at] == g->base)
+			off -= t->step[at];
+	if (t->live[at])
+		return g->first;
+	g->base_off = off;
+	return at;
 }
 
 /* Decide where each group's check stands and which groups pay. */
@@ -572,18 +587,14 @@ static void place_checks(struct translation *t)
 {
 	for (u32 n = 0; n < t->groups; n++) {
 		struct group *g = &t->group[n];
-		u32 at = g->first;
+		u32 at = find_place(t, g);
 
-		while (at > g->since && t->live[at] && uses(t, SOFT_HOISTING))
-			at--;
-		if (t->live[at])
-			at = g->first;
 		g->check_at = (u8)at;
 		g->used = g->members > 1 || (t->live[g->first] && !t->live[at]);
 		/* The check's address must be expressible. */
-		if (g->lo - t->base_off[at][g->base] != (s32)(g->lo - t->base_off[at][g->base]))
+		if (g->lo - g->base_off != (s32)(g->lo - g->base_off))
 			g->used = false;
-		if (t->mode & MODE_WINDOW && !is_near_group(t, g, at))
+		if (t->mode & MODE_WINDOW && !is_near_group(g))
 			g->used = false;
 		if (g->used)
 			t->checks_at |= BIT(at);
@@ -601,7 +612,7 @@ void find_groups(struct translation *t)
 	for (u32 r = 0; r < GROUP_BASES; r++) {
 		open[r] = NO_GROUP;
 		since[r] = 0;
-		t->base_off[0][r] = 0;
+		t->base_off[r] = 0;
 	}
 	for (u32 k = 0; k < t->n; k++) {
 		u32 count = list_accesses(t, k, list);

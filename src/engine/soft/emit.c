@@ -9,6 +9,8 @@ void emit_bytes(struct emit *e, const void *p, u32 n)
 {
 	const u8 *b = p;
 
+	if (!n)
+		return;
 	if (n == 1 || n == 4) { /* most immediates */
 		emit_value(e, soft_load(p, n), n);
 		return;
@@ -760,6 +762,8 @@ static u32 slot_registers(const struct insn *i, u8 slot[4], u8 written[4])
 	const struct insn_field *field[] = {&i->reg, &i->rm, &i->vvvv, &i->opcode_reg};
 	u32 n = 0;
 
+	if (!((i->gpr_read | i->gpr_write) & (1u << R9 | 1u << R10 | 1u << R11)))
+		return 0;
 	for (u32 k = 0; k < ARRAY_SIZE(field); k++) {
 		u32 j = 0;
 

@@ -27,18 +27,28 @@ static void note_peek(struct translation *t, s64 from, u32 n, const u8 *bytes)
 	t->peek_to[t->peeks++] = (u16)(from + n);
 }
 
-/* Instruction at page offset @off, which need not be in the block. False when it cannot be known.
- */
-static bool decode_ahead(const struct translation *t, s64 off, struct insn *i, u8 bytes[15])
+/* Instruction at page offset @off, which need not be in the block, as forms_look() gives it. NULL
+ * when it cannot be known. */
+static const struct insn *decode_ahead(const struct translation *t, s64 off, struct insn *room,
+				       u8 bytes[16])
 {
+	const struct insn *i = room;
 	u32 len;
 
 	if (off < 0 || off >= (s64)PAGE_SIZE)
-		return false;
+		return NULL;
 	len = MIN((u32)(PAGE_SIZE - off), 15u);
-	soft_copy(bytes, t->page_host + off, len);
-	decode_insn(t, i, bytes, len);
-	return i->len;
+	if (off + 16 <= (s64)PAGE_SIZE) {
+		soft_store(bytes, soft_load(t->page_host + off, 8), 8);
+		soft_store(bytes + 8, soft_load(t->page_host + off + 8, 8), 8);
+	} else {
+		soft_copy(bytes, t->page_host + off, len);
+	}
+	if (uses(t, SOFT_FORMS))
+		i = forms_look(t->cache->forms, room, bytes, len, t->bits);
+	else
+		insn_decode(room, bytes, len, t->bits);
+	return i->len ? i : NULL;
 }
 
 /* Flags live at page offset @off, by looking at what is there; all when it cannot be known. */
@@ -46,18 +56,22 @@ static bool decode_ahead(const struct translation *t, s64 off, struct insn *i, u
 static u16 look_ahead(struct translation *t, s64 off, u32 insns)
 {
 	u16 unknown = RFLAGS_ARITH, killed = 0, read = 0;
-	u8 seen[PEEK_INSNS * 15 + 15];
+	u8 seen[PEEK_INSNS * 15 + 16];
 	s64 start = off, next = -1;
-	struct insn i;
+	const struct insn *i;
+	struct insn room;
 
-	while (insns-- && unknown && decode_ahead(t, off, &i, seen + (off - start))) {
-		read |= i.flags_read & ~killed;
-		killed |= i.flags_kill;
+	while (insns-- && unknown) {
+		i = decode_ahead(t, off, &room, seen + (off - start));
+		if (!i)
+			break;
+		read |= i->flags_read & ~killed;
+		killed |= i->flags_kill;
 		unknown &= (u16)~killed;
-		off += i.len;
-		if ((i.cls == INSN_JMP || i.cls == INSN_CALL) && i.opsize != 2)
-			next = off + i.imm;
-		if (insn_ends_block(&i))
+		off += i->len;
+		if ((i->cls == INSN_JMP || i->cls == INSN_CALL) && i->opsize != 2)
+			next = off + i->imm;
+		if (insn_ends_block(i))
 			break;
 	}
 	if ((read | unknown) == RFLAGS_ARITH && next < 0)
@@ -212,6 +226,14 @@ static bool may_cross(const struct translation *t, s64 off)
 	return uses(t, SOFT_CROSS_LINKS) && page_of(off) == (s32)page_of(off);
 }
 
+void emit_unlinked(struct translation *t, struct emit *e, struct block_exit *x)
+{
+	u64 stub = emit_here(&t->cold);
+
+	x->stub = x->unlinked = (u32)(stub - t->cache->rx);
+	emit_patch(e, x->site, stub);
+}
+
 /* jmp or call HOST_S2's exit's way otherwise. */
 static void emit_otherwise(struct emit *e, bool call)
 {
@@ -249,9 +271,8 @@ static void emit_crossing(struct translation *t, struct emit *e, s64 off, bool c
 				 .backward = off < 0,
 				 .crosses = true,
 				 .otherwise = t->cache->entry.cross_link[t->bits == 64],
-				 .distance = off};
-	x->unlinked = emit_here(cold);
-	emit_patch(e, x->site, x->unlinked);
+				 .distance = (s32)off};
+	emit_unlinked(t, e, x);
 	emit_mov_imm64(cold, HOST_S2, (u64)x);
 	emit_jmp(cold, t->cache->entry.link[t->bits == 64]);
 	emit_patch(e, other, emit_here(cold));
@@ -310,11 +331,10 @@ void emit_exit(struct translation *t, s64 off, u32 branch)
 	site = emit_branch(hot, branch);
 	*x = (struct block_exit){.from = t->b,
 				 .site = site,
-				 .unlinked = emit_here(cold),
 				 .target = (s32)off,
 				 .far = far,
 				 .backward = off <= t->off[t->current]};
-	emit_patch(hot, site, x->unlinked);
+	emit_unlinked(t, hot, x);
 	emit_mov_imm64(cold, HOST_S2, (u64)x);
 	emit_jmp(cold, t->cache->entry.link[t->bits == 64]);
 }
@@ -341,7 +361,7 @@ void soft_exit_indirectly(struct soft_cpu *c, struct block_exit *x)
 	if (t.cold.overflow)
 		return;
 	cache->cold = (u64)(t.cold.p - cache->rw);
-	x->unlinked = at;
+	x->unlinked = (u32)(at - cache->rx);
 	cache_link(cache, x, NULL);
 }
 

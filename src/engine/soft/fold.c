@@ -88,11 +88,9 @@ struct host_mem emit_folded(struct translation *t, u32 k, const struct ea *ea, u
 	return (struct host_mem){.base = dst, .index = NO_REG, .disp = disp, .is_folded = true};
 }
 
-bool is_near_group(const struct translation *t, const struct group *g, u32 at)
+bool is_near_group(const struct group *g)
 {
-	s64 off = t->base_off[at][g->base];
-
-	return is_near(g->lo - off) && is_near(g->hi - off);
+	return is_near(g->lo - g->base_off) && is_near(g->hi - g->base_off);
 }
 
 void emit_fold_group(struct translation *t, u32 k, u32 n)
@@ -108,7 +106,7 @@ void emit_fold_group(struct translation *t, u32 k, u32 n)
 		src = use_reg(e, g->base, HOST_S2);
 	}
 	emit_fold(e, HOST_S2, src, t->live[k]);
-	g->folded_at = t->base_off[k][g->base];
+	g->folded_at = g->base_off;
 	g->kept = e->p;
 	emit_store_cpu(e, CPU_DISP(e, group[0]) + 8 * (s32)n, HOST_S2);
 	g->kept_end = e->p;

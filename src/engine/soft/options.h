@@ -22,7 +22,7 @@ enum soft_mechanism {
 	SOFT_PLACES,       /* kernel code made for the address it runs at */
 	SOFT_FAR_LINKS,    /* between its pages */
 	SOFT_LINKS,        /* branches patched to lead to blocks, instead of to the table */
-	SOFT_CROSS_LINKS,    /* those to other pages too, with a look at where the page is */
+	SOFT_CROSS_LINKS,  /* those to other pages too, with a look at where the page is */
 	SOFT_IN_PLACE,     /* system instructions in translated code */
 	SOFT_GO_ON,        /* from system instructions and exceptions on without the run loop */
 	SOFT_FORMS,        /* decoding by memory */

@@ -28,6 +28,7 @@ _Static_assert((u32)STORE_INSNS == (u32)BLOCK_MAX_INSNS && (u32)STORE_PEEKS == (
 		       (u32)STORE_PEEK_BYTES == (u32)PEEK_BYTES &&
 		       (u32)STORE_EXITS >= 2 * (MAX_SIDE_EXITS + 1) + MAX_GROUPS,
 	       "store.h");
+_Static_assert((u32)STORE_FAR_ENTRY == (u32)BLOCK_FAR, "store.h");
 _Static_assert((s32)CROSS_PLACE >= -(s32)STORE_CROSSING && (s32)CROSS_SUM >= -(s32)STORE_CROSSING,
 	       "store.h");
 
@@ -316,8 +317,9 @@ static void copy_code_from(const struct cache *c, const struct block *b, struct 
 	u32 shift[RELOCS];
 
 	memcpy(r->hot, (u8 *)(b->code - (u64)c->exec_delta), b->code_size);
-	soft_store(r->hot, o->first, 8);
 	memcpy(r->cold, c->rw + o->cold, o->cold_size);
+	if (!(r->head->parts & STORE_NO_ENTRY))
+		soft_store(r->hot, o->first, 8);
 	for (u32 k = 0; k < b->exits; k++) {
 		const struct store_exit *x = &r->exit[k];
 		u64 stub = c->rx + o->cold + x->stub;
@@ -351,7 +353,7 @@ static void fill_exits(const struct cache *c, const struct block *b, struct stor
 				      (x->single ? STORE_SINGLE : 0) | (x->far ? STORE_FAR : 0) |
 				      (in_cold ? STORE_IN_COLD : 0) |
 				      (x->crosses ? STORE_CROSSES : 0)),
-			.distance = (s32)x->distance,
+			.distance = x->distance,
 		};
 	}
 }
@@ -388,6 +390,9 @@ static u64 record_id(const struct block *b)
 
 static struct store_head make_head(const struct cache *c, const struct block *b)
 {
+	u64 cold = c->rx + b->origin->cold;
+	bool cold_poll = b->poll - b->code >= b->code_size;
+
 	return (struct store_head){.hash = b->origin->hash,
 				   .id = record_id(b),
 				   .mode = b->mode,
@@ -396,9 +401,10 @@ static struct store_head make_head(const struct cache *c, const struct block *b)
 				   .insns = b->insns,
 				   .hot = (u16)b->code_size,
 				   .cold = b->origin->cold_size,
-				   .poll = (u16)b->poll,
+				   .poll = (u16)(b->poll - (cold_poll ? cold : b->code)),
 				   .direct = (u16)b->direct,
-				   .enter = (u16)(b->enter - c->rx - b->origin->cold),
+				   .parts = (u8)((b->entry == b->code ? 0 : STORE_NO_ENTRY) |
+						 (cold_poll ? STORE_COLD_POLL : 0)),
 				   .relocs = b->origin->relocs,
 				   .exits = (u8)b->exits,
 				   .peeks = b->peeks,
@@ -492,7 +498,7 @@ static void take_exits(struct block *b, const struct store_record *r, u8 *hot, u
 		b->exit[k] = (struct block_exit){
 			.from = b,
 			.site = (x->flags & STORE_IN_COLD ? cold : hot) + x->site,
-			.unlinked = (u64)cold + (u64)c->exec_delta + x->stub,
+			.unlinked = (u32)(cold + x->stub - c->rw),
 			.stub = (u32)(cold + x->stub - c->rw),
 			.target = x->target,
 			.backward = x->flags & STORE_BACKWARD,
@@ -561,9 +567,9 @@ static struct block *enter_block(struct cache *c, const struct soft_xlat *x, gva
 	b->flags_live = h->flags_live;
 	b->code = emit_here(&hot);
 	b->code_size = h->hot;
-	b->poll = h->poll;
 	b->direct = h->direct;
-	b->enter = emit_here(&cold) + h->enter;
+	b->entry = h->parts & STORE_NO_ENTRY ? 0 : b->code;
+	b->poll = h->poll + (h->parts & STORE_COLD_POLL ? emit_here(&cold) : b->code);
 	take_tables(b, r);
 	take_code(r, hot.p, cold.p, c);
 	take_exits(b, r, hot.p, cold.p, c);
@@ -629,15 +635,15 @@ static bool has_same_peeks(const struct block *b, const struct store_record *r)
  * is behind its block did not tell, is good for @b's bytes as well, but need not have the same
  * code.
  */
-static u32 find_twin(struct store *s, const struct soft_xlat *x, const struct block *b,
-		     struct store_record *r)
+static u32 find_twin(const struct cache *c, struct store *s, const struct soft_xlat *x,
+		     const struct block *b, struct store_record *r)
 {
 	u32 offset = (u32)(b->pa & ~PAGE_MASK);
-	u32 n = store_first(s, b->origin->hash);
+	u32 n = store_first(s, b->origin->hash), parts = make_head(c, b).parts;
 
 	while (n && !(store_get(s, n, r) &&
 		      is_made_from(r, x->host - offset, offset, b->mode, b->place) &&
-		      r->head->guest == b->size && has_same_peeks(b, r)))
+		      r->head->guest == b->size && r->head->parts == parts && has_same_peeks(b, r)))
 		n = store_next(s, n);
 	return n;
 }
@@ -667,7 +673,7 @@ void reload_check(struct soft_cpu *c, const struct soft_xlat *x, struct block *b
 
 	if (!vm->store || !vm->options.check_translations || !b->origin)
 		return;
-	n = find_twin(vm->store, x, b, &r);
+	n = find_twin(vm->cache, vm->store, x, b, &r);
 	mine = n ? malloc(STORE_WINDOW) : NULL;
 	if (!mine)
 		return;

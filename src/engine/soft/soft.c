@@ -513,8 +513,8 @@ static int fault_at_branch(struct soft_cpu *c)
 }
 
 /*
- * The block at c->rip in c->mode, or its MODE_SINGLE variant. SOFT_OK with *out NULL: rip is not in
- * RAM.
+ * The block at c->rip in c->mode, or its MODE_SINGLE variant, with code_va as it is there. SOFT_OK
+ * with *out NULL: rip is not in RAM.
  */
 static int find_block(struct soft_cpu *c, u32 variant, struct block **out)
 {
@@ -529,15 +529,20 @@ static int find_block(struct soft_cpu *c, u32 variant, struct block **out)
 	status = soft_translate(c, c->rip, soft_acc(c, ACC_FETCH), &x);
 	if (status != SOFT_OK || !x.host)
 		return status;
+	cache_expect(c->vm->cache, x.gpa, c->mode | variant);
 	soft_fpu_park(c);
 	pthread_mutex_lock(&c->vm->lock);
 	status = find_or_translate(c, &x, c->mode | variant, out);
 	if (status == SOFT_OK && !variant) {
-		soft_ibt_insert(c, half, c->mode, c->rip, x.gpa, (*out)->code);
+		if (c->arrival == ARRIVAL_ANY && soft_make_entry(c, *out))
+			soft_ibt_insert(c, half, c->mode, c->rip, x.gpa, (*out)->entry);
+		else
+			soft_ibt_note_page(c, half, c->rip, x.gpa);
 		if ((*out)->page[1] != BLOCK_NO_PAGE)
 			soft_ibt_note_page(c, half, c->rip + PAGE_SIZE, (*out)->second);
 	}
 	pthread_mutex_unlock(&c->vm->lock);
+	c->code_va = c->rip & PAGE_MASK;
 	return status;
 }
 
@@ -552,8 +557,11 @@ static int link_exit(struct soft_cpu *c, struct block **to)
 {
 	struct block_exit *x = (struct block_exit *)c->link;
 	u32 generation = c->vm->cache->generation;
-	int status = find_block(c, x->single ? MODE_SINGLE : 0, to);
+	int status;
 
+	c->arrival = x->backward || x->far ? ARRIVAL_BACKWARD : ARRIVAL_FORWARD;
+	status = find_block(c, x->single ? MODE_SINGLE : 0, to);
+	c->arrival = ARRIVAL_ANY;
 	if (status != SOFT_OK || !*to)
 		return status;
 	places_check(c);
@@ -725,7 +733,7 @@ u32 soft_lookup(struct soft_cpu *c)
 	if (status != SOFT_OK || !b ||
 	    generation != __atomic_load_n(&c->vm->cache->generation, __ATOMIC_RELAXED))
 		return LEAVE_LOOKUP;
-	c->link = b->enter;
+	c->link = b->poll;
 	soft_fpu_live(c);
 	soft_doing(c, ACT_TRANSLATED);
 	return LEAVE_GO_ON;
@@ -808,13 +816,13 @@ static int run_translated(struct soft_cpu *c)
 			return status;
 		if (!b)
 			return interpret(c);
-		why = enter(c, b->enter, 0);
+		why = enter(c, b->poll, 0);
 	}
 	while (why == LEAVE_LINK) {
 		status = link_exit(c, &b);
 		if (status != SOFT_OK || !b)
 			return status;
-		why = enter(c, b->enter, 0);
+		why = enter(c, b->poll, 0);
 	}
 	switch (why) {
 	case LEAVE_INTERPRET: return interpret(c);

@@ -244,6 +244,12 @@ enum soft_leave {
 	LEAVE_GO_ON, /* not left at all: on to the code that cpu->link leads to, for cpu->rip */
 };
 
+/*
+ * A direct branch that is going to be linked, forward, or backward or from another place and so to
+ * the poll; or anything else.
+ */
+enum soft_arrival { ARRIVAL_ANY, ARRIVAL_FORWARD, ARRIVAL_BACKWARD };
+
 /* Bits of exit_req. */
 enum {
 	REQ_KICK = 1 << 0, /* return EXIT_KICKED */
@@ -352,6 +358,7 @@ struct soft_cpu {
 	struct cpu_msrs msr;
 	u8 cpl;
 	u8 no_fsgsbase; /* CR4.FSGSBASE is not set */
+	u8 arrival;     /* enum soft_arrival: by what the block that is looked for is reached */
 	u32 mode;       /* enum soft_mode of the current state; recomputed by soft_update_mode() */
 
 	/* Between instructions. */

@@ -132,10 +132,12 @@ u32 store_layout(const struct store_head *head, u32 peeked, u8 *base, struct sto
 static bool counts_are_good(const struct store_head *h)
 {
 	return h->insns && h->insns <= STORE_INSNS && h->exits <= STORE_EXITS &&
-	       h->peeks <= STORE_PEEKS && h->hot >= 8 && h->hot <= STORE_PART && h->cold &&
-	       h->cold <= STORE_PART && h->poll < h->hot && h->direct < h->hot &&
-	       h->enter < h->cold && h->guest && !range_exceeds(h->offset, h->guest, PAGE_SIZE) &&
-	       h->relocs <= STORE_PART;
+	       h->peeks <= STORE_PEEKS && h->hot && h->hot <= STORE_PART && h->cold &&
+	       h->cold <= STORE_PART && h->direct < h->hot &&
+	       h->poll < (h->parts & STORE_COLD_POLL ? h->cold : h->hot) && h->guest &&
+	       !range_exceeds(h->offset, h->guest, PAGE_SIZE) && h->relocs <= STORE_PART &&
+	       (h->hot >= 8 || h->parts & STORE_NO_ENTRY) &&
+	       (!h->place || h->poll >= STORE_FAR_ENTRY);
 }
 
 /* Bytes of all peeks; 0 when one of them is wrong. */

@@ -32,7 +32,7 @@
 
 enum {
 	STORE_KEY = 64,
-	STORE_VERSION = 3,
+	STORE_VERSION = 4,
 	STORE_DATA = 4096, /* where windows begin */
 	STORE_WINDOW = 16 * 1024,
 	STORE_MAX_WINDOWS = 8192,
@@ -67,19 +67,19 @@ struct store_head {
 	u64 id; /* differs when anything that the record depends on does */
 	u16 mode, offset, guest, insns;
 	u16 hot, cold, poll, direct;
-	u16 enter, relocs;
-	u8 exits, peeks, flags_live, zero;
+	u16 relocs, zero;
+	u8 exits, peeks, flags_live, parts;
 	u32 place; /* lower half of the block's, or 0 */
 	u32 zero2;
 };
 
-enum {
-	STORE_BACKWARD = 1,
-	STORE_SINGLE = 2,
-	STORE_IN_COLD = 4,
-	STORE_FAR = 8,
-	STORE_CROSSES = 16
-};
+/* store_head.poll: with a place there is another entry that far before it. */
+enum { STORE_FAR_ENTRY = 13 };
+
+/* store_head.parts: without an entry, which else is where hot code begins; poll in cold code. */
+enum { STORE_NO_ENTRY = 1, STORE_COLD_POLL = 2 };
+
+enum { STORE_BACKWARD = 1, STORE_SINGLE = 2, STORE_IN_COLD = 4, STORE_FAR = 8, STORE_CROSSES = 16 };
 
 struct store_exit {
 	u16 site, stub;

@@ -5,13 +5,17 @@
  * arithmetic-flag liveness is computed backwards, then each instruction is emitted. Hot code is
  * straight; slow paths go to the cold half of the cache.
  *
- * A block has four entries, three of them in its hot code:
- *   indirect: code_va = r10 (rip) - page offset; r10 must be the table entry's at r11, else to the
+ * A block has three entries, each going on to the next:
+ *   entry:    code_va = r10 (rip) - page offset; r10 must be the table entry's at r11, else to the
  *             table's second level
  *   poll:     leave when exit_req is set
  *   direct:   the instructions
- *   enter:    (cold) code_va likewise, then poll
- * Blocks are position independent: everything that depends on rip is computed from code_va, so that
+ * C code enters at the poll. A block that a direct branch wanted, which then leads straight to its
+ * instructions, gets an entry when somebody else looks for it, and has its poll in its cold code
+ * unless the branch was a backward one.
+ * A block with a place (cache.h: block_place()) compares r10 with that instead of asking the table,
+ * and has a store of code_va before its poll, where links from other places arrive (BLOCK_FAR).
+ * Others are position independent: everything that depends on rip is computed from code_va, so that
  * one translation serves every mapping of the physical page.
  *
  * A memory access computes its address to r10, looks up the TLB and then uses [r11 + r10], or its
@@ -270,8 +274,9 @@ static bool moves_sp(const struct translation *t, u32 k, s64 *by)
 {
 	const struct insn *i = &t->in[k];
 
-	return t->bits == 64 && (i->cls == INSN_DATA || i->cls == INSN_LEA) &&
-	       !(i->flags_write & t->live[k + 1]) && adds_constant(t, k, RSP, by) &&
+	*by = t->step[k];
+	return t->step_of[k] == RSP && t->bits == 64 &&
+	       (i->cls == INSN_DATA || i->cls == INSN_LEA) && !(i->flags_write & t->live[k + 1]) &&
 	       *by == (s16)*by && t->sp + *by == (s16)(t->sp + *by);
 }
 
@@ -363,7 +368,11 @@ static void copy_code(struct translation *t, const struct soft_xlat *x)
 	t->page_host = x->host - off;
 	t->code_off = off;
 	t->code_len = MIN((u32)PAGE_SIZE - off, (u32)CODE_COPY);
-	soft_copy(t->code, x->host, t->code_len);
+	if (t->code_len < CODE_COPY_FIRST)
+		soft_copy(t->code, x->host, t->code_len);
+	else /* REP MOVSB takes longer to begin than this takes */
+		for (u32 n = 0; n < CODE_COPY_FIRST; n += 8)
+			soft_store(t->code + n, soft_load(x->host + n, 8), 8);
 }
 
 /*
@@ -392,11 +401,16 @@ void decode_insn(const struct translation *t, struct insn *i, const u8 *p, u32 l
  */
 static void decode_block(struct translation *t)
 {
-	u32 pos = 0, branches = 0;
+	u32 pos = 0, branches = 0, have = CODE_COPY_FIRST;
 
 	while (t->n < BLOCK_MAX_INSNS && pos < t->code_len) {
 		struct insn *i = &t->in[t->n];
 
+		if (pos + 15 > have && have < t->code_len) {
+			soft_copy(t->code + have, t->page_host + t->code_off + have,
+				  t->code_len - have);
+			have = t->code_len;
+		}
 		decode_insn(t, i, t->code + pos, MIN(t->code_len - pos, 15u));
 		if (!i->len)
 			break;
@@ -436,95 +450,137 @@ static int decode_straddling(struct translation *t)
 	return SOFT_OK;
 }
 
-/* Leave through the poll entry's exit: rip of the block's start, LEAVE_POLL. */
-static void emit_poll(struct translation *t)
+/*
+ * Leave with rip of the block's start when exit_req is set. In cold code that is between here and
+ * the jump to the instructions.
+ */
+static void emit_poll(struct translation *t, struct emit *e)
 {
-	struct emit *e = &t->hot, *cold = &t->cold;
-	u8 *leave;
+	struct emit *cold = &t->cold;
+	u64 direct = t->b->code + t->b->direct;
+	u8 *leave = NULL;
 
+	t->b->poll = emit_here(e);
 	if (!t->live[0]) {
 		emit_cmp_cpu32_imm8(e, CPU_DISP(e, exit_req), 0);
-		leave = emit_jcc_forward(e, COND_NE);
+		if (e == cold)
+			emit_jcc(e, COND_E, direct);
+		else
+			leave = emit_jcc_forward(e, COND_NE);
 	} else {
 		emit_store_cpu(e, CPU_DISP(e, spill[0]), RCX);
 		emit_load_cpu32(e, RCX, CPU_DISP(e, exit_req));
 		emit_jrcxz(e, 5);
 		leave = emit_jmp_forward(e);
 		emit_load_cpu(e, RCX, CPU_DISP(e, spill[0]));
+		if (e == cold)
+			emit_jmp(e, direct);
 	}
-	emit_patch(e, leave, emit_here(cold));
+	if (leave)
+		emit_patch(e, leave, emit_here(cold));
 	if (t->live[0])
 		emit_load_cpu(cold, RCX, CPU_DISP(cold, spill[0]));
 	emit_mov_imm32(cold, HOST_S2, t->off[0]);
 	emit_jmp(cold, t->cache->entry.poll[t->bits == 64]);
 }
 
-/* code_va = HOST_S1 - page offset of the block's start, by way of @reg. */
-static void emit_set_code_va(struct translation *t, struct emit *e, u8 reg)
+/* rip at @b's start, which was made for that: no need to ask the table for it. */
+static u8 *emit_placed_entry(struct emit *e, const struct block *b)
 {
-	if (t->place) {
-		emit_store_cpu_sign(e, CPU_DISP(e, code_va), (s32)t->place);
-		return;
-	}
-	emit_lea(e, 64, reg, HOST_S1, NO_REG, 1, -(s32)t->off[0]);
-	emit_store_cpu(e, CPU_DISP(e, code_va), reg);
+	u8 *miss;
+
+	emit_mov(e, HOST_S2, RCX);
+	emit_lea(e, 64, RCX, HOST_S1, NO_REG, 1, -(s32)(b->place + (b->pa & ~PAGE_MASK)));
+	emit_jrcxz(e, 5);
+	miss = emit_jmp_forward(e);
+	emit_mov(e, RCX, HOST_S2);
+	return miss;
 }
 
 /*
  * Indirect branches arrive wherever the table leads, and whoever is meant may need the flags: so
  * they are left alone, also where this block needs none. rcx is moved aside, not exchanged: XCHG
  * would make it wait for the table (Golden Cove), and with it whatever the guest computes from rcx.
+ * Returns the branch to emit_entry_miss().
  */
-static void emit_indirect_entry(struct translation *t)
+static u8 *emit_entry(struct emit *e, const struct block *b)
 {
 	const u32 tag = offsetof(struct soft_half, ibt) + offsetof(struct ibt_entry, minus_gva);
-	struct emit *e = &t->hot, *cold = &t->cold;
+	u32 half = b->mode & MODE_USER ? HALF_USER : HALF_SUPER;
 	u8 *miss;
 
-	emit_half_op(e, t->half, 0x8b, HOST_S2, HOST_S2, 8, tag);
+	if (b->place)
+		return emit_placed_entry(e, b);
+	emit_half_op(e, half, 0x8b, HOST_S2, HOST_S2, 8, tag);
 	emit_lea(e, 64, HOST_S2, HOST_S2, HOST_S1, 1, 0);
-	emit_set_code_va(t, e, HOST_S1);
+	emit_lea(e, 64, HOST_S1, HOST_S1, NO_REG, 1, -(s32)(b->pa & ~PAGE_MASK));
+	emit_store_cpu(e, CPU_DISP(e, code_va), HOST_S1);
 	emit_mov(e, HOST_S1, RCX);
 	emit_mov(e, RCX, HOST_S2);
 	emit_jrcxz(e, 5);
 	miss = emit_jmp_forward(e);
 	emit_mov(e, RCX, HOST_S1);
-	emit_patch(e, miss, emit_here(cold));
-	emit_mov(cold, RCX, HOST_S1);
-	emit_rip(t, cold, t->off[0]);
-	emit_jmp(cold, t->cache->entry.ibt_miss[t->half]);
+	return miss;
 }
 
-/* The same where the block knows its address: no need to ask the table for it. */
-static void emit_placed_entry(struct translation *t)
+/* The table's entry is another's: try its second level, with rip in HOST_S1. */
+static void emit_entry_miss(const struct cache *c, struct emit *cold, const struct block *b)
 {
-	struct emit *e = &t->hot, *cold = &t->cold;
-	u8 *miss;
+	u32 half = b->mode & MODE_USER ? HALF_USER : HALF_SUPER;
 
-	emit_mov(e, HOST_S2, RCX);
-	emit_lea(e, 64, RCX, HOST_S1, NO_REG, 1, -(s32)(t->place + t->off[0]));
-	emit_jrcxz(e, 5);
-	miss = emit_jmp_forward(e);
-	emit_mov(e, RCX, HOST_S2);
-	emit_patch(e, miss, emit_here(cold));
-	emit_mov(cold, RCX, HOST_S2);
-	emit_jmp(cold, t->cache->entry.ibt_miss[t->half]);
-	e->overflow |= e->end - e->p < BLOCK_FAR;
-	emit_set_code_va(t, e, HOST_S2);
+	emit_mov(cold, RCX, b->place ? HOST_S2 : HOST_S1);
+	if (!b->place) {
+		emit_load_cpu(cold, HOST_S1, CPU_DISP(cold, code_va));
+		emit_lea(cold, b->mode & MODE_BITS_64 ? 64 : 32, HOST_S1, HOST_S1, NO_REG, 1,
+			 (s32)(b->pa & ~PAGE_MASK));
+	}
+	emit_jmp(cold, c->entry.ibt_miss[half]);
 }
 
+/* What a branch looks for that will be linked needs no entry, and perhaps no poll. */
 static void emit_entries(struct translation *t)
 {
-	struct emit *e = &t->hot, *cold = &t->cold;
+	struct emit *hot = &t->hot, *cold = &t->cold;
+	u8 arrival = t->c->arrival;
+	struct emit *e = arrival == ARRIVAL_FORWARD ? cold : hot;
+	u8 *miss = NULL;
 
-	t->b->code = emit_here(e);
-	(t->place ? emit_placed_entry : emit_indirect_entry)(t);
-	t->b->poll = (u32)(emit_here(e) - t->b->code);
-	t->b->enter = emit_here(cold);
-	emit_set_code_va(t, cold, HOST_S2);
-	emit_jmp(cold, t->b->code + t->b->poll);
-	emit_poll(t);
-	t->b->direct = (u32)(emit_here(e) - t->b->code);
+	t->b->code = emit_here(hot);
+	t->b->direct = 0;
+	if (arrival == ARRIVAL_ANY) {
+		t->b->entry = t->b->code;
+		miss = emit_entry(hot, t->b);
+	}
+	if (t->place) /* BLOCK_FAR bytes */
+		emit_store_cpu_sign(e, CPU_DISP(e, code_va), (s32)t->place);
+	emit_poll(t, e);
+	t->b->direct = (u32)(emit_here(hot) - t->b->code);
+	if (miss) {
+		emit_patch(hot, miss, emit_here(cold));
+		emit_entry_miss(t->cache, cold, t->b);
+	}
+}
+
+bool soft_make_entry(struct soft_cpu *c, struct block *b)
+{
+	struct cache *cache = c->vm->cache;
+	struct emit hot, cold;
+	u64 entry;
+	u8 *miss;
+
+	if (b->entry)
+		return true;
+	cache_emit_begin(cache, &hot, &cold);
+	entry = emit_here(&cold);
+	miss = emit_entry(&cold, b);
+	emit_jmp(&cold, b->place ? b->poll - BLOCK_FAR : b->poll);
+	emit_patch(&cold, miss, emit_here(&cold));
+	emit_entry_miss(cache, &cold, b);
+	if (cold.overflow)
+		return false;
+	cache->cold = (u64)(cold.p - cache->rw);
+	b->entry = entry;
+	return true;
 }
 
 static bool field_is_slot(const struct insn_field *f)
@@ -679,8 +735,6 @@ static struct block *finish(struct translation *t)
 	if (t->hot.overflow || t->cold.overflow)
 		return NULL;
 	cache_block_trim(t->cache, b, t->exits);
-	for (u32 k = 0; k < b->exits; k++)
-		b->exit[k].stub = (u32)(b->exit[k].unlinked - t->cache->rx);
 	reload_note(t);
 	cache_insert(t->cache, b, &t->hot, &t->cold);
 	return b;

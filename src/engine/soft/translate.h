@@ -34,6 +34,9 @@ enum {
 struct block *soft_translate_block(struct soft_cpu *c, const struct soft_xlat *x, u32 mode,
 				   int *status);
 
+/* Let indirect branches arrive at @b. False when there is no memory for it. vm->lock held. */
+bool soft_make_entry(struct soft_cpu *c, struct block *b);
+
 /*
  * Lead exit @x through the indirect-branch table for good: its target straddles a page boundary, so
  * that a direct link would skip the check of the second page's mapping. vm->lock held.

@@ -10,7 +10,8 @@ enum {
 	MAX_SKIPS = 8,
 	MAX_SIDE_EXITS = 3,
 	PEEK_INSNS = 8,
-	CODE_COPY = 512,
+	CODE_COPY = 512,      /* bytes from a block's start on that are copied, */
+	CODE_COPY_FIRST = 64, /* most often so many */
 	MAX_GROUPS = 8,
 	GROUP_SPAN = 512,
 	FOLD_SPAN = 1 << 20, /* of groups in a window */
@@ -36,9 +37,10 @@ struct group {
 	bool used;
 	bool by_delta; /* HOST_S2 is what to add to an address, not the address of the range */
 	bool reloaded; /* from cpu->group[] */
-	u8 *kept, *kept_end;     /* the store to it */
-	s64 folded_at;           /* constant added to the base where it was folded: see fold.c */
-	s64 lo, hi;              /* byte range, relative to the base before instruction @since */
+	u8 *kept, *kept_end; /* the store to it */
+	s64 folded_at;       /* constant added to the base where it was folded: see fold.c */
+	s64 base_off;        /* constants added to the base, since it is known, before the check */
+	s64 lo, hi;          /* byte range, relative to the base before instruction @since */
 	struct block_exit *exit; /* to the block variant without groups, for when the check fails */
 };
 
@@ -71,13 +73,14 @@ struct translation {
 	u64 checks_at;                     /* bit k: a group's check stands before instruction k */
 	u8 group_of[BLOCK_MAX_INSNS][2];   /* group of each access of each instruction, in order */
 	s64 group_off[BLOCK_MAX_INSNS][2]; /* and its offset in the range */
-	s64 base_off[BLOCK_MAX_INSNS + 1]
-		    [GROUP_BASES]; /* constants added to each base since it is known */
-	s32 sp;                    /* what HOST_SP lacks of guest rsp: see keeps_sp() */
-	bool defers_sp;            /* the current instruction may leave it so */
-	u32 current;               /* instruction being emitted */
-	u32 access;                /* next access of the current instruction */
-	u8 bit_reg;                /* emit_check_bits(): the register with the bit offset */
+	s64 base_off[GROUP_BASES];   /* find_groups(): constants added to each since it is known */
+	u8 step_of[BLOCK_MAX_INSNS]; /* base that the instruction adds a constant to, or NO_REG */
+	s64 step[BLOCK_MAX_INSNS];   /* that constant */
+	s32 sp;                      /* what HOST_SP lacks of guest rsp: see keeps_sp() */
+	bool defers_sp;              /* the current instruction may leave it so */
+	u32 current;                 /* instruction being emitted */
+	u32 access;                  /* next access of the current instruction */
+	u8 bit_reg;                  /* emit_check_bits(): the register with the bit offset */
 	u8 certain;             /* find_groups(): first instruction behind the latest side exit */
 	u8 loaded;              /* group whose host address HOST_S2 holds, or NO_GROUP */
 	const u8 *page_host;    /* the first page */
@@ -149,16 +152,14 @@ struct host_mem emit_check_bits(struct translation *t, u32 k, const struct ea *e
 /* The host address of an access through the window, in register @dst, HOST_S1 or HOST_S2, and a
  * displacement. */
 struct host_mem emit_folded(struct translation *t, u32 k, const struct ea *ea, u8 dst);
-/* Can all of group @g be reached when its base is folded before instruction @at? */
-bool is_near_group(const struct translation *t, const struct group *g, u32 at);
+/* Can all of group @g be reached when its base is folded where its check stands? */
+bool is_near_group(const struct group *g);
 /* Fold the base of group @n before instruction @k, to HOST_S2. */
 void emit_fold_group(struct translation *t, u32 k, u32 n);
 
 /* ---- check.c again ---- */
 
 void find_groups(struct translation *t);
-/* Does instruction @k add a constant to @reg and nothing else (flags aside)? */
-bool adds_constant(const struct translation *t, u32 k, u8 reg, s64 *by);
 /* Is access @n of instruction @k checked by a group of rsp that gave a delta? */
 bool is_stack_member(const struct translation *t, u32 k, u32 n);
 /* Does a group's check stand before instruction @k? */
@@ -185,6 +186,8 @@ enum { BRANCH_JMP = 0xe9, BRANCH_CALL = 0xe8, BRANCH_JCC = 0x80 };
 bool address_of(const struct translation *t, s64 off, s32 *address);
 void emit_rip(struct translation *t, struct emit *e, s64 off);
 void emit_exit(struct translation *t, s64 off, u32 branch);
+/* Exit @x, whose site is in @e, leads to what comes next in cold code while it is not linked. */
+void emit_unlinked(struct translation *t, struct emit *e, struct block_exit *x);
 s64 branch_target(const struct translation *t, u32 k);
 u16 peek_live(struct translation *t, s64 off);
 bool emit_call_direct(struct translation *t, u32 k);
