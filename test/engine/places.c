@@ -5,6 +5,7 @@
 #include "guest.h"
 
 #define UPPER  0xffffffffa0000000ul
+#define LOWER  0xffffffff80000000ul /* just below where code is made for its address */
 #define KERNEL (PTE_P | PTE_W | PTE_G)
 
 enum {
@@ -13,9 +14,11 @@ enum {
 	BRANCHER = 0xa0,  /* jz, or else 77 */
 	LOADER = 0xe0,    /* a word of the second page */
 	DIVERTED = 0x120, /* call; 5 bytes that the callee skips; the carry flag it returned with */
+	LOCATOR = 0x160,  /* jump */
 	CALLEE = 0x310,   /* and in the second: return a constant */
 	WORD = 0x340,     /* it lies here */
 	DIVERTING = 0x360, /* return 5 bytes further, with the carry flag set */
+	LOCATED = 0x3a0,   /* return its own address */
 	TURNS = 40,
 };
 
@@ -53,6 +56,7 @@ static u8 *make_first(void)
 	put(p, "\xb8\x4d\0\0\0\xc3", 6);
 	p = put_branch(page, page + LOADER, "\x8b\x05", 2, WORD);
 	put(p, "\xc3", 1);
+	put_branch(page, page + LOCATOR, "\xe9", 1, LOCATED);
 	p = put(page + DIVERTED, "\x31\xc0\x31\xc9", 4); /* xor %eax, %eax; xor %ecx, %ecx */
 	p = put_branch(page, p, "\xe8", 1, DIVERTING);
 	/* mov $7, %ecx; setc %al; add %ecx, %eax; ret */
@@ -67,6 +71,7 @@ static void set_constant(u8 *page, u32 value)
 	put(page + CALLEE + 5, "\xc3", 1);
 	put(page + WORD, (const char *)&value, 4);
 	/* addq $5, (%rsp); stc; ret */
+	put(page + LOCATED, "\x48\x8d\x05\xf9\xff\xff\xff\xc3", 8); /* lea -7(%rip), %rax; ret */
 	put(page + DIVERTING, "\x48\x83\x04\x24\x05\xf9\xc3", 7);
 }
 
@@ -204,6 +209,27 @@ static void two_places(void)
 	ways(UPPER, 10);
 }
 
+/* The same two pages across the border to code that is made for its address, and far from there. */
+static void across_border(void)
+{
+	const u64 at[] = {LOWER, TEST_AREA}, located = PAGE_SIZE + LOCATED;
+	u8 *first = make_first(), *second = make_second(0);
+
+	for (u32 n = 0; n < 2; n++) {
+		page_map(at[n], (u64)first, KERNEL);
+		page_map(at[n] + PAGE_SIZE, (u64)second, KERNEL);
+	}
+	for (u32 k = 0; k < TURNS; k++) {
+		u64 from = at[k & 1], direct = call(from + located, 0);
+		u64 jumped = call(from + LOCATOR, 0);
+
+		check(direct == from + located && jumped == from + located,
+		      "turn %u, not 0x%lx: 0x%lx 0x%lx", k, from + located, direct, jumped);
+	}
+	page_map(LOWER, 0, 0);
+	page_map(LOWER + PAGE_SIZE, 0, 0);
+}
+
 static void changed(void)
 {
 	u8 *second = make_second(1);
@@ -243,6 +269,7 @@ const struct test tests[] = {
 	{"The same, not global", "SDM vol. 3, 4.10.2.4", not_global, NULL},
 	{"No page where calls lead", "SDM vol. 3, 4.7", gone, NULL},
 	{"A page at two places", "SDM vol. 1, 3.5", two_places, NULL},
+	{"Across the border of upper memory", "SDM vol. 1, 3.5", across_border, NULL},
 	{"A callee that changes", "SDM vol. 3, 8.1.3", changed, NULL},
 	{"Calls into a large page", "SDM vol. 3, 4.10.4.1", large_pages, NULL},
 	{NULL},
