@@ -1,6 +1,5 @@
 /*
- * The soft engine behind the engine contract: VMs, vCPUs, the run loop, and the helpers that
- * translated code calls.
+ * The soft engine behind the engine contract: VMs, vCPUs and the run loop.
  *
  * The run loop alternates between taking requests (kick, interrupt window, NMI, latched interrupt),
  * finding the block at rip, and translated code. What translation does not cover goes to
@@ -11,6 +10,7 @@
 #include "engine/soft/layout.h"
 #include "engine/soft/places.h"
 #include "engine/soft/reload.h"
+#include "engine/soft/run.h"
 #include "engine/soft/tlb.h"
 #include "engine/soft/translate.h"
 #include "engine/soft/util.h"
@@ -512,11 +512,7 @@ static int fault_at_branch(struct soft_cpu *c)
 	return interpret(c);
 }
 
-/*
- * The block at c->rip in c->mode, or its MODE_SINGLE variant, with code_va as it is there. SOFT_OK
- * with *out NULL: rip is not in RAM.
- */
-static int find_block(struct soft_cpu *c, u32 variant, struct block **out)
+int run_find_block(struct soft_cpu *c, u32 variant, struct block **out)
 {
 	u32 half = c->mode & MODE_USER ? HALF_USER : HALF_SUPER;
 	struct soft_xlat x;
@@ -560,7 +556,7 @@ static int link_exit(struct soft_cpu *c, struct block **to)
 	int status;
 
 	c->arrival = x->backward || x->far ? ARRIVAL_BACKWARD : ARRIVAL_FORWARD;
-	status = find_block(c, x->single ? MODE_SINGLE : 0, to);
+	status = run_find_block(c, x->single ? MODE_SINGLE : 0, to);
 	c->arrival = ARRIVAL_ANY;
 	if (status != SOFT_OK || !*to)
 		return status;
@@ -579,39 +575,9 @@ static int link_exit(struct soft_cpu *c, struct block **to)
 	return SOFT_OK;
 }
 
-/* ---- helpers of translated code ---- */
+/* ---- the run loop ---- */
 
-static u32 leave_with(enum soft_leave why)
-{
-	return 2 + (u32)why;
-}
-
-/* Is there something that the run loop must see before the next instruction? */
-static bool run_loop_is_due(const struct soft_cpu *c)
-{
-	return c->mode & (MODE_INTERPRET | MODE_DIRECT) || c->sysflags & RFLAGS_RF || c->shadow ||
-	       c->shadow_mov_ss || c->irq_window || c->nmi_pending || c->wants_alone ||
-	       window_is_due(c) || atomic_load_explicit(&c->exit_req, memory_order_relaxed);
-}
-
-/* On at c->rip, which is not in the running block: without a detour through the run loop if
- * possible. */
-static u32 go_on(struct soft_cpu *c)
-{
-	u32 half = c->mode & MODE_USER ? HALF_USER : HALF_SUPER;
-
-	if (!soft_uses(&c->vm->options, SOFT_GO_ON) || run_loop_is_due(c) ||
-	    soft_half(c, half)->ibt_mode != c->mode)
-		return leave_with(LEAVE_LOOKUP);
-	c->branch_site = BRANCH_SITE_NONE;
-	c->link = c->vm->cache->entry.ras_bottom[half];
-	*(u64 *)c->ras_base = c->link;
-	soft_fpu_live(c);
-	return leave_with(LEAVE_GO_ON);
-}
-
-/* Deliver the exception that is recorded in c->exc. */
-static int deliver_exception(struct soft_cpu *c)
+int run_deliver_exception(struct soft_cpu *c)
 {
 	u8 was = soft_doing(c, ACT_EXCEPTION);
 	int status;
@@ -623,123 +589,6 @@ static int deliver_exception(struct soft_cpu *c)
 	soft_doing(c, was);
 	return status;
 }
-
-/* The same, and go on in its handler. */
-static u32 deliver(struct soft_cpu *c)
-{
-	int status = deliver_exception(c);
-
-	return status == SOFT_EXIT ? leave_with(LEAVE_EXIT) : go_on(c);
-}
-
-/* After the interpreter ran the instruction of @site: go on behind it in the block, or elsewhere?
- */
-static u32 resume(struct soft_cpu *c, int status, u64 next, u32 mode, u32 site)
-{
-	if (status != SOFT_EXIT)
-		c->frag_count = 0;
-	if (status == SOFT_FAULT)
-		return deliver(c);
-	if (status == SOFT_EXIT)
-		return leave_with(LEAVE_EXIT);
-	if (site & SITE_TERMINAL || c->rip != next || c->mode != mode || c->code_changed ||
-	    c->shadow || c->shadow_mov_ss || c->irq_window)
-		return go_on(c);
-	soft_fpu_live(c);
-	return 1;
-}
-
-/* Interpret the instruction of @site at c->rip; @bytes as for soft_interpret_given(). */
-static u32 interpret_site(struct soft_cpu *c, u64 bytes, u32 site)
-{
-	u32 mode = c->mode, len = site >> SITE_LEN_SHIFT & 15;
-	u64 next = c->rip + len;
-
-	if ((mode & MODE_BITS) == MODE_BITS_32)
-		next = (u32)next;
-	c->code_changed = false;
-	c->frag_next = 0;
-	soft_doing(c, ACT_INTERPRET);
-	return resume(c, soft_interpret_given(c, bytes, len), next, mode, site);
-}
-
-static void set_rip(struct soft_cpu *c, u32 site)
-{
-	c->rip = c->code_va + (site & SITE_OFFSET);
-	if ((c->mode & MODE_BITS) == MODE_BITS_32)
-		c->rip = (u32)c->rip;
-}
-
-static u32 miss(struct soft_cpu *c, gva_t address, u32 site)
-{
-	u32 size = (site >> SITE_SIZE_SHIFT & 0x3ff) + 1;
-	u32 kind = site & SITE_WRITE ? ACC_WRITE : ACC_READ;
-	bool filled = false;
-
-	c->counters[COUNT_TLB_MISSES]++;
-	set_rip(c, site);
-	if ((address & ~PAGE_MASK) + size <= PAGE_SIZE && soft_canonical(address)) {
-		int status = soft_tlb_fill(c, address, soft_acc(c, kind), &filled);
-
-		if (status == SOFT_OK && filled)
-			return 0;
-		if (status == SOFT_FAULT && !(site & (SITE_MASKED | SITE_GROUP)))
-			return deliver(c);
-	}
-	if (site & SITE_GROUP) {
-		c->counters[COUNT_GROUP_FALLBACKS]++;
-		return leave_with(LEAVE_LINK);
-	}
-	return interpret_site(c, 0, site);
-}
-
-u32 soft_miss(struct soft_cpu *c, gva_t address, u32 site)
-{
-	u32 r;
-
-	soft_doing(c, ACT_TLB_MISS);
-	r = miss(c, address, site);
-	soft_doing(c, ACT_TRANSLATED);
-	return r;
-}
-
-u32 soft_step(struct soft_cpu *c, u64 bytes, u32 site)
-{
-	u32 r;
-
-	c->counters[COUNT_STEPS]++;
-	if (site & SITE_STRING && string_run(c, site))
-		return 0;
-	set_rip(c, site);
-	r = interpret_site(c, bytes, site);
-	soft_doing(c, ACT_TRANSLATED);
-	return r == 1 ? 0 : r;
-}
-
-/*
- * The indirect-branch table does not have rip: find the block, and go on there with the private
- * stack as it is, if nothing stands against it. Otherwise the run loop looks again.
- */
-u32 soft_lookup(struct soft_cpu *c)
-{
-	u32 generation = __atomic_load_n(&c->vm->cache->generation, __ATOMIC_RELAXED);
-	struct block *b;
-	int status;
-
-	if (run_loop_is_due(c) || !soft_canonical(c->rip))
-		return LEAVE_LOOKUP;
-	soft_doing(c, ACT_DISPATCH);
-	status = find_block(c, 0, &b);
-	if (status != SOFT_OK || !b ||
-	    generation != __atomic_load_n(&c->vm->cache->generation, __ATOMIC_RELAXED))
-		return LEAVE_LOOKUP;
-	c->link = b->poll;
-	soft_fpu_live(c);
-	soft_doing(c, ACT_TRANSLATED);
-	return LEAVE_GO_ON;
-}
-
-/* ---- the run loop ---- */
 
 /* Into translated code at @code. */
 static int enter(struct soft_cpu *c, u64 code, u64 index2)
@@ -811,7 +660,7 @@ static int run_translated(struct soft_cpu *c)
 		why = enter_by_table(c, entry);
 	/* A dropped block's entry leads straight back here. */
 	if (why == LEAVE_LOOKUP && c->rip == rip) {
-		status = find_block(c, 0, &b);
+		status = run_find_block(c, 0, &b);
 		if (status != SOFT_OK)
 			return status;
 		if (!b)
@@ -938,7 +787,7 @@ static int soft_run(struct engine_vcpu *vcpu, struct vm_exit *exit)
 	do {
 		status = run_once(c);
 		if (status == SOFT_FAULT)
-			status = deliver_exception(c);
+			status = run_deliver_exception(c);
 	} while (status != SOFT_EXIT);
 	c->counters[COUNT_EXITS]++;
 	c->completing = needs_completion(c->exit.type);

@@ -741,7 +741,7 @@ void soft_ibt_validate(struct soft_cpu *c);
 /* Empty all tables of all vCPUs. */
 void soft_ibt_flush_all(struct soft_vm *vm);
 
-/* ---- dispatch.S, soft.c, fault.c ---- */
+/* ---- dispatch.S, soft.c, helpers.c, fault.c ---- */
 
 /* Run translated code at @code, an indirect entry with its table position @index2 (IBT_INDEX * 2).
  */
