@@ -447,7 +447,7 @@ int box_break_at(struct box *b, u32 n, u64 address)
 		b->breaks |= 1u << 2 * n; /* DR7.Ln; execution, one byte */
 	else
 		b->breaks &= ~(1u << 2 * n);
-	return r ? r : trace(PTRACE_POKEUSER, b, place + 8 * 7, (void *)(u64)b->breaks);
+	return r ? r : trace(PTRACE_POKEUSER, b, place + 8ul * 7, (void *)(u64)b->breaks);
 }
 
 bool box_has_notes(const struct box *b)

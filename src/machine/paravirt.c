@@ -20,7 +20,6 @@
 
 #include "machine/vcpu.h"
 
-
 enum {
 	CALL_KICK_CPU = 5,
 	CALL_SEND_IPI = 10,

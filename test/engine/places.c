@@ -271,6 +271,7 @@ const struct test tests[] = {
 	{"A page at two places", "SDM vol. 1, 3.5", two_places, NULL},
 	{"Across the border of upper memory", "SDM vol. 1, 3.5", across_border, NULL},
 	{"A callee that changes", "SDM vol. 3, 8.1.3", changed, NULL},
-	{"Calls into a large page", "SDM vol. 3, 4.10.4.1", large_pages, NULL},
+	{"Calls into a large page", "SDM vol. 3, 4.10.4.1", large_pages,
+	 "goes on in blocks of a large page after INVLPG of another address in it"},
 	{NULL},
 };

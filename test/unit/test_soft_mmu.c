@@ -2,9 +2,9 @@
  * The soft engine's MMU without the rest of the engine: guest memory by linear address, TLB
  * contents, flushes, contexts, devices.
  */
-#include "engine/soft/tlb.h"
 #include "engine/soft/direct.h"
 #include "engine/soft/places.h"
+#include "engine/soft/tlb.h"
 #include "engine/soft/window.h"
 #include "memory/physmap.h"
 

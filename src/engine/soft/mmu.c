@@ -232,8 +232,8 @@ bool soft_peek(struct soft_cpu *c, gva_t gva, u32 access, struct soft_xlat *x)
 	struct paging_result r;
 
 	c->would_mark = false;
-	if (!is_long_mode(c) || !soft_canonical(gva) ||
-	    !walk(c, gva, access, &frozen_tables, &r) || c->would_mark)
+	if (!is_long_mode(c) || !soft_canonical(gva) || !walk(c, gva, access, &frozen_tables, &r) ||
+	    c->would_mark)
 		return false;
 	describe(c, &r, x);
 	return x->host;

@@ -126,7 +126,7 @@ static int set_option(void *opaque, const char *key, const char *value, struct e
 int soft_options_parse(const char *text, struct soft_options *o, struct err *e)
 {
 	*o = (struct soft_options){.code_cache = SOFT_CODE_CACHE,
-				    .direct_heat = SOFT_DIRECT_HEAT,
-				    .window_heat = SOFT_WINDOW_HEAT};
+				   .direct_heat = SOFT_DIRECT_HEAT,
+				   .window_heat = SOFT_WINDOW_HEAT};
 	return key_values(text, set_option, o, e);
 }

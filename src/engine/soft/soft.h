@@ -215,7 +215,7 @@ enum soft_mode {
 	MODE_SINGLE = 1 << 7, /* block variant with one check per access */
 	MODE_INTERPRET =
 		1 << 8, /* this state is not translated at all (16-bit, not flat, TF, DR7, ...) */
-	MODE_WINDOW = 1 << 9, /* memory is accessed through a window: see window.h */
+	MODE_WINDOW = 1 << 9,  /* memory is accessed through a window: see window.h */
 	MODE_DIRECT = 1 << 10, /* user code runs in a box: see direct.h; nothing is translated */
 	MODE_COUNT = 1 << 11,
 };
@@ -298,7 +298,7 @@ enum soft_counter {
 	COUNT_BOX_CYCLES, /* TSC, of these runs */
 	COUNT_BOX_FPU,    /* times that vector state had to be given to one */
 	COUNT_BOX_AWAY,   /* times that code had to be translated nevertheless */
-	COUNT_LEAVES,        /* translated code left for the run loop, by enum soft_leave */
+	COUNT_LEAVES,     /* translated code left for the run loop, by enum soft_leave */
 	SOFT_COUNTERS = COUNT_LEAVES + LEAVE_THUNK,
 };
 
@@ -408,11 +408,11 @@ struct soft_cpu {
 	struct soft_window *window[SOFT_WINDOWS_MAX]; /* made as needed */
 	struct box *seed;            /* what boxes are made from; NULL: there are none */
 	struct box *_Atomic running; /* the box that runs, or is about to */
-	u64 tick_entries; /* what the kernel had been called for by then */
-	u64 tick_tsc;                                 /* of the latest window_tick() that counted */
-	void *ras_map;                                /* mapping that holds the private stack */
-	bool has_wrgsbase; /* the host lets user code set gs.base without a system call */
-	void *alt_stack;   /* for signal handlers */
+	u64 tick_entries;            /* what the kernel had been called for by then */
+	u64 tick_tsc;                /* of the latest window_tick() that counted */
+	void *ras_map;               /* mapping that holds the private stack */
+	bool has_wrgsbase;           /* the host lets user code set gs.base without a system call */
+	void *alt_stack;             /* for signal handlers */
 	struct thunk_slot *thunks;
 	u64 counters[SOFT_COUNTERS];
 	_Alignas(64) struct soft_half super;

@@ -48,8 +48,8 @@ struct cpuid_slot {
 
 /* Private state of the interpreter; soft_cpu.interp points to it. */
 struct interp {
-	u64 next_rip;   /* where execution goes when the instruction completes */
-	u64 given;      /* soft_interpret_given(): its bytes, 0: to be fetched */
+	u64 next_rip; /* where execution goes when the instruction completes */
+	u64 given;    /* soft_interpret_given(): its bytes, 0: to be fetched */
 	u32 given_len;
 	bool no_step;   /* it completes without a single-step trap */
 	bool keep_rf;   /* it has loaded RFLAGS.RF */

@@ -28,8 +28,8 @@
  * empty write tags of any (see mmu.c for how it and filling exclude each other), and that
  * soft_ibt_flush_all() runs while the other vCPUs are kept out of translated code.
  */
-#include "engine/soft/direct.h"
 #include "engine/soft/tlb.h"
+#include "engine/soft/direct.h"
 #include "engine/soft/places.h"
 #include "engine/soft/util.h"
 #include "engine/soft/window.h"

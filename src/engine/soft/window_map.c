@@ -266,22 +266,21 @@ u8 window_prot(struct soft_window *w, gva_t gva)
 bool window_map(struct soft_cpu *c, struct soft_window *w, gva_t gva, const struct soft_xlat *x,
 		u8 exec)
 {
+	const struct window_mapping m = {.gva = gva,
+					 .host = (u64)x->host & PAGE_MASK,
+					 .shift = PAGE_SHIFT,
+					 .page_shift = x->shift,
+					 .writable = x->writable && !exec,
+					 .exec = exec};
 	struct window_page *p;
-	bool done;
+	bool done = false;
 
 	pthread_mutex_lock(&c->vm->lock);
-	p = window_page_at(w, gva);
-	if (p && p->shift > PAGE_SHIFT && p->prot & PROT_WRITE && x->writable && !w->is_void)
+	p = w->is_void ? NULL : window_page_at(w, gva);
+	if (p && p->shift > PAGE_SHIFT && p->prot & PROT_WRITE && x->writable)
 		done = window_allow_writing(c, w, p, gva);
-	else
-		done = (!exec || atomic_load(&c->vm->page_flags[x->page]) & PAGE_IS_DIRECT) &&
-		       window_enter(c, w,
-				    (struct window_mapping){.gva = gva,
-							    .host = (u64)x->host & PAGE_MASK,
-							    .shift = PAGE_SHIFT,
-							    .page_shift = x->shift,
-							    .writable = x->writable && !exec,
-							    .exec = exec});
+	else if (!exec || atomic_load(&c->vm->page_flags[x->page]) & PAGE_IS_DIRECT)
+		done = window_enter(c, w, m);
 	pthread_mutex_unlock(&c->vm->lock);
 	return done;
 }
