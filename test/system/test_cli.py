@@ -324,7 +324,9 @@ class Statistics(suite.Case):
         self.assertGreater(soft["guest_bytes_translated"], soft["instructions_translated"])
         self.assertLessEqual(soft["blocks_in_cache"], soft["blocks_translated"])
         self.assertLess(soft["code_cache_hot"], soft["code_cache_size"])
-        self.assertEqual(soft["leaves_link"], soft["block_links"])
+        # Some branches cannot be linked: what they lead to was dropped meanwhile, or is of another kind.
+        self.assertLessEqual(soft["block_links"], soft["leaves_link"])
+        self.assertGreater(soft["block_links"], 0.9 * soft["leaves_link"])
         self.assertGreater(soft["tlb_misses"], 1000)
         self.assertLessEqual(sum(stats["interpreted"].values()), soft["instructions_interpreted"])
         self.assertGreater(sum(stats["interpreted"].values()), soft["instructions_interpreted"] / 2)
