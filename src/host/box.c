@@ -61,9 +61,16 @@ struct note {
 	bool on;
 };
 
+/* Where a thread and its boxes run. */
+struct home {
+	cpu_set_t all; /* where it may */
+	int cpu;       /* where it stays for now, or -1 */
+};
+
 struct box {
 	_Atomic int pid;
-	struct order *orders; /* what all boxes of a thread share */
+	struct order *orders; /* what all boxes of a thread share, */
+	struct home *home;    /* and this */
 	bool owns_orders;
 	bool can_guard, is_guarded; /* CPUID */
 	int cpu;                    /* the host's that it may run on, or -1 */
@@ -214,21 +221,39 @@ static struct user_regs_struct plain_registers(void)
 		.orig_rax = ~0ul, .cs = USER_CS, .ss = USER_SS, .eflags = 0x202};
 }
 
-/*
- * The box is to run where we do: only one of us runs at a time, and to wake the other on another
- * CPU takes much longer than all the rest.
- */
-static void follow(struct box *b)
+static bool stay_on(int pid, int cpu)
 {
-	int cpu = sched_getcpu();
 	cpu_set_t set;
 
-	if (cpu == b->cpu || cpu < 0)
-		return;
 	CPU_ZERO(&set);
 	CPU_SET((u32)cpu, &set);
-	if (!sched_setaffinity(atomic_load(&b->pid), sizeof(set), &set))
+	return !sched_setaffinity(pid, sizeof(set), &set);
+}
+
+/*
+ * The box is to run where we do, and we are to wake up there: only one of us runs at a time, and to
+ * wake the other on another CPU takes ten times as long as all the rest. Which the scheduler would
+ * do, because it finds ours busy. Until box_release().
+ */
+static void meet(struct box *b)
+{
+	struct home *h = b->home;
+	int cpu = h->cpu >= 0 ? h->cpu : sched_getcpu();
+
+	if (cpu < 0)
+		return;
+	if (h->cpu < 0 && stay_on(0, cpu))
+		h->cpu = cpu;
+	if (b->cpu != cpu && stay_on(atomic_load(&b->pid), cpu))
 		b->cpu = cpu;
+}
+
+void box_release(struct box *b)
+{
+	if (b->home->cpu < 0)
+		return;
+	sched_setaffinity(0, sizeof(b->home->all), &b->home->all);
+	b->home->cpu = -1;
 }
 
 /* Run the stub from @regs->rip on, up to its end. */
@@ -236,14 +261,14 @@ static int run_stub(struct box *b, struct user_regs_struct *regs)
 {
 	int r;
 
-	follow(b);
+	meet(b);
 	r = trace(PTRACE_SETREGS, b, 0, regs);
 	if (!r)
 		r = trace(PTRACE_CONT, b, 0, NULL);
 	return r ? r : expect_stop(b, SIGTRAP);
 }
 
-static struct box *new_box(struct order *orders)
+static struct box *new_box(struct order *orders, struct home *home)
 {
 	struct box *b = malloc(sizeof(*b));
 
@@ -251,6 +276,7 @@ static struct box *new_box(struct order *orders)
 		return NULL;
 	atomic_init(&b->pid, 0);
 	b->orders = orders;
+	b->home = home;
 	b->owns_orders = b->can_guard = b->is_guarded = false;
 	b->notes = b->breaks = 0;
 	b->cpu = -1;
@@ -291,6 +317,7 @@ static int adopt(struct box *b)
 int box_create(int fd, struct box **out)
 {
 	struct order *orders;
+	struct home *home;
 	struct box *b;
 	long pid;
 	int r;
@@ -300,11 +327,15 @@ int box_create(int fd, struct box **out)
 	orders = mmap(NULL, ORDERS_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	if (orders == MAP_FAILED)
 		return -ENOMEM;
-	b = new_box(orders);
+	home = calloc(1, sizeof(*home));
+	b = home ? new_box(orders, home) : NULL;
 	if (!b) {
+		free(home);
 		munmap(orders, ORDERS_SIZE);
 		return -ENOMEM;
 	}
+	home->cpu = -1;
+	sched_getaffinity(0, sizeof(home->all), &home->all);
 	b->owns_orders = true;
 	pid = syscall(SYS_clone, SIGCHLD, 0, 0, 0, 0);
 	if (pid == 0)
@@ -344,7 +375,7 @@ static int fork_from(struct box *seed, struct box *b)
 
 int box_fork(struct box *seed, struct box **out)
 {
-	struct box *b = new_box(seed->orders);
+	struct box *b = new_box(seed->orders, seed->home);
 	int r;
 
 	if (!b)
@@ -368,8 +399,11 @@ void box_destroy(struct box *b)
 	if (pid && !syscall(SYS_tgkill, pid, pid, SIGKILL))
 		while (!wait_for(pid, &status) && WIFSTOPPED(status))
 			;
-	if (b->owns_orders)
+	if (b->owns_orders) {
+		box_release(b);
+		free(b->home);
 		munmap(b->orders, ORDERS_SIZE);
+	}
 	free(b);
 }
 
@@ -509,7 +543,7 @@ int box_run(struct box *b, struct user_regs_struct *regs, enum box_stop *why,
 {
 	int status = 0, r;
 
-	follow(b);
+	meet(b);
 	regs->orig_rax = ~0ul; /* in no system call, to be started over */
 	regs->cs = USER_CS;
 	regs->ss = USER_SS;

@@ -85,6 +85,12 @@ int box_settle(struct box *b);
 int box_run(struct box *b, struct user_regs_struct *regs, enum box_stop *why,
 	    struct box_signal *signal);
 
+/*
+ * A thread stays on one CPU from when a box of it runs until this, which is to be called some
+ * hundred times a second, so that the host can move it. @b: any of its boxes.
+ */
+void box_release(struct box *b);
+
 /* Make box_run(), now or when next called, return soon. From any thread. */
 void box_kick(struct box *b);
 

@@ -423,6 +423,8 @@ void window_tick(struct soft_cpu *c)
 	if (tick_ns(c, now - c->tick_tsc) < TICK_NS)
 		return;
 	c->tick_tsc = now;
+	if (c->seed)
+		box_release(c->seed);
 	busy = is_busy(c);
 	c->ctx->box_cooling -= c->ctx->box_cooling > 0;
 	if (c->ctx->window)
