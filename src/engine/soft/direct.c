@@ -16,7 +16,7 @@ enum {
 	AHEAD = 32,     /* pages around a missing one that are looked at, too: a power of two */
 	STEPS = 2000,   /* blocks of a page that cannot be run directly, before that is taken for
 			   granted */
-	RECESS_US = 2000,
+	RECESS_US = 1500,
 	EVICTIONS = 4, /* in a tick */
 	CPUID = 0xa2,  /* behind 0F */
 	SITES = BOX_BREAKS,

@@ -21,7 +21,7 @@
 
 enum { DIRECT_INTERPRET = SOFT_EXIT + 1 };
 /* Stops in a tick: at most at first, and at least. */
-enum { DIRECT_STOPS = 128, DIRECT_STOPS_MIN = 8 };
+enum { DIRECT_STOPS = 64, DIRECT_STOPS_MIN = 8 };
 
 /* Make what boxes are made from. A vCPU without it translates everything. */
 void direct_create(struct soft_cpu *c);

@@ -31,7 +31,7 @@
 
 enum {
 	COOLING = 500, /* ticks */
-	BUSY = 150,    /* system calls and exceptions in one */
+	BUSY = 40,     /* system calls and exceptions in one */
 	TICK_NS = 1000000,
 	JUDGED_TICKS = 8,   /* until a window is judged */
 	FAULT_NS = 3000,    /* what a signal costs, about */
@@ -39,7 +39,7 @@ enum {
 	BOX_GAIN = 50,      /* a box, of the time that it runs */
 	BOX_STOP_NS = 4000, /* what it costs to start and stop one, about */
 	DEBT_MS = 50,       /* what it may owe */
-	BOX_DEBT_MS = 200,
+	BOX_DEBT_MS = 120,
 	ROOT_STORES = 64,   /* a root table that is written more often is none any more */
 	ROOT_ENTRIES = 256, /* of the lower half */
 	ROOT_GROUPS = WINDOW_SIZE >> 39,
