@@ -6,7 +6,9 @@
 
 #include <pthread.h>
 #include <setjmp.h>
+#include <signal.h>
 #include <stdarg.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -277,6 +279,7 @@ static void single_step_is_the_guests(void **state)
 	assert_int_equal(frame(m, 0), AT_CODE + 10); /* behind the first NOP */
 	assert_true(m->c->dr6 & DR6_BS);
 	assert_true(frame(m, 2) & RFLAGS_TF);
+	assert_false(frame(m, 2) & RFLAGS_RF); /* a trap, not a fault */
 }
 
 /* Instructions that work at CPL 3 and would show the host's state. */
@@ -407,6 +410,66 @@ static void kicks_are_seen(void **state)
 	assert_true(m->c->r[RAX] > 1000);
 }
 
+/* Children of this process: all of them are boxes. Returns how many were killed. */
+static u32 kill_boxes(void)
+{
+	char path[64], line[256];
+	u32 killed = 0;
+	FILE *f;
+
+	snprintf(path, sizeof(path), "/proc/self/task/%d/children", getpid());
+	f = fopen(path, "r");
+	assert_non_null(f);
+	if (fgets(line, sizeof(line), f))
+		for (char *at = line, *end; strtol(at, &end, 10) > 0; at = end, killed++)
+			kill((pid_t)strtol(at, NULL, 10), SIGKILL);
+	fclose(f);
+	return killed;
+}
+
+static void dead_boxes_are_done_without(void **state)
+{
+	struct soft_machine *m = need_boxes(state);
+
+	run_user(m, CODE_OF(loads));
+	assert_int_equal(count(m, COUNT_BOXES), 1);
+	assert_int_equal(kill_boxes(), 2); /* the seed, too */
+	for (u32 n = 0; n < 3; n++) {
+		machine_put(m, AT_DATA, 8, 0);
+		assert_int_equal(run_user(m, CODE_OF(stores)), VEC_BP);
+		assert_int_equal(machine_get(m, AT_DATA, 8), 12);
+		m->c->ctx->box_cooling = 0;
+	}
+	/* Found out, thrown away, and none to be had. */
+	for (u32 n = 0; n < SOFT_BOXES_MAX; n++)
+		assert_null(m->c->window[n]);
+}
+
+static void *kill_soon(void *unused)
+{
+	(void)unused;
+	usleep(20000);
+	kill_boxes();
+	return NULL;
+}
+
+static void box_that_dies_with_registers_ends_the_run(void **state)
+{
+	struct soft_machine *m = need_boxes(state);
+	struct vm_exit exit;
+	pthread_t thread;
+
+	memcpy(m->ram + AT_CODE, spins_start, (u64)(spins_end - spins_start));
+	machine_own_signals();
+	user_state(m);
+	m->c->rip = AT_CODE;
+	assert_int_equal(pthread_create(&thread, NULL, kill_soon, NULL), 0);
+	assert_int_equal(soft_engine.run(m->vcpu, &exit), 0);
+	pthread_join(thread, NULL);
+	assert_int_equal(exit.type, EXIT_ERROR);
+	assert_non_null(strstr(exit.error, "is gone"));
+}
+
 static void dirty_log_sees_stores(void **state)
 {
 	struct soft_machine *m = need_boxes(state);
@@ -443,6 +506,8 @@ int main(void)
 		TEST(guest_may_use_any_address),
 		TEST(vector_state_goes_along),
 		TEST(kicks_are_seen),
+		TEST(dead_boxes_are_done_without),
+		TEST(box_that_dies_with_registers_ends_the_run),
 		TEST(dirty_log_sees_stores),
 	};
 

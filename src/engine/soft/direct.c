@@ -534,7 +534,8 @@ static int on_signal(struct soft_cpu *c, struct soft_window *w, const struct box
 	case SIGTRAP:
 		if (s->code == TRAP_TRACE) { /* POPF set TF one instruction ago */
 			c->dr6 |= DR6_BS;
-			return soft_fault(c, VEC_DB);
+			soft_fault(c, VEC_DB);
+			return soft_deliver_trap(c);
 		}
 		if (s->code != TRAP_HWBKPT) /* INT3 */
 			c->rip--;

@@ -242,6 +242,24 @@ static void give_up(struct soft_cpu *c, struct soft_window *w)
 		root_unwatch(c->vm, root);
 }
 
+/*
+ * Nobody knows what a box has mapped that refused something, or whether it lives. Only where no one
+ * holds a pointer to one.
+ */
+static void discard_spoilt(struct soft_cpu *c)
+{
+	for (u32 i = 0; i < SOFT_BOXES_MAX; i++) {
+		struct soft_window *w = c->window[i];
+
+		if (!w || !w->is_void || w->ctx == c->ctx)
+			continue;
+		pthread_mutex_lock(&c->vm->lock);
+		c->window[i] = NULL;
+		pthread_mutex_unlock(&c->vm->lock);
+		free_window(w);
+	}
+}
+
 /* A free window of the kind, a new one, or the least recently used one. vm->lock held. */
 static struct soft_window *take(struct soft_cpu *c, bool box)
 {
@@ -310,13 +328,16 @@ static void promote(struct soft_cpu *c)
 {
 	struct soft_ctx *old = c->ctx;
 	u64 root = current_root(c);
+	bool box = may_have_box(c);
 	struct soft_window *w;
 
 	soft_fpu_park(c);
 	old->heat = 0;
-	old->cooling = COOLING;
+	old->cooling = box ? 0 : COOLING;
+	old->box_cooling = box ? COOLING : 0;
+	discard_spoilt(c);
 	pthread_mutex_lock(&c->vm->lock);
-	w = take(c, may_have_box(c));
+	w = take(c, box);
 	if (w) {
 		give_up(c, w);
 		w->root = root;
@@ -337,7 +358,7 @@ static void promote(struct soft_cpu *c)
 	fill_from(c, w, &old->user);
 	w->spent = 0;
 	w->judged_tsc = __builtin_ia32_rdtsc();
-	old->cooling = 0;
+	old->cooling = old->box_cooling = 0;
 	soft_ctx_move(c, w->ctx);
 	c->counters[w->box ? COUNT_BOXES : COUNT_WINDOWS]++;
 }
@@ -346,7 +367,10 @@ static void demote(struct soft_cpu *c, struct soft_window *w)
 {
 	soft_fpu_park(c);
 	pthread_mutex_lock(&c->vm->lock);
-	give_up(c, w);
+	if (w->box && w->is_void)
+		w->root = WINDOW_FREE; /* to be discarded */
+	else
+		give_up(c, w);
 	pthread_mutex_unlock(&c->vm->lock);
 	w->ctx->cr3 = CTX_FREE;
 	c->counters[COUNT_WINDOW_DROPS]++;
