@@ -16,6 +16,8 @@
  */
 #include "host/box.h"
 
+#include "host/raw_call.h"
+
 #include <asm/prctl.h>
 #include <elf.h>
 #include <errno.h>
@@ -64,7 +66,7 @@ struct note {
 /* Where a thread and its boxes run. */
 struct home {
 	cpu_set_t all; /* where it may */
-	int cpu;       /* where it stays for now, or -1 */
+	int cpu;       /* where it stays until box_release(), or -1 */
 };
 
 struct box {
@@ -87,19 +89,6 @@ static u64 stub_address(const u8 *label)
 
 /* ---- in the new process ---- */
 
-static long call6(long nr, u64 a, u64 b, u64 c, u64 d, u64 e, u64 f)
-{
-	register u64 r10 __asm__("r10") = d;
-	register u64 r8 __asm__("r8") = e;
-	register u64 r9 __asm__("r9") = f;
-
-	__asm__ volatile("syscall"
-			 : "+a"(nr)
-			 : "D"(a), "S"(b), "d"(c), "r"(r10), "r"(r8), "r"(r9)
-			 : "rcx", "r11", "memory");
-	return nr;
-}
-
 static const struct sock_filter filter[] = {
 	BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, arch)),
 	BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, AUDIT_ARCH_X86_64, 0, 6),
@@ -121,14 +110,14 @@ static void forget_rseq(void)
 	const u64 area = (u64)__builtin_thread_pointer() + (u64)__rseq_offset;
 
 	if (__rseq_size)
-		call6(SYS_rseq, area, 32, RSEQ_FLAG_UNREGISTER, RSEQ_SIG, 0, 0);
+		raw_call(SYS_rseq, area, 32, RSEQ_FLAG_UNREGISTER, RSEQ_SIG, 0, 0);
 }
 
 static bool keep_only(int fd)
 {
-	if (fd != BOX_FD && call6(SYS_dup2, (u64)fd, BOX_FD, 0, 0, 0, 0) < 0)
+	if (fd != BOX_FD && raw_call(SYS_dup2, (u64)fd, BOX_FD, 0, 0, 0, 0) < 0)
 		return false;
-	return !call6(SYS_close_range, BOX_FD + 1, ~0u, 0, 0, 0, 0);
+	return !raw_call(SYS_close_range, BOX_FD + 1, ~0u, 0, 0, 0, 0);
 }
 
 static bool place_stub(const struct order *orders)
@@ -136,24 +125,37 @@ static bool place_stub(const struct order *orders)
 	u64 size = (u64)(box_stub_end - box_stub);
 	const u32 flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE;
 
-	if (call6(SYS_mmap, BOX_AT, PAGE_SIZE, PROT_READ | PROT_WRITE, flags, ~0ul, 0) !=
+	if (raw_call(SYS_mmap, BOX_AT, PAGE_SIZE, PROT_READ | PROT_WRITE, flags, ~0ul, 0) !=
 	    (long)BOX_AT)
 		return false;
 	for (u64 n = 0; n < size; n++)
 		((volatile u8 *)BOX_AT)[n] = box_stub[n];
-	return !call6(SYS_mprotect, BOX_AT, PAGE_SIZE, PROT_READ | PROT_EXEC, 0, 0, 0) &&
-	       call6(SYS_mremap, (u64)orders, ORDERS_SIZE, ORDERS_SIZE,
-		     MREMAP_MAYMOVE | MREMAP_FIXED, ORDERS_AT, 0) == (long)ORDERS_AT &&
-	       !call6(SYS_mprotect, ORDERS_AT, ORDERS_SIZE, PROT_READ, 0, 0, 0);
+	return !raw_call(SYS_mprotect, BOX_AT, PAGE_SIZE, PROT_READ | PROT_EXEC, 0, 0, 0) &&
+	       raw_call(SYS_mremap, (u64)orders, ORDERS_SIZE, ORDERS_SIZE,
+			MREMAP_MAYMOVE | MREMAP_FIXED, ORDERS_AT, 0) == (long)ORDERS_AT &&
+	       !raw_call(SYS_mprotect, ORDERS_AT, ORDERS_SIZE, PROT_READ, 0, 0, 0);
 }
 
 static bool confine(void)
 {
 	struct sock_fprog program = {.len = ARRAY_SIZE(filter), .filter = (void *)filter};
 
-	return !call6(SYS_prctl, PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0, 0) &&
-	       !call6(SYS_seccomp, SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_SPEC_ALLOW,
-		      (u64)&program, 0, 0, 0);
+	return !raw_call(SYS_prctl, PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0, 0) &&
+	       !raw_call(SYS_seccomp, SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_SPEC_ALLOW,
+			 (u64)&program, 0, 0, 0);
+}
+
+/* To the stub, which unmaps what lies below and above it: the code and stack at hand as well. */
+static _Noreturn void leave(u64 stub)
+{
+	register u64 above __asm__("r8") = BOX_END;
+	register u64 size __asm__("r9") = BOX_TOP - BOX_END;
+
+	__asm__ volatile("jmp *%0"
+			 :
+			 : "r"(stub), "D"(0), "S"(BOX_AT), "r"(above), "r"(size)
+			 : "memory");
+	__builtin_unreachable();
 }
 
 /* Of the copied process, with nothing but system calls: locks may be held by threads not copied. */
@@ -162,14 +164,14 @@ static _Noreturn void become_box(int fd, const struct order *orders)
 	const u64 no_signals = 0;
 
 	forget_rseq();
-	call6(SYS_setsid, 0, 0, 0, 0, 0, 0);
-	call6(SYS_prctl, PR_SET_TSC, PR_TSC_SIGSEGV, 0, 0, 0, 0);
-	call6(SYS_rt_sigprocmask, SIG_SETMASK, (u64)&no_signals, 0, 8, 0, 0);
+	raw_call(SYS_setsid, 0, 0, 0, 0, 0, 0);
+	raw_call(SYS_prctl, PR_SET_TSC, PR_TSC_SIGSEGV, 0, 0, 0, 0);
+	raw_call(SYS_rt_sigprocmask, SIG_SETMASK, (u64)&no_signals, 0, 8, 0, 0);
 	if (keep_only(fd) && place_stub(orders) &&
-	    !call6(SYS_ptrace, PTRACE_TRACEME, 0, 0, 0, 0, 0) && confine())
-		__asm__ volatile("jmp *%0" : : "r"(stub_address(box_stub_empty)) : "memory");
+	    !raw_call(SYS_ptrace, PTRACE_TRACEME, 0, 0, 0, 0, 0) && confine())
+		leave(stub_address(box_stub_empty));
 	for (;;)
-		call6(SYS_exit_group, 1, 0, 0, 0, 0, 0);
+		raw_call(SYS_exit_group, 1, 0, 0, 0, 0, 0);
 }
 
 /* ---- tracing ---- */

@@ -1,7 +1,7 @@
 /*
  * What a box executes for us (box.c), at any address and without a stack.
  *
- * box_stub_empty: leave nothing mapped but [BOX_AT, BOX_END).
+ * box_stub_empty: unmap rsi bytes at rdi, and r9 at r8.
  * box_stub_call:  the system call in the registers.
  * box_stub_batch: r12 of them, at least one, each described at rbx by its number and arguments, until one
  *                 fails.
@@ -9,9 +9,6 @@
  * Each ends at an INT3; a batch that failed, at an UD2, with the call's result in rax.
  */
 #define SYS_MUNMAP 11
-#define BOX_AT     0x6b5a3c000000
-#define BOX_END    (BOX_AT + (17 << 12))
-#define BOX_TOP    0x7ffffffff000
 #define ERRNO_MAX  4095
 
 	.section .rodata
@@ -20,13 +17,10 @@ box_stub:
 
 box_stub_empty:
 	mov $SYS_MUNMAP, %eax
-	xor %edi, %edi
-	movabs $BOX_AT, %rsi
 	syscall
 	mov $SYS_MUNMAP, %eax
-	movabs $BOX_END, %rdi
-	movabs $BOX_TOP, %rsi
-	sub %rdi, %rsi
+	mov %r8, %rdi
+	mov %r9, %rsi
 	syscall
 	int3
 

@@ -461,8 +461,8 @@ static bool is_native_state(const struct soft_cpu *c)
 	       c->seg[SEG_FS].base < BOX_TOP && c->seg[SEG_GS].base < BOX_TOP;
 }
 
-/* Does the guest use what a box has for itself? Who has nothing in that root entry does not. */
-static bool is_hidden(const struct soft_cpu *c)
+/* Has the guest nothing where a box has its own, nor anywhere below that root entry? */
+static bool is_out_of_the_way(const struct soft_cpu *c)
 {
 	gpa_t root = c->cr3 & (BIT(c->vm->cpuid->phys_bits) - 1) & PAGE_MASK;
 	const struct physmap_region *r = physmap_find(c->vm->physmap, root);
@@ -629,7 +629,7 @@ int direct_run(struct soft_cpu *c)
 	u64 start = __builtin_ia32_rdtsc(), before = w->in_box;
 	int status;
 
-	if (!is_native_state(c) || !is_hidden(c)) {
+	if (!is_native_state(c) || !is_out_of_the_way(c)) {
 		c->mode &= ~(u32)MODE_DIRECT;
 		return SOFT_OK;
 	}

@@ -11,6 +11,8 @@
  * canonical, or the host kernel's, so that such an access faults as well and never reaches memory
  * of the monitor.
  *
+ * Where the host permits it an address space gets a box instead, which needs no folding: direct.h.
+ *
  * Exactness. Pages whose addresses differ in the cleared bits only would share a place. No two root
  * table entries in use may do so: the root table is watched while there is a window, and when such
  * an entry appears the window goes. What remains is this: an access that no root table entry

@@ -3,6 +3,7 @@
 
 #include "engine/soft/tlb.h"
 #include "engine/soft/util.h"
+#include "host/raw_call.h"
 
 #include <sys/mman.h>
 #include <sys/syscall.h>
@@ -11,36 +12,23 @@ enum { LARGE_SHIFT = 21 };
 
 /* ---- host mappings; vector state may be live ---- */
 
-static long call6(long nr, u64 a, u64 b, u64 c, u64 d, u64 e, u64 f)
-{
-	register u64 r10 __asm__("r10") = d;
-	register u64 r8 __asm__("r8") = e;
-	register u64 r9 __asm__("r9") = f;
-
-	__asm__ volatile("syscall"
-			 : "+a"(nr)
-			 : "D"(a), "S"(b), "d"(c), "r"(r10), "r"(r8), "r"(r9)
-			 : "rcx", "r11", "memory");
-	return nr;
-}
-
 static bool host_protect(u8 *at, u64 size, u8 prot)
 {
-	return call6(SYS_mprotect, (u64)at, size, prot, 0, 0, 0) == 0;
+	return raw_call(SYS_mprotect, (u64)at, size, prot, 0, 0, 0) == 0;
 }
 
 static bool host_map(u8 *at, u64 size, u8 prot, int fd, u64 offset)
 {
 	u32 flags = MAP_SHARED | MAP_FIXED | MAP_POPULATE;
 
-	return call6(SYS_mmap, (u64)at, size, prot, flags, (u64)fd, offset) == (long)at;
+	return raw_call(SYS_mmap, (u64)at, size, prot, flags, (u64)fd, offset) == (long)at;
 }
 
 static bool host_unmap(u8 *at, u64 size)
 {
 	u32 flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED;
 
-	return call6(SYS_mmap, (u64)at, size, PROT_NONE, flags, ~0ul, 0) == (long)at;
+	return raw_call(SYS_mmap, (u64)at, size, PROT_NONE, flags, ~0ul, 0) == (long)at;
 }
 
 /* ---- pages of a window ---- */
