@@ -59,14 +59,15 @@ enum { ORDERS_MAX = ORDERS_SIZE / sizeof(struct order) };
 struct note {
 	u64 at, size, offset;
 	u8 prot;
-	enum { NOTE_MAP, NOTE_PROTECT, NOTE_UNMAP, NOTE_GUARD } what;
-	bool on;
+	enum { NOTE_MAP, NOTE_PROTECT, NOTE_UNMAP } what;
 };
 
 /* Where a thread and its boxes run. */
 struct home {
 	cpu_set_t all; /* where it may */
 	int cpu;       /* where it stays until box_release(), or -1 */
+	bool can_guard, is_guarded; /* CPUID faults in the boxes; and in the thread */
+	bool ran;                   /* one of its boxes, since box_release() */
 };
 
 struct box {
@@ -74,7 +75,6 @@ struct box {
 	struct order *orders; /* what all boxes of a thread share, */
 	struct home *home;    /* and this */
 	bool owns_orders;
-	bool can_guard, is_guarded; /* CPUID */
 	int cpu;                    /* the host's that it may run on, or -1 */
 	u32 breaks, notes;
 	struct note note[NOTES_MAX];
@@ -91,11 +91,10 @@ static u64 stub_address(const u8 *label)
 
 static const struct sock_filter filter[] = {
 	BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, arch)),
-	BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, AUDIT_ARCH_X86_64, 0, 6),
+	BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, AUDIT_ARCH_X86_64, 0, 5),
 	BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
-	BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_mmap, 5, 0),
-	BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_munmap, 4, 0),
-	BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_arch_prctl, 3, 0),
+	BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_mmap, 4, 0),
+	BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_munmap, 3, 0),
 	BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_mprotect, 2, 0),
 	BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_clone, 1, 0),
 	/* Not killed: the host's kernel makes calls of its own for who jumps to its vsyscall page.
@@ -233,6 +232,26 @@ static bool stay_on(int pid, int cpu)
 }
 
 /*
+ * To switch between what may execute CPUID and what may not costs the host kernel a write to an
+ * MSR, which takes five times as long as all the rest where a hypervisor is above us. So the thread
+ * does without while it runs boxes.
+ */
+static bool guard_thread(bool on)
+{
+	return !syscall(SYS_arch_prctl, ARCH_SET_CPUID, !on);
+}
+
+bool box_lift_guard(void)
+{
+	return syscall(SYS_arch_prctl, ARCH_GET_CPUID, 0) == 0 && guard_thread(false);
+}
+
+bool box_stops_at_cpuid(const struct box *b)
+{
+	return b->home->can_guard;
+}
+
+/*
  * The box is to run where we do, and we are to wake up there: only one of us runs at a time, and to
  * wake the other on another CPU takes ten times as long as all the rest. Which the scheduler would
  * do, because it finds ours busy. Until box_release().
@@ -248,14 +267,24 @@ static void meet(struct box *b)
 		h->cpu = cpu;
 	if (b->cpu != cpu && stay_on(atomic_load(&b->pid), cpu))
 		b->cpu = cpu;
+	h->ran = true;
+	if (h->can_guard && !h->is_guarded)
+		h->is_guarded = guard_thread(true);
 }
 
 void box_release(struct box *b)
 {
-	if (b->home->cpu < 0)
+	struct home *h = b->home;
+
+	if (h->is_guarded && !h->ran) {
+		guard_thread(false);
+		h->is_guarded = false;
+	}
+	h->ran = false;
+	if (h->cpu < 0)
 		return;
-	sched_setaffinity(0, sizeof(b->home->all), &b->home->all);
-	b->home->cpu = -1;
+	sched_setaffinity(0, sizeof(h->all), &h->all);
+	h->cpu = -1;
 }
 
 /* Run the stub from @regs->rip on, up to its end. */
@@ -279,26 +308,10 @@ static struct box *new_box(struct order *orders, struct home *home)
 	atomic_init(&b->pid, 0);
 	b->orders = orders;
 	b->home = home;
-	b->owns_orders = b->can_guard = b->is_guarded = false;
+	b->owns_orders = false;
 	b->notes = b->breaks = 0;
 	b->cpu = -1;
 	return b;
-}
-
-/* Can CPUID be made to fault? It depends on the processor, and what is above us. */
-static int probe_guard(struct box *b)
-{
-	struct user_regs_struct regs = plain_registers();
-	int r;
-
-	regs.rip = stub_address(box_stub_call);
-	regs.rax = SYS_arch_prctl;
-	regs.rdi = ARCH_SET_CPUID;
-	r = run_stub(b, &regs);
-	if (!r)
-		r = trace(PTRACE_GETREGS, b, 0, &regs);
-	b->can_guard = b->is_guarded = !r && !regs.rax;
-	return r;
 }
 
 static int adopt(struct box *b)
@@ -309,8 +322,6 @@ static int adopt(struct box *b)
 		return r;
 	r = trace(PTRACE_SETOPTIONS, b, 0,
 		  (void *)(u64)(PTRACE_O_EXITKILL | PTRACE_O_TRACEFORK | PTRACE_O_TRACESYSGOOD));
-	if (!r)
-		r = probe_guard(b);
 	if (!r)
 		box_clear(b);
 	return r ? r : box_settle(b);
@@ -339,9 +350,12 @@ int box_create(int fd, struct box **out)
 	home->cpu = -1;
 	sched_getaffinity(0, sizeof(home->all), &home->all);
 	b->owns_orders = true;
+	home->can_guard = guard_thread(true); /* which the copy inherits */
 	pid = syscall(SYS_clone, SIGCHLD, 0, 0, 0, 0);
 	if (pid == 0)
 		become_box(fd, orders);
+	if (home->can_guard)
+		guard_thread(false);
 	atomic_store(&b->pid, MAX((int)pid, 0));
 	r = pid < 0 ? -errno : adopt(b);
 	if (r) {
@@ -387,8 +401,6 @@ int box_fork(struct box *seed, struct box **out)
 		box_destroy(b);
 		return r;
 	}
-	b->can_guard = seed->can_guard;
-	b->is_guarded = seed->is_guarded;
 	box_clear(b); /* it has what the seed has */
 	*out = b;
 	return 0;
@@ -402,6 +414,7 @@ void box_destroy(struct box *b)
 		while (!wait_for(pid, &status) && WIFSTOPPED(status))
 			;
 	if (b->owns_orders) {
+		b->home->ran = false;
 		box_release(b);
 		free(b->home);
 		munmap(b->orders, ORDERS_SIZE);
@@ -455,21 +468,8 @@ bool box_unmap(struct box *b, u64 at, u64 size)
 void box_clear(struct box *b)
 {
 	b->notes = 0;
-	if (b->is_guarded)
-		add_note(b, (struct note){.what = NOTE_GUARD});
-	b->is_guarded = false;
 	box_unmap(b, 0, BOX_AT);
 	box_unmap(b, BOX_END, BOX_TOP - BOX_END);
-}
-
-bool box_guard_cpuid(struct box *b)
-{
-	if (!b->can_guard)
-		return false;
-	if (!b->is_guarded && !add_note(b, (struct note){.what = NOTE_GUARD, .on = true}))
-		return false;
-	b->is_guarded = true;
-	return true;
 }
 
 int box_break_at(struct box *b, u32 n, u64 address)
@@ -499,7 +499,6 @@ static struct order order_for(const struct note *n)
 	case NOTE_MAP:
 		return (struct order){SYS_mmap,
 				      {n->at, n->size, n->prot, flags, BOX_FD, n->offset}};
-	case NOTE_GUARD: return (struct order){SYS_arch_prctl, {ARCH_SET_CPUID, !n->on}};
 	case NOTE_PROTECT: return (struct order){SYS_mprotect, {n->at, n->size, n->prot}};
 	default: return (struct order){SYS_munmap, {n->at, n->size}};
 	}

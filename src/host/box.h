@@ -59,10 +59,13 @@ bool box_protect(struct box *b, u64 at, u64 size, u8 prot);
 bool box_unmap(struct box *b, u64 at, u64 size);
 
 /*
- * Have CPUID stop the box like an exception, until box_clear(), which costs some microseconds each
- * time the box runs. False: this host cannot. RDTSC and RDTSCP always do.
+ * Does CPUID stop a box like an exception? It depends on the processor, and what is above us. If
+ * so it faults in the tracing thread, too, while that runs boxes: whoever handles SIGSEGV there
+ * calls box_lift_guard() if the instruction is one. False: that is not why it faulted. RDTSC and
+ * RDTSCP always stop a box.
  */
-bool box_guard_cpuid(struct box *b);
+bool box_stops_at_cpuid(const struct box *b);
+bool box_lift_guard(void);
 
 /* Breakpoint @n is at @address from now on, or, if that is 0, nowhere: the box stops there by
  * SIGTRAP, TRAP_HWBKPT, with the instruction not executed. Each in use costs most of a microsecond

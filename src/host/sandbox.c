@@ -5,12 +5,13 @@
  * gets to put the terminal back and say which call it was. An attacker who runs code in the process
  * gains nothing from the handler: every further forbidden call is refused as well.
  *
- * mmap, mprotect, clone, prctl, openat and ptrace need an argument check to be worth allowing:
- * memory that is both writable and executable is never needed (translated code is mapped twice),
- * nor a new process, nor a file opened for writing, nor somebody else's process traced.
+ * mmap, mprotect, clone, prctl, openat, ptrace and arch_prctl need an argument check to be worth
+ * allowing: memory that is both writable and executable is never needed (translated code is mapped
+ * twice), nor a new process, nor a file opened for writing, nor somebody else's process traced.
  */
 #include "host/sandbox.h"
 
+#include <asm/prctl.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/landlock.h>
@@ -61,11 +62,15 @@ static int add_tracing(scmp_filter_ctx ctx)
 	static const int requests[] = {PTRACE_CONT,       PTRACE_SYSEMU,      PTRACE_GETREGS,
 				       PTRACE_SETREGS,    PTRACE_GETREGSET,   PTRACE_SETREGSET,
 				       PTRACE_GETSIGINFO, PTRACE_GETEVENTMSG, PTRACE_POKEUSER};
+	static const int guards[] = {ARCH_GET_CPUID, ARCH_SET_CPUID};
 	int r = 0;
 
 	for (u32 i = 0; !r && i < ARRAY_SIZE(requests); i++)
 		r = seccomp_rule_add(ctx, SCMP_ACT_ALLOW, SCMP_SYS(ptrace), 1,
 				     SCMP_A0(SCMP_CMP_EQ, (u64)requests[i], 0));
+	for (u32 i = 0; !r && i < ARRAY_SIZE(guards); i++)
+		r = seccomp_rule_add(ctx, SCMP_ACT_ALLOW, SCMP_SYS(arch_prctl), 1,
+				     SCMP_A0(SCMP_CMP_EQ, (u64)guards[i], 0));
 	return r;
 }
 

@@ -286,8 +286,12 @@ static void single_step_is_the_guests(void **state)
 CODE(asks, 64,
      "mov $0, %eax\n xor %ecx, %ecx\n cpuid\n mov %ebx, %r8d\n mov $1, %eax\n cpuid\n"
      "mov %ebx, %r9d\n xor %ecx, %ecx\n xgetbv\n mov %eax, %r10d\n rdtsc\n shl $32, %rdx\n"
-     "or %rdx, %rax\n mov %rax, %r11\n rdpid %r12\n mov $0x33, %eax\n lsl %eax, %r13d\n"
-     "sgdt 0x40000\n int3");
+     "or %rdx, %rax\n mov %rax, %r11\n int3");
+CODE(asks_more, 64,
+     "rdpid %r12\n mov $0x33, %eax\n lsl %eax, %r13d\n sgdt 0x40000\n int3\n");
+/* More than there are breakpoints for. */
+CODE(asks_often, 64,
+     "xor %ecx, %ecx\n xgetbv\n xgetbv\n rdpid %r12\n rdpid %r13\n rdpid %r14\n int3");
 
 static void answers_are_the_guests(void **state)
 {
@@ -305,11 +309,32 @@ static void answers_are_the_guests(void **state)
 	assert_int_equal(m->c->r[R9], leaf[1]);
 	assert_int_equal(m->c->r[R10], (u32)m->c->xcr0);
 	assert_true(m->c->r[R11] - (before + (1ul << 60)) < 1ul << 36);
+	assert_int_equal(count(m, COUNT_BOX_AWAY), 0);
+	assert_int_equal(run_user(m, CODE_OF(asks_more)), VEC_BP);
 	assert_int_equal(m->c->r[R12], 1234);
 	assert_int_equal(m->c->r[R13], 0xffffffff);
 	assert_int_equal(machine_get(m, AT_DATA, 2), SEL_GDT_END - 1);
 	assert_int_equal(machine_get(m, AT_DATA + 2, 8), AT_GDT);
+	assert_int_equal(count(m, COUNT_BOX_AWAY), 0);
 	assert_true(count(m, COUNT_BOX_RUNS) > 0);
+	assert_int_equal(run_user(m, CODE_OF(asks_often)), VEC_BP);
+	assert_int_equal(m->c->r[R14], 1234);
+	assert_true(count(m, COUNT_BOX_AWAY) > 0);
+}
+
+/* This thread may find itself without CPUID after a box ran, and gets it back. */
+static void this_thread_has_cpuid(void **state)
+{
+	struct soft_machine *m = need_boxes(state);
+	u32 a = 0, b, c = 0, d;
+
+	assert_int_equal(run_user(m, CODE_OF(asks)), VEC_BP);
+	for (u32 n = 0; n < 2; n++) {
+		__asm__ volatile("cpuid" : "+a"(a), "=b"(b), "+c"(c), "=d"(d));
+		assert_true(a > 0);
+		a = c = 0;
+		assert_int_equal(run_user(m, CODE_OF(asks)), VEC_BP);
+	}
 }
 
 /* Stores over code that ran in the box; the new code has an instruction that must not. */
@@ -502,6 +527,7 @@ int main(void)
 		TEST(system_call_enters_the_guests_kernel),
 		TEST(single_step_is_the_guests),
 		TEST(answers_are_the_guests),
+		TEST(this_thread_has_cpuid),
 		TEST(changed_code_is_looked_at_again),
 		TEST(guest_may_use_any_address),
 		TEST(vector_state_goes_along),

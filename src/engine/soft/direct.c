@@ -16,7 +16,6 @@ enum {
 	AHEAD = 32,     /* pages around a missing one that are looked at, too: a power of two */
 	STEPS = 2000,   /* blocks of a page that cannot be run directly, before that is taken for
 			   granted */
-	RECESS_US = 1500,
 	EVICTIONS = 4, /* in a tick */
 	CPUID = 0xa2,  /* behind 0F */
 	SITES = BOX_BREAKS,
@@ -118,28 +117,21 @@ static bool is_opcode(const ZydisDecoder *decoder, const u8 *page, u32 at, u32 *
 
 /* Where the host must not be let. */
 struct sites {
-	u32 count, cpuids; /* found, and those of them that are CPUID */
-	u16 at[SITES];     /* the first ones that are not, then the first that are */
+	u32 count;     /* found, */
+	u16 at[SITES]; /* the first ones */
 };
 
-static void add_site(struct sites *s, u32 at, bool cpuid)
+static void add_site(struct sites *s, u32 at)
 {
 	if (s->count < SITES)
 		s->at[s->count] = (u16)at;
-	if (!cpuid && s->cpuids && s->count - s->cpuids < SITES) {
-		u32 other = s->count - s->cpuids;
-
-		if (s->count < SITES)
-			s->at[s->count] = s->at[other];
-		s->at[other] = (u16)at;
-	}
 	s->count++;
-	s->cpuids += cpuid;
 }
 
 /* Which does the page have? One that its last byte may begin is not looked at. */
-static struct sites find_sites(const u8 *page)
+static struct sites find_sites(const struct soft_cpu *c, const u8 *page)
 {
+	const bool cpuid_stops = box_stops_at_cpuid(c->seed);
 	ZydisDecoder decoder;
 	struct sites s = {0};
 
@@ -155,8 +147,9 @@ static struct sites find_sites(const u8 *page)
 			u32 first = n;
 
 			if (page[n] == 0x0f && is_sensitive(page[n + 1], modrm) &&
+			    !(page[n + 1] == CPUID && cpuid_stops) &&
 			    is_opcode(&decoder, page, n, &first))
-				add_site(&s, first, page[n + 1] == CPUID);
+				add_site(&s, first);
 		}
 	}
 	return s;
@@ -186,7 +179,7 @@ static bool claim_page(struct soft_cpu *c, const struct soft_xlat *x)
 		atomic_fetch_and(flags, (u8)~PAGE_IS_DIRECT);
 		return false;
 	}
-	if (find_sites(host).count)
+	if (find_sites(c, host).count)
 		atomic_fetch_or(flags, PAGE_HAS_SITES);
 	else
 		atomic_fetch_and(flags, (u8)~PAGE_HAS_SITES);
@@ -226,11 +219,9 @@ static void evict_sites(struct soft_cpu *c, struct soft_window *w)
 /* See to it that the box stops at each of the sites of the page at @gva. */
 static bool guard_sites(struct soft_cpu *c, struct soft_window *w, gva_t gva, const u8 *page)
 {
-	struct sites s = find_sites(page);
+	struct sites s = find_sites(c, page);
 	u32 count = s.count, used[BOX_BREAKS], free = free_breaks(w, gva, used);
 
-	if (count > free && s.cpuids && box_guard_cpuid(w->box))
-		count -= s.cpuids;
 	if (count > BOX_BREAKS || (count > free && w->evictions++ >= EVICTIONS))
 		return false;
 	if (count > free)
@@ -598,26 +589,23 @@ static int run(struct soft_cpu *c, struct soft_window *w)
 /*
  * Page faults, system calls and pages to be mapped cost more here than in translated code. Where
  * they come in great numbers, the rest of a tick goes without; and where they do so tick by tick,
- * fewer stops are borne with each time.
+ * they are borne with less and less.
  */
 void direct_tick(struct soft_window *w)
 {
-	if (w->tick_stops >= w->stops_max)
-		w->stops_max = MAX(w->stops_max / 2, (u32)DIRECT_STOPS_MIN);
-	else if (!w->recess)
-		w->stops_max = MIN(w->stops_max * 2, (u32)DIRECT_STOPS);
-	w->tick_spent = w->tick_stops = w->evictions = 0;
+	w->patience = w->recess ? MAX(w->patience / 2, (u32)DIRECT_PATIENCE / 8)
+				: MIN(w->patience * 2, (u32)DIRECT_PATIENCE);
+	w->tick_spent = 0;
+	w->evictions = 0;
 	w->recess = false;
 }
 
-static void account(struct soft_cpu *c, struct soft_window *w, u64 cycles)
+static void account(struct soft_cpu *c, struct soft_window *w, u64 spent, u64 in_box)
 {
-	w->spent += cycles;
-	w->tick_spent += cycles;
-	w->tick_stops++;
+	w->spent += spent;
+	w->tick_spent += (s64)spent - (s64)in_box * DIRECT_GAIN / 100;
 	if (!c->vm->options.direct_heat ||
-	    (w->tick_stops < w->stops_max &&
-	     w->tick_spent < c->vm->cpuid->tsc_hz / 1000000 * RECESS_US))
+	    w->tick_spent < (s64)(c->vm->cpuid->tsc_hz / 1000000 * w->patience))
 		return;
 	w->recess = true;
 	c->mode &= ~(u32)MODE_DIRECT;
@@ -640,6 +628,7 @@ int direct_run(struct soft_cpu *c)
 	}
 	status = run(c, w);
 	if (w->in_box >= before)
-		account(c, w, __builtin_ia32_rdtsc() - start - (w->in_box - before));
+		account(c, w, __builtin_ia32_rdtsc() - start - (w->in_box - before),
+			w->in_box - before);
 	return status;
 }

@@ -14,6 +14,7 @@
  */
 #include "engine/soft/cache.h"
 #include "engine/soft/window.h"
+#include "host/box.h"
 
 #include <errno.h>
 #include <signal.h>
@@ -112,6 +113,14 @@ static bool fill_window(struct soft_cpu *c, const greg_t *reg, u64 address)
 	return filled;
 }
 
+/* Threads that run boxes do without CPUID meanwhile: host/box.h. */
+static bool is_cpuid(const greg_t *reg)
+{
+	const u8 *insn = (const u8 *)reg[REG_RIP];
+
+	return reg[REG_TRAPNO] == VEC_GP && insn[0] == 0x0f && insn[1] == 0xa2;
+}
+
 static void on_fault(int sig, siginfo_t *info, void *context)
 {
 	ucontext_t *uc = context;
@@ -127,6 +136,8 @@ static void on_fault(int sig, siginfo_t *info, void *context)
 		reg[REG_RSP] = (greg_t)c->ras_base;
 		return;
 	}
+	if (is_cpuid(reg) && box_lift_guard())
+		return;
 	if (!in_translated_code(c, (u64)reg[REG_RIP]) ||
 	    (reg[REG_TRAPNO] == TRAP_PAGE_FAULT && !is_folded_access(c, (u64)info->si_addr))) {
 		pass_on(sig, info);

@@ -183,7 +183,8 @@ struct soft_ctx {
 	bool ready;                 /* the tables have been initialised */
 	u16 heat;                   /* ticks that came while its user code ran */
 	u16 cooling;                /* ticks during which it gets no window, */
-	u16 box_cooling;            /* and none that is a box */
+	u16 box_cooling;            /* and none that is a box, */
+	u8 box_drops;               /* of which it has lost so many */
 	struct soft_window *window; /* behind it, or NULL */
 };
 

@@ -326,7 +326,7 @@ void soft_load_cr3(struct soft_cpu *c, u64 cr3, bool flush)
 	pcid = current_pcid(c);
 	ctx = ctx_choose(c, ctx_find(c, pcid), flush);
 	if (root_of(c, ctx->cr3) != root_of(c, c->cr3))
-		ctx->heat = ctx->cooling = ctx->box_cooling = 0;
+		ctx->heat = ctx->cooling = ctx->box_cooling = ctx->box_drops = 0;
 	drop_local(c);
 	/* MOV CR3 serialises (SDM vol. 3, 8.3), and kernels rely on it as a barrier. */
 	atomic_thread_fence(memory_order_seq_cst);

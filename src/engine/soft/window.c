@@ -30,14 +30,15 @@
 #include <sys/mman.h>
 
 enum {
-	COOLING = 500, /* ticks */
+	COOLING = 500,    /* ticks, */
+	BOX_COOLING = 30, /* at first; twice as many with each box that was no gain, */
+	BOX_DROPS_MAX = 4, /* up to this one */
 	BUSY = 40,     /* system calls and exceptions in one */
 	TICK_NS = 1000000,
 	JUDGED_TICKS = 8,   /* until a window is judged */
 	FAULT_NS = 3000,    /* what a signal costs, about */
 	GAIN = 30,          /* per cent of the time in user code that a window earns, about */
-	BOX_GAIN = 50,      /* a box, of the time that it runs */
-	BOX_STOP_NS = 4000, /* what it costs to start and stop one, about */
+	BOX_STOP_NS = 7000, /* what it costs to start and stop one, about */
 	DEBT_MS = 50,       /* what it may owe */
 	BOX_DEBT_MS = 120,
 	ROOT_STORES = 64,   /* a root table that is written more often is none any more */
@@ -234,8 +235,8 @@ static void give_up(struct soft_cpu *c, struct soft_window *w)
 	w->fault = w->away = NO_PAGE;
 	w->spent = w->in_box = 0;
 	w->debt = 0;
+	w->patience = DIRECT_PATIENCE;
 	w->is_full = w->recess = false;
-	w->stops_max = DIRECT_STOPS;
 	w->root_stores = w->ticks = w->user_ticks = 0;
 	window_empty(c, w);
 	if (root != WINDOW_FREE)
@@ -355,6 +356,7 @@ static void promote(struct soft_cpu *c)
 		pthread_mutex_unlock(&c->vm->lock);
 		return;
 	}
+	w->ctx->box_drops = old->box_drops;
 	fill_from(c, w, &old->user);
 	w->spent = 0;
 	w->judged_tsc = __builtin_ia32_rdtsc();
@@ -376,7 +378,8 @@ static void demote(struct soft_cpu *c, struct soft_window *w)
 	c->counters[COUNT_WINDOW_DROPS]++;
 	soft_ctx_retake(c);
 	c->ctx->cooling = w->box ? 0 : COOLING;
-	c->ctx->box_cooling = w->box ? COOLING : 0;
+	c->ctx->box_cooling = w->box ? BOX_COOLING << w->ctx->box_drops : 0;
+	c->ctx->box_drops = MIN(w->ctx->box_drops + 1, BOX_DROPS_MAX);
 }
 
 static u64 tick_ns(const struct soft_cpu *c, u64 cycles)
@@ -392,12 +395,12 @@ static void judge(struct soft_cpu *c, struct soft_window *w, u64 now)
 {
 	s64 time = (s64)(now - w->judged_tsc), in_user = time / w->ticks * w->user_ticks;
 	/* Keeping the window looks like user code to a tick. */
-	s64 earned = w->box ? (s64)w->in_box * BOX_GAIN / 100
+	s64 earned = w->box ? (s64)w->in_box * DIRECT_GAIN / 100
 			    : MAX(in_user - (s64)w->spent, 0) * GAIN / 100;
 	s64 limit = (s64)(c->vm->cpuid->tsc_hz / 1000 * (w->box ? BOX_DEBT_MS : DEBT_MS));
 
 	w->debt = MAX(w->debt + (s64)w->spent - earned, -limit);
-	if (w->is_full || w->debt > limit || (w->box && w->stops_max <= DIRECT_STOPS_MIN)) {
+	if (w->is_full || w->debt > limit) {
 		demote(c, w);
 		return;
 	}
@@ -550,10 +553,10 @@ static void map_expected(struct soft_cpu *c, struct soft_window *w)
 	pthread_mutex_unlock(&c->vm->lock);
 }
 
-/* Is there code at rip that cannot be run directly, or has enough been paid for that? */
+/* Is there code at rip that cannot be run directly? */
 static u32 direct_mode(const struct soft_cpu *c, struct soft_window *w)
 {
-	if (w->recess || (c->rip & PAGE_MASK) == w->away)
+	if ((c->rip & PAGE_MASK) == w->away)
 		return 0;
 	w->away = NO_PAGE;
 	return MODE_DIRECT;
@@ -572,6 +575,8 @@ u32 window_mode(struct soft_cpu *c)
 		demote(c, w);
 		return 0;
 	}
+	if (w->recess)
+		return 0;
 	if (w->stale || w->fault != NO_PAGE) {
 		__typeof__(c->exc) exc = c->exc;
 		u64 start = __builtin_ia32_rdtsc();
@@ -763,7 +768,7 @@ void window_close(struct soft_cpu *c, struct soft_window *w)
 
 void window_ran(struct soft_cpu *c, struct soft_window *w, u64 cycles)
 {
-	u64 stop = c->vm->cpuid->tsc_hz / 1000000000 * BOX_STOP_NS;
+	u64 stop = c->vm->cpuid->tsc_hz / 1000000 * BOX_STOP_NS / 1000;
 
 	w->in_box += cycles - MIN(cycles, stop);
 	c->counters[COUNT_BOX_RUNS]++;

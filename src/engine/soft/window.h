@@ -46,11 +46,10 @@ struct soft_window {
 	gva_t away;             /* a page with code that must be translated, or NO_PAGE */
 	gva_t site[BOX_BREAKS]; /* of breakpoints in the box; 0: none */
 	u32 steps;              /* blocks of it that may run before that is taken for granted */
-	u64 tick_spent;         /* cycles spent since the last tick, */
-	u32 tick_stops;         /* stops, */
-	u32 evictions;          /* of breakpoints, */
-	u32 stops_max;          /* of so many permitted: */
-	bool recess;            /* enough, code is translated up to the next */
+	s64 tick_spent;         /* cycles spent since the last tick, less what was gained, */
+	u32 evictions;          /* and of breakpoints */
+	u32 patience;           /* microseconds to be spent until */
+	bool recess;            /* it is enough: code is translated up to the next */
 	u32 image_size;
 	u8 *image;  /* the vector state in the box when it last stopped */
 	u64 in_box; /* cycles that it ran since it was last judged */
