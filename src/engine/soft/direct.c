@@ -17,6 +17,9 @@ enum {
 	STEPS = 2000,   /* blocks of a page that cannot be run directly, before that is taken for
 			   granted */
 	EVICTIONS = 4, /* in a tick */
+	PATIENCE_US = 1000,
+	CALM = 80,
+	FAILURES = 5,
 	CPUID = 0xa2,  /* behind 0F */
 	SITES = BOX_BREAKS,
 	XSTATE_BV = 512,
@@ -588,16 +591,19 @@ static int run(struct soft_cpu *c, struct soft_window *w)
 
 /*
  * Page faults, system calls and pages to be mapped cost more here than in translated code. Where
- * they come in great numbers, the rest of a tick goes without; and where they do so tick by tick,
- * they are borne with less and less.
+ * they come in great numbers the box has a recess. It is tried again after a while, which gets longer
+ * with each trial that fails, in particular while there are many calls for the kernel.
  */
-void direct_tick(struct soft_window *w)
+void direct_tick(struct soft_window *w, u64 entries)
 {
-	w->patience = w->recess ? MAX(w->patience / 2, (u32)DIRECT_PATIENCE / 8)
-				: MIN(w->patience * 2, (u32)DIRECT_PATIENCE);
 	w->tick_spent = 0;
 	w->evictions = 0;
-	w->recess = false;
+	if (!w->recess)
+		w->failures = 0;
+	else if (++w->absent > (entries < CALM ? w->failures : 1u << w->failures)) {
+		w->failures = MIN(w->failures + 1, (u32)FAILURES);
+		w->recess = false;
+	}
 }
 
 static void account(struct soft_cpu *c, struct soft_window *w, u64 spent, u64 in_box)
@@ -605,9 +611,10 @@ static void account(struct soft_cpu *c, struct soft_window *w, u64 spent, u64 in
 	w->spent += spent;
 	w->tick_spent += (s64)spent - (s64)in_box * DIRECT_GAIN / 100;
 	if (!c->vm->options.direct_heat ||
-	    w->tick_spent < (s64)(c->vm->cpuid->tsc_hz / 1000000 * w->patience))
+	    w->tick_spent < (s64)(c->vm->cpuid->tsc_hz / 1000000 * PATIENCE_US))
 		return;
 	w->recess = true;
+	w->absent = 0;
 	c->mode &= ~(u32)MODE_DIRECT;
 }
 

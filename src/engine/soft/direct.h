@@ -25,9 +25,6 @@ enum { DIRECT_INTERPRET = SOFT_EXIT + 1 };
  * translation, more if there is much of it, less if it is made of vector instructions. */
 enum { DIRECT_GAIN = 150 };
 
-/* What stops may cost between two ticks, at first and at most: microseconds. */
-enum { DIRECT_PATIENCE = 1500 };
-
 /* Make what boxes are made from. A vCPU without it translates everything. */
 void direct_create(struct soft_cpu *c);
 void direct_destroy(struct soft_cpu *c);
@@ -40,8 +37,11 @@ int direct_run(struct soft_cpu *c);
 
 struct soft_window;
 
-/* A tick came while the address space with this window was in use. */
-void direct_tick(struct soft_window *w);
+/*
+ * A tick came while the address space with this window was in use; the kernel was called @entries
+ * times since the last one.
+ */
+void direct_tick(struct soft_window *w, u64 entries);
 
 /* The current address space has a window; translated code is about to run in it: must it be? */
 void direct_look(struct soft_cpu *c);

@@ -235,7 +235,7 @@ static void give_up(struct soft_cpu *c, struct soft_window *w)
 	w->fault = w->away = NO_PAGE;
 	w->spent = w->in_box = 0;
 	w->debt = 0;
-	w->patience = DIRECT_PATIENCE;
+	w->absent = w->failures = 0;
 	w->is_full = w->recess = false;
 	w->root_stores = w->ticks = w->user_ticks = 0;
 	window_empty(c, w);
@@ -423,44 +423,43 @@ static u32 heat_wanted(const struct soft_cpu *c)
 }
 
 /* Ticks in the kernel count for windows that are there. */
-static void tick_window(struct soft_cpu *c, struct soft_window *w, u64 now)
+static void tick_window(struct soft_cpu *c, struct soft_window *w, u64 now, u64 entries)
 {
-	direct_tick(w);
+	direct_tick(w, entries);
 	w->ticks++;
 	w->user_ticks += c->cpl == 3;
 	if (w->ticks >= JUDGED_TICKS || w->is_full)
 		judge(c, w, now);
 }
 
-/* Has user code called for the kernel so often since the last tick that a box would be no gain? */
-static bool is_busy(struct soft_cpu *c)
+/* How often was the kernel called since the last tick? */
+static u64 count_entries(struct soft_cpu *c)
 {
-	u64 entries = c->counters[COUNT_EXCEPTIONS] + c->counters[COUNT_SYSCALLS];
-	bool busy = entries - c->tick_entries > BUSY;
+	u64 before = c->tick_entries;
 
-	c->tick_entries = entries;
-	return busy && may_have_box(c);
+	c->tick_entries = c->counters[COUNT_EXCEPTIONS] + c->counters[COUNT_SYSCALLS];
+	return c->tick_entries - before;
 }
 
 void window_tick(struct soft_cpu *c)
 {
 	u64 now = __builtin_ia32_rdtsc();
-	bool busy;
+	u64 entries;
 
 	if (tick_ns(c, now - c->tick_tsc) < TICK_NS)
 		return;
 	c->tick_tsc = now;
 	if (c->seed)
 		box_release(c->seed);
-	busy = is_busy(c);
+	entries = count_entries(c);
 	c->ctx->box_cooling -= c->ctx->box_cooling > 0;
 	if (c->ctx->window)
-		tick_window(c, c->ctx->window, now);
+		tick_window(c, c->ctx->window, now, entries);
 	else if (!may_have_window(c))
 		return;
 	else if (c->ctx->cooling)
 		c->ctx->cooling--;
-	else if (!busy && ++c->ctx->heat >= heat_wanted(c))
+	else if (!(entries > BUSY && may_have_box(c)) && ++c->ctx->heat >= heat_wanted(c))
 		promote(c);
 }
 

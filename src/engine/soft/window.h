@@ -48,8 +48,9 @@ struct soft_window {
 	u32 steps;              /* blocks of it that may run before that is taken for granted */
 	s64 tick_spent;         /* cycles spent since the last tick, less what was gained, */
 	u32 evictions;          /* and of breakpoints */
-	u32 patience;           /* microseconds to be spent until */
-	bool recess;            /* it is enough: code is translated up to the next */
+	bool recess;            /* enough: code is translated, */
+	u32 absent;             /* since so many ticks; */
+	u32 failures;           /* and this often it came to that in succession */
 	u32 image_size;
 	u8 *image;  /* the vector state in the box when it last stopped */
 	u64 in_box; /* cycles that it ran since it was last judged */
