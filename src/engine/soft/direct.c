@@ -16,11 +16,11 @@ enum {
 	AHEAD = 32,     /* pages around a missing one that are looked at, too: a power of two */
 	STEPS = 2000,   /* blocks of a page that cannot be run directly, before that is taken for
 			   granted */
-	EVICTIONS = 4, /* in a tick */
+	EVICTIONS = 4,  /* in a tick */
 	PATIENCE_US = 1000,
 	CALM = 80,
 	FAILURES = 5,
-	CPUID = 0xa2,  /* behind 0F */
+	CPUID = 0xa2, /* behind 0F */
 	SITES = BOX_BREAKS,
 	XSTATE_BV = 512,
 	SW_RESERVED = 464, /* the host kernel's, up to XSTATE_BV */
@@ -591,8 +591,8 @@ static int run(struct soft_cpu *c, struct soft_window *w)
 
 /*
  * Page faults, system calls and pages to be mapped cost more here than in translated code. Where
- * they come in great numbers the box has a recess. It is tried again after a while, which gets longer
- * with each trial that fails, in particular while there are many calls for the kernel.
+ * they come in great numbers the box has a recess. It is tried again after a while, which gets
+ * longer with each trial that fails, in particular while there are many calls for the kernel.
  */
 void direct_tick(struct soft_window *w, u64 entries)
 {
