@@ -65,7 +65,8 @@ struct note {
 /* Where a thread and its boxes run. */
 struct home {
 	cpu_set_t all; /* where it may */
-	int cpu;       /* where it stays until box_release(), or -1 */
+	struct box_crowd *crowd;
+	int cpu;                    /* where it stays until box_release(), or -1 */
 	bool can_guard, is_guarded; /* CPUID faults in the boxes; and in the thread */
 	bool ran;                   /* one of its boxes, since box_release() */
 };
@@ -75,7 +76,7 @@ struct box {
 	struct order *orders; /* what all boxes of a thread share, */
 	struct home *home;    /* and this */
 	bool owns_orders;
-	int cpu;                    /* the host's that it may run on, or -1 */
+	int cpu; /* the host's that it may run on, or -1 */
 	u32 breaks, notes;
 	struct note note[NOTES_MAX];
 };
@@ -251,6 +252,19 @@ bool box_stops_at_cpuid(const struct box *b)
 	return b->home->can_guard;
 }
 
+/* Where we are, unless another thread stays there and none elsewhere. */
+static int choose_cpu(const struct home *h)
+{
+	int here = sched_getcpu();
+
+	if (here < 0 || here >= BOX_CPUS || !atomic_load(&h->crowd->at[here]))
+		return here < BOX_CPUS ? here : -1;
+	for (int cpu = 0; cpu < BOX_CPUS; cpu++)
+		if (CPU_ISSET((u32)cpu, &h->all) && !atomic_load(&h->crowd->at[cpu]))
+			return cpu;
+	return here;
+}
+
 /*
  * The box is to run where we do, and we are to wake up there: only one of us runs at a time, and to
  * wake the other on another CPU takes ten times as long as all the rest. Which the scheduler would
@@ -259,12 +273,14 @@ bool box_stops_at_cpuid(const struct box *b)
 static void meet(struct box *b)
 {
 	struct home *h = b->home;
-	int cpu = h->cpu >= 0 ? h->cpu : sched_getcpu();
+	int cpu = h->cpu >= 0 ? h->cpu : choose_cpu(h);
 
 	if (cpu < 0)
 		return;
-	if (h->cpu < 0 && stay_on(0, cpu))
+	if (h->cpu < 0 && stay_on(0, cpu)) {
 		h->cpu = cpu;
+		atomic_fetch_add(&h->crowd->at[cpu], 1);
+	}
 	if (b->cpu != cpu && stay_on(atomic_load(&b->pid), cpu))
 		b->cpu = cpu;
 	h->ran = true;
@@ -284,6 +300,7 @@ void box_release(struct box *b)
 	if (h->cpu < 0)
 		return;
 	sched_setaffinity(0, sizeof(h->all), &h->all);
+	atomic_fetch_sub(&h->crowd->at[h->cpu], 1);
 	h->cpu = -1;
 }
 
@@ -327,7 +344,7 @@ static int adopt(struct box *b)
 	return r ? r : box_settle(b);
 }
 
-int box_create(int fd, struct box **out)
+int box_create(int fd, struct box_crowd *crowd, struct box **out)
 {
 	struct order *orders;
 	struct home *home;
@@ -348,6 +365,7 @@ int box_create(int fd, struct box **out)
 		return -ENOMEM;
 	}
 	home->cpu = -1;
+	home->crowd = crowd;
 	sched_getaffinity(0, sizeof(home->all), &home->all);
 	b->owns_orders = true;
 	home->can_guard = guard_thread(true); /* which the copy inherits */

@@ -22,8 +22,14 @@
 #define BOX_TOP     0x7ffffffff000ul /* where addresses end */
 #define BOX_FPU_MAX (16 * KIB)
 #define BOX_BREAKS  4
+#define BOX_CPUS    1024 /* of the host */
 
 struct box;
+
+/* How many threads and their boxes stay on which CPU: for the threads that share it. */
+struct box_crowd {
+	_Atomic u16 at[BOX_CPUS];
+};
 
 enum box_stop {
 	BOX_CALL,   /* a system-call instruction, behind it: regs->orig_rax has what was in rax */
@@ -40,9 +46,9 @@ struct box_signal {
 /*
  * A box in whose address space parts of @fd (borrowed until here) can be mapped. The process is
  * copied, so that it should be small at that time; not possible any more under a system-call
- * filter. -ENOTSUP: not in this build.
+ * filter. @crowd lives longer than it. -ENOTSUP: not in this build.
  */
-int box_create(int fd, struct box **out);
+int box_create(int fd, struct box_crowd *crowd, struct box **out);
 
 /* Another one, from @seed: no copy of this process, and possible under a filter. */
 int box_fork(struct box *seed, struct box **out);

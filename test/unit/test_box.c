@@ -6,9 +6,11 @@
 
 #include <errno.h>
 #include <pthread.h>
+#include <sched.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdarg.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -21,6 +23,7 @@ enum { CODE_AT = 0x400000, DATA_AT = 0x500000, PAGES = 8 };
 struct world {
 	int fd;
 	u8 *memory;
+	struct box_crowd crowd;
 	struct box *box;
 	struct user_regs_struct regs;
 	enum box_stop why;
@@ -37,7 +40,7 @@ static int setup(void **state)
 	assert_true(w->fd >= 0);
 	w->memory = host_memory_map(w->fd, 0, PAGES * PAGE_SIZE);
 	assert_non_null(w->memory);
-	r = box_create(w->fd, &w->box);
+	r = box_create(w->fd, &w->crowd, &w->box);
 	if (r == -ENOTSUP)
 		return 0;
 	assert_int_equal(r, 0);
@@ -253,6 +256,25 @@ static void test_forks_are_apart(void **state)
 	box_destroy(second);
 }
 
+static void test_threads_keep_out_of_each_others_way(void **state)
+{
+	struct world *w = need_box(state);
+	int before;
+
+	if (sysconf(_SC_NPROCESSORS_ONLN) < 2)
+		skip();
+	PUT_CODE(w, 0xff, 0xc0, 0x0f, 0x05);
+	box_release(w->box);
+	before = sched_getcpu();
+	atomic_fetch_add(&w->crowd.at[before], 1);
+	run(w);
+	assert_int_equal(w->why, BOX_CALL);
+	assert_int_not_equal(sched_getcpu(), before);
+	assert_int_equal(w->crowd.at[sched_getcpu()], 1);
+	box_release(w->box);
+	assert_int_equal(w->crowd.at[sched_getcpu()], 0);
+}
+
 static void test_vector_state(void **state)
 {
 	struct world *w = need_box(state);
@@ -284,6 +306,8 @@ int main(void)
 		cmocka_unit_test_setup_teardown(test_many_notes, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_a_kick_stops_a_loop, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_forks_are_apart, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_threads_keep_out_of_each_others_way, setup,
+						teardown),
 		cmocka_unit_test_setup_teardown(test_vector_state, setup, teardown),
 	};
 

@@ -31,7 +31,7 @@ void direct_create(struct soft_cpu *c)
 	if (c->vm->is_confined || c->vm->physmap->fd < 0 ||
 	    !soft_uses(&c->vm->options, SOFT_DIRECT) || c->id >= SOFT_DIRECT_CPUS)
 		return;
-	if (box_create(c->vm->physmap->fd, &c->seed))
+	if (box_create(c->vm->physmap->fd, &c->vm->crowd, &c->seed))
 		c->seed = NULL;
 }
 

@@ -22,6 +22,7 @@
 #include "cpu/state.h"
 #include "engine/engine.h"
 #include "engine/soft/options.h"
+#include "host/box.h"
 
 #include <pthread.h>
 #include <stdatomic.h>
@@ -457,7 +458,8 @@ struct soft_vm {
 	_Atomic u64 epoch; /* counts pages that lost their write tags; changed under lock */
 	struct soft_cpu *cpu[64];
 	u32 cpus;
-	u32 windows;             /* of all vCPUs, not boxes; under lock */
+	u32 windows; /* of all vCPUs, not boxes; under lock */
+	struct box_crowd crowd;
 	bool is_confined;        /* no process can be made */
 	u64 xsave_mask;          /* XCR0 bits the host saves and restores */
 	u64 start_tsc, start_ns; /* when it was made: what a cycle is in time */
