@@ -17,7 +17,7 @@ enum {
 	STEPS = 2000,   /* blocks of a page that cannot be run directly, before that is taken for
 			   granted */
 	EVICTIONS = 4,  /* in a tick */
-	PATIENCE_US = 1000,
+	PATIENCE_US = 500,
 	CALM = 80,
 	FAILURES = 5,
 	CPUID = 0xa2, /* behind 0F */
@@ -524,7 +524,10 @@ static int on_signal(struct soft_cpu *c, struct soft_window *w, const struct box
 	case SIGSEGV:
 		if (s->code <= 0)
 			return SOFT_OK;
-		return s->code == SI_KERNEL ? DIRECT_INTERPRET : on_page_fault(c, w, s->address);
+		if (s->code != SI_KERNEL)
+			return on_page_fault(c, w, s->address);
+		w->traps++;
+		return DIRECT_INTERPRET;
 	case SIGTRAP:
 		if (s->code == TRAP_TRACE) { /* POPF set TF one instruction ago */
 			c->dr6 |= DR6_BS;
@@ -591,17 +594,21 @@ static int run(struct soft_cpu *c, struct soft_window *w)
 
 /*
  * Page faults, system calls and pages to be mapped cost more here than in translated code. Where
- * they come in great numbers the box has a recess. It is tried again after a while, which gets
- * longer with each trial that fails, in particular while there are many calls for the kernel.
+ * they come in great numbers the box has a recess, until there are few again. Since what is few
+ * depends, and stops that are no calls for the kernel are not seen in translated code, it is tried
+ * again, too, after a while, which gets longer with each trial that fails.
  */
 void direct_tick(struct soft_window *w, u64 entries)
 {
 	w->tick_spent = 0;
 	w->evictions = 0;
 	if (!w->recess)
-		w->failures = 0;
-	else if (++w->absent > (entries < CALM ? w->failures : 1u << w->failures)) {
+		w->failures = w->traps = 0;
+	else if (entries + w->traps < CALM)
+		w->recess = false;
+	else if (++w->absent > 1u << w->failures) {
 		w->failures = MIN(w->failures + 1, (u32)FAILURES);
+		w->traps = 0;
 		w->recess = false;
 	}
 }

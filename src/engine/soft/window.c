@@ -235,7 +235,7 @@ static void give_up(struct soft_cpu *c, struct soft_window *w)
 	w->fault = w->away = NO_PAGE;
 	w->spent = w->in_box = 0;
 	w->debt = 0;
-	w->absent = w->failures = 0;
+	w->absent = w->failures = w->traps = 0;
 	w->is_full = w->recess = false;
 	w->root_stores = w->ticks = w->user_ticks = 0;
 	window_empty(c, w);

@@ -49,8 +49,9 @@ struct soft_window {
 	s64 tick_spent;         /* cycles spent since the last tick, less what was gained, */
 	u32 evictions;          /* and of breakpoints */
 	bool recess;            /* enough: code is translated, */
-	u32 absent;             /* since so many ticks; */
-	u32 failures;           /* and this often it came to that in succession */
+	u32 absent;             /* since so many ticks, */
+	u32 failures;           /* after as many trials in succession, */
+	u32 traps;              /* and this many stops that were no calls for the kernel */
 	u32 image_size;
 	u8 *image;  /* the vector state in the box when it last stopped */
 	u64 in_box; /* cycles that it ran since it was last judged */
