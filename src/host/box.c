@@ -4,15 +4,18 @@
  * Theory of operation. The first box of a thread is a fork of this process, which then unmaps
  * everything that it does not need; further ones are forked from that one, made to do so like
  * anything else that a box does for us: its registers are set to a system call, and it runs up to
- * the INT3 behind it. Such calls are made with PTRACE_CONT, while code that is not ours runs with
- * PTRACE_SYSEMU, which stops ahead of a system call and leaves it undone. So however guest code
- * reaches a SYSCALL instruction, in its own pages or in the stub, and whatever is in registers,
- * nothing happens but a stop.
+ * the INT3 behind it. However guest code reaches a SYSCALL instruction, in its own pages or in the
+ * stub, and whatever is in registers, nothing happens but a stop: a filter permits only calls that
+ * have 64 bits of secret in halves of arguments that the kernel ignores. The secret is known to us
+ * and to the filter, and is in the box's registers only while the stub runs; it lies in no memory
+ * of the box. Guest code that is entered without the stub runs with PTRACE_SYSEMU besides, which
+ * stops ahead of a system call and costs less than the filter's refusal.
  *
  * What the stub is told lies in an area that is shared with us and that the box can only read.
  * Registers never pass through memory that the box could write.
  *
- * Mappings are noted in struct box and made in one go, because each stop costs some microseconds.
+ * Mappings are noted in struct box and made in one go, because each stop costs some microseconds,
+ * on the way into guest code.
  */
 #include "host/box.h"
 
@@ -33,6 +36,7 @@
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/ptrace.h>
+#include <sys/random.h>
 #include <sys/rseq.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
@@ -54,7 +58,19 @@ enum {
 struct order {
 	u64 nr, arg[6];
 };
-enum { ORDERS_MAX = ORDERS_SIZE / sizeof(struct order) };
+
+/* Where guest code is entered, in the order in which the stub loads it. */
+struct entry {
+	u64 rax, rcx, rdx, rbx, rbp, rsi, rdi, r8, r9, r10, r11, r12, r13, r14, r15;
+	u64 rip, cs, eflags, rsp, ss;
+};
+
+enum { ORDERS_MAX = (ORDERS_SIZE - sizeof(struct entry)) / sizeof(struct order) };
+
+struct orders {
+	struct entry entry;
+	struct order order[ORDERS_MAX];
+};
 
 struct note {
 	u64 at, size, offset;
@@ -66,6 +82,7 @@ struct note {
 struct home {
 	cpu_set_t all; /* where it may */
 	struct box_crowd *crowd;
+	u64 secret;
 	int cpu;                    /* where it stays until box_release(), or -1 */
 	bool can_guard, is_guarded; /* CPUID faults in the boxes; and in the thread */
 	bool ran;                   /* one of its boxes, since box_release() */
@@ -73,15 +90,18 @@ struct home {
 
 struct box {
 	_Atomic int pid;
-	struct order *orders; /* what all boxes of a thread share, */
-	struct home *home;    /* and this */
+	struct orders *orders; /* what all boxes of a thread share, */
+	struct home *home;     /* and this */
 	bool owns_orders;
 	int cpu; /* the host's that it may run on, or -1 */
 	u32 breaks, notes;
+	u32 ready;   /* orders that box_run() has carried out first */
+	bool kicked; /* while we were at something else */
 	struct note note[NOTES_MAX];
 };
 
-extern const u8 box_stub[], box_stub_end[], box_stub_empty[], box_stub_call[], box_stub_batch[];
+extern const u8 box_stub[], box_stub_end[], box_stub_empty[], box_stub_call[], box_stub_batch[],
+	box_stub_enter[];
 
 static u64 stub_address(const u8 *label)
 {
@@ -89,20 +109,6 @@ static u64 stub_address(const u8 *label)
 }
 
 /* ---- in the new process ---- */
-
-static const struct sock_filter filter[] = {
-	BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, arch)),
-	BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, AUDIT_ARCH_X86_64, 0, 5),
-	BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
-	BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_mmap, 4, 0),
-	BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_munmap, 3, 0),
-	BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_mprotect, 2, 0),
-	BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_clone, 1, 0),
-	/* Not killed: the host's kernel makes calls of its own for who jumps to its vsyscall page.
-	 */
-	BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_TRAP),
-	BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
-};
 
 /* The kernel would write to this thread's area of restartable sequences. */
 static void forget_rseq(void)
@@ -120,7 +126,7 @@ static bool keep_only(int fd)
 	return !raw_call(SYS_close_range, BOX_FD + 1, ~0u, 0, 0, 0, 0);
 }
 
-static bool place_stub(const struct order *orders)
+static bool place_stub(const struct orders *orders)
 {
 	u64 size = (u64)(box_stub_end - box_stub);
 	const u32 flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE;
@@ -136,8 +142,37 @@ static bool place_stub(const struct order *orders)
 	       !raw_call(SYS_mprotect, ORDERS_AT, ORDERS_SIZE, PROT_READ, 0, 0, 0);
 }
 
-static bool confine(void)
+/* The halves of the secret in place. */
+static u64 secret_r10(const struct home *h)
 {
+	return h->secret << 32;
+}
+
+static u64 secret_r8(const struct home *h)
+{
+	return h->secret & ~0xfffffffful;
+}
+
+#define HIGH_HALF(n) (offsetof(struct seccomp_data, args[n]) + 4)
+
+static bool confine(const struct home *h)
+{
+	const struct sock_filter filter[] = {
+		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, arch)),
+		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, AUDIT_ARCH_X86_64, 0, 9),
+		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, HIGH_HALF(3)),
+		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, (u32)h->secret, 0, 7),
+		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, HIGH_HALF(4)),
+		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, (u32)(h->secret >> 32), 0, 5),
+		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_mmap, 4, 0),
+		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_munmap, 3, 0),
+		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_mprotect, 2, 0),
+		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_clone, 1, 0),
+		/* Not killed: it is for the guest to say what the call does. */
+		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_TRAP),
+		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+	};
 	struct sock_fprog program = {.len = ARRAY_SIZE(filter), .filter = (void *)filter};
 
 	return !raw_call(SYS_prctl, PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0, 0) &&
@@ -146,20 +181,22 @@ static bool confine(void)
 }
 
 /* To the stub, which unmaps what lies below and above it: the code and stack at hand as well. */
-static _Noreturn void leave(u64 stub)
+static _Noreturn void leave(const struct home *h, u64 stub)
 {
-	register u64 above __asm__("r8") = BOX_END;
-	register u64 size __asm__("r9") = BOX_TOP - BOX_END;
+	register u64 size __asm__("r12") = BOX_TOP - BOX_END;
+	register u64 r10 __asm__("r10") = secret_r10(h);
+	register u64 r8 __asm__("r8") = secret_r8(h);
 
 	__asm__ volatile("jmp *%0"
 			 :
-			 : "r"(stub), "D"(0), "S"(BOX_AT), "r"(above), "r"(size)
+			 : "a"(stub), "D"(0), "S"(BOX_AT), "b"(BOX_END), "r"(size), "r"(r10),
+			   "r"(r8)
 			 : "memory");
 	__builtin_unreachable();
 }
 
 /* Of the copied process, with nothing but system calls: locks may be held by threads not copied. */
-static _Noreturn void become_box(int fd, const struct order *orders)
+static _Noreturn void become_box(int fd, const struct orders *orders, const struct home *h)
 {
 	const u64 no_signals = 0;
 
@@ -168,8 +205,8 @@ static _Noreturn void become_box(int fd, const struct order *orders)
 	raw_call(SYS_prctl, PR_SET_TSC, PR_TSC_SIGSEGV, 0, 0, 0, 0);
 	raw_call(SYS_rt_sigprocmask, SIG_SETMASK, (u64)&no_signals, 0, 8, 0, 0);
 	if (keep_only(fd) && place_stub(orders) &&
-	    !raw_call(SYS_ptrace, PTRACE_TRACEME, 0, 0, 0, 0, 0) && confine())
-		leave(stub_address(box_stub_empty));
+	    !raw_call(SYS_ptrace, PTRACE_TRACEME, 0, 0, 0, 0, 0) && confine(h))
+		leave(h, stub_address(box_stub_empty));
 	for (;;)
 		raw_call(SYS_exit_group, 1, 0, 0, 0, 0, 0);
 }
@@ -211,6 +248,7 @@ static int expect_stop(struct box *b, int signal)
 			return status >> 16;
 		if (WSTOPSIG(status) != KICK)
 			return -EPROTO;
+		b->kicked = true;
 		r = trace(PTRACE_CONT, b, 0, NULL);
 		if (r)
 			return r;
@@ -316,7 +354,7 @@ static int run_stub(struct box *b, struct user_regs_struct *regs)
 	return r ? r : expect_stop(b, SIGTRAP);
 }
 
-static struct box *new_box(struct order *orders, struct home *home)
+static struct box *new_box(struct orders *orders, struct home *home)
 {
 	struct box *b = malloc(sizeof(*b));
 
@@ -326,7 +364,8 @@ static struct box *new_box(struct order *orders, struct home *home)
 	b->orders = orders;
 	b->home = home;
 	b->owns_orders = false;
-	b->notes = b->breaks = 0;
+	b->notes = b->breaks = b->ready = 0;
+	b->kicked = false;
 	b->cpu = -1;
 	return b;
 }
@@ -346,7 +385,7 @@ static int adopt(struct box *b)
 
 int box_create(int fd, struct box_crowd *crowd, struct box **out)
 {
-	struct order *orders;
+	struct orders *orders;
 	struct home *home;
 	struct box *b;
 	long pid;
@@ -366,12 +405,18 @@ int box_create(int fd, struct box_crowd *crowd, struct box **out)
 	}
 	home->cpu = -1;
 	home->crowd = crowd;
+	if (getrandom(&home->secret, sizeof(home->secret), 0) != sizeof(home->secret)) {
+		free(b);
+		free(home);
+		munmap(orders, ORDERS_SIZE);
+		return -EAGAIN;
+	}
 	sched_getaffinity(0, sizeof(home->all), &home->all);
 	b->owns_orders = true;
 	home->can_guard = guard_thread(true); /* which the copy inherits */
 	pid = syscall(SYS_clone, SIGCHLD, 0, 0, 0, 0);
 	if (pid == 0)
-		become_box(fd, orders);
+		become_box(fd, orders, home);
 	if (home->can_guard)
 		guard_thread(false);
 	atomic_store(&b->pid, MAX((int)pid, 0));
@@ -394,6 +439,8 @@ static int fork_from(struct box *seed, struct box *b)
 	regs.rip = stub_address(box_stub_call);
 	regs.rax = SYS_clone;
 	regs.rdi = CLONE_PARENT | SIGCHLD;
+	regs.r10 = secret_r10(seed->home);
+	regs.r8 = secret_r8(seed->home);
 	r = run_stub(seed, &regs);
 	if (r != PTRACE_EVENT_FORK)
 		return r < 0 ? r : -EAGAIN;
@@ -504,11 +551,6 @@ int box_break_at(struct box *b, u32 n, u64 address)
 	return r ? r : trace(PTRACE_POKEUSER, b, place + 8ul * 7, (void *)(u64)b->breaks);
 }
 
-bool box_has_notes(const struct box *b)
-{
-	return b->notes;
-}
-
 static struct order order_for(const struct note *n)
 {
 	const u64 flags = MAP_SHARED | MAP_FIXED | MAP_POPULATE;
@@ -522,6 +564,29 @@ static struct order order_for(const struct note *n)
 	}
 }
 
+/* The notes from @first on, as many as there is room for, become orders. Returns their number. */
+static u32 give_orders(struct box *b, u32 first)
+{
+	u32 count = MIN(b->notes - first, (u32)ORDERS_MAX);
+
+	for (u32 i = 0; i < count; i++)
+		b->orders->order[i] = order_for(&b->note[first + i]);
+	return count;
+}
+
+/* For the stub: carry out @count orders, and enter guest code, or stop. */
+static void point_at_orders(const struct box *b, struct user_regs_struct *regs, u32 count,
+			    bool enter)
+{
+	regs->rip = stub_address(box_stub_batch);
+	regs->rbx = ORDERS_AT + offsetof(struct orders, order);
+	regs->rbp = enter ? ORDERS_AT + offsetof(struct orders, entry) : 0;
+	regs->r12 = count;
+	regs->r14 = secret_r10(b->home);
+	regs->r15 = secret_r8(b->home);
+	regs->eflags = plain_registers().eflags;
+}
+
 int box_settle(struct box *b)
 {
 	struct user_regs_struct regs = plain_registers();
@@ -529,16 +594,21 @@ int box_settle(struct box *b)
 	int r = 0;
 
 	for (; !r && done < b->notes; done += count) {
-		count = MIN(b->notes - done, (u32)ORDERS_MAX);
-		for (u32 i = 0; i < count; i++)
-			b->orders[i] = order_for(&b->note[done + i]);
-		regs.rip = stub_address(box_stub_batch);
-		regs.rbx = ORDERS_AT;
-		regs.r12 = count;
+		count = give_orders(b, done);
+		point_at_orders(b, &regs, count, false);
 		r = run_stub(b, &regs);
 	}
 	b->notes = 0;
 	return r;
+}
+
+int box_prepare(struct box *b)
+{
+	if (b->notes > ORDERS_MAX)
+		return box_settle(b);
+	b->ready = give_orders(b, 0);
+	b->notes = 0;
+	return 0;
 }
 
 /* ---- running ---- */
@@ -557,18 +627,92 @@ static int read_signal(struct box *b, int nr, struct box_signal *signal)
 	return r;
 }
 
+/* Let it go, with what is prepared first. */
+static int start(struct box *b, const struct user_regs_struct *regs)
+{
+	struct user_regs_struct stub = *regs;
+	int r;
+
+	if (b->ready) {
+		b->orders->entry = (struct entry){
+#define SAME(name) .name = regs->name
+			SAME(rax), SAME(rcx), SAME(rdx),    SAME(rbx), SAME(rbp),
+			SAME(rsi), SAME(rdi), SAME(r8),     SAME(r9),  SAME(r10),
+			SAME(r11), SAME(r12), SAME(r13),    SAME(r14), SAME(r15),
+			SAME(rip), SAME(cs),  SAME(eflags), SAME(rsp), SAME(ss)};
+		point_at_orders(b, &stub, b->ready, true);
+	}
+	r = trace(PTRACE_SETREGS, b, 0, &stub);
+	return r ? r : trace(b->ready ? PTRACE_CONT : PTRACE_SYSEMU, b, 0, NULL);
+}
+
+static bool is_in(u64 rip, const u8 *from, const u8 *to)
+{
+	return rip - stub_address(from) < (u64)(to - from);
+}
+
+/*
+ * It has stopped with registers @now on the way into guest code, or in guest code that went to the
+ * stub, which gets what it deserves: it is as if it had not run (*is_back). The orders are carried
+ * out all the same.
+ */
+static int stop_in_stub(struct box *b, struct user_regs_struct *now, int signal, bool *is_back)
+{
+	int r;
+
+	*is_back = b->ready && signal == KICK && is_in(now->rip, box_stub_batch, box_stub_end);
+	if (b->ready && signal == SIGILL && is_in(now->rip, box_stub_batch, box_stub_enter))
+		return -EIO;
+	if (!*is_back || !is_in(now->rip, box_stub_batch, box_stub_enter))
+		return 0;
+	now->rbp = 0;
+	r = trace(PTRACE_SETREGS, b, 0, now);
+	if (!r)
+		r = trace(PTRACE_CONT, b, 0, NULL);
+	r = r ? r : expect_stop(b, SIGTRAP);
+	return MIN(r, 0);
+}
+
+/* It has stopped by @nr: what are its registers, and why? */
+static int look_at_stop(struct box *b, int nr, struct user_regs_struct *regs, enum box_stop *why,
+			struct box_signal *signal)
+{
+	struct user_regs_struct now;
+	bool is_back;
+	int r = 0;
+
+	if (nr != CALL_STOP)
+		r = read_signal(b, nr, signal);
+	if (!r)
+		r = trace(PTRACE_GETREGS, b, 0, &now);
+	if (r)
+		return 0; /* gone */
+	*why = nr == CALL_STOP ? BOX_CALL : BOX_SIGNAL;
+	r = stop_in_stub(b, &now, nr, &is_back);
+	if (r || is_back)
+		return r;
+	*regs = now;
+	/* Of the filter's, those that are not the host kernel's for its vsyscall page. */
+	if (nr == SIGSYS && signal->address < BOX_TOP) {
+		regs->orig_rax = regs->rax;
+		*why = BOX_CALL;
+	}
+	return 0;
+}
+
 int box_run(struct box *b, struct user_regs_struct *regs, enum box_stop *why,
 	    struct box_signal *signal)
 {
 	int status = 0, r;
 
 	meet(b);
+	if (b->kicked) /* let it be for this run */
+		box_kick(b);
+	b->kicked = false;
 	regs->orig_rax = ~0ul; /* in no system call, to be started over */
 	regs->cs = USER_CS;
 	regs->ss = USER_SS;
-	r = trace(PTRACE_SETREGS, b, 0, regs);
-	if (!r)
-		r = trace(PTRACE_SYSEMU, b, 0, NULL);
+	r = start(b, regs);
 	if (r)
 		return r;
 	*why = BOX_GONE;
@@ -577,13 +721,9 @@ int box_run(struct box *b, struct user_regs_struct *regs, enum box_stop *why,
 		atomic_store(&b->pid, 0);
 		return 0;
 	}
-	if (WSTOPSIG(status) != CALL_STOP)
-		r = read_signal(b, WSTOPSIG(status), signal);
-	if (!r)
-		r = trace(PTRACE_GETREGS, b, 0, regs);
-	if (!r)
-		*why = WSTOPSIG(status) == CALL_STOP ? BOX_CALL : BOX_SIGNAL;
-	return 0;
+	r = look_at_stop(b, WSTOPSIG(status), regs, why, signal);
+	b->ready = 0;
+	return r;
 }
 
 void box_kick(struct box *b)

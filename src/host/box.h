@@ -5,8 +5,8 @@
  * instructions that make the system calls we want made there, and what they are told. Everything
  * else is mapped from one memory file, or absent. The thread that made a box traces it: it sets
  * registers, lets the box run, and gets it back at its first exception, system call (which is not
- * made) or box_kick(). A box cannot make a system call of its own; a filter allows no other calls
- * than those that its mappings need; and it dies with its tracer.
+ * made) or box_kick(). A box cannot make a system call of its own: a filter knows those that we
+ * have made there. It dies with its tracer.
  *
  * All functions but box_kick() are for the thread that called box_create(). Errors are -errno; a
  * box that returned one is of no use any more and only to be destroyed.
@@ -81,15 +81,18 @@ int box_break_at(struct box *b, u32 n, u64 address);
 /* Forget what is noted, and unmap everything, before the box runs next. */
 void box_clear(struct box *b);
 
-/* Are there any notes? */
-bool box_has_notes(const struct box *b);
-
 /* Do what was noted. 0, or -errno when the host refused something. */
 int box_settle(struct box *b);
 
 /*
+ * What is noted is done by the next box_run(), on the way: at the cost of no stop of its own. No
+ * other thread may note anything meanwhile; what it notes afterwards is for later. 0 or -errno.
+ */
+int box_prepare(struct box *b);
+
+/*
  * Run with the registers @regs until the box stops; @regs is then what they are. 0 with what
- * stopped it, or -errno if it could not be started. What is noted must have been done.
+ * stopped it, or -errno if it could not be started. What is noted must have been done, or prepared.
  */
 int box_run(struct box *b, struct user_regs_struct *regs, enum box_stop *why,
 	    struct box_signal *signal);

@@ -166,9 +166,7 @@ static void test_mappings_follow_the_notes(void **state)
 	run(w);
 	assert_int_equal(w->why, BOX_CALL);
 	box_protect(w->box, DATA_AT, PAGE_SIZE, PROT_READ);
-	assert_true(box_has_notes(w->box));
 	assert_int_equal(box_settle(w->box), 0);
-	assert_false(box_has_notes(w->box));
 	w->regs.rip = CODE_AT;
 	run(w);
 	assert_int_equal(w->why, BOX_SIGNAL);
@@ -231,6 +229,126 @@ static void test_a_kick_stops_a_loop(void **state)
 	box_kick(w->box);
 	run(w);
 	assert_int_equal(w->why, BOX_SIGNAL);
+}
+
+/* What is noted is done on the way into the code, with every register as it should be. */
+static void test_prepared_notes(void **state)
+{
+	struct world *w = need_box(state);
+	struct user_regs_struct before;
+
+	PUT_CODE(w, 0x48, 0x89, 0x03, 0x0f, 0x05); /* mov %rax,(%rbx); syscall */
+	for (u32 n = 0; n < 3; n++) {
+		const u64 at = DATA_AT + (1 + n) * PAGE_SIZE;
+
+		w->regs = (struct user_regs_struct){.rax = 1,
+						    .rbx = at,
+						    .rcx = 3,
+						    .rdx = 4,
+						    .rsi = 5,
+						    .rdi = 6,
+						    .rbp = 7,
+						    .rsp = 8,
+						    .r8 = 9,
+						    .r9 = 10,
+						    .r10 = 11,
+						    .r11 = 12,
+						    .r12 = 13,
+						    .r13 = 14,
+						    .r14 = 15,
+						    .r15 = 16,
+						    .rip = CODE_AT,
+						    .eflags = 0xad7,
+						    .fs_base = 17};
+		before = w->regs;
+		assert_true(box_map(w->box, at, PAGE_SIZE, PROT_READ | PROT_WRITE,
+				    (2 + n) * PAGE_SIZE));
+		assert_int_equal(box_prepare(w->box), 0);
+		run(w);
+		assert_int_equal(w->why, BOX_CALL);
+		assert_int_equal(w->regs.orig_rax, 1);
+		assert_int_equal(w->memory[(2 + n) * PAGE_SIZE], 1);
+		assert_int_equal(w->regs.rip, CODE_AT + 5);
+		assert_int_equal(w->regs.rcx, CODE_AT + 5);
+		assert_int_equal(w->regs.r11, 0xad7);
+		assert_int_equal(w->regs.eflags, 0xad7);
+		assert_memory_equal(&w->regs, &before, offsetof(struct user_regs_struct, r11));
+		assert_true(w->regs.rsi == 5 && w->regs.rdi == 6 && w->regs.rdx == 4 &&
+			    w->regs.r10 == 11 && w->regs.r8 == 9 && w->regs.rsp == 8 &&
+			    w->regs.fs_base == 17);
+	}
+}
+
+static void test_a_kick_comes_on_the_way(void **state)
+{
+	struct world *w = need_box(state);
+
+	PUT_CODE(w, 0x90, 0xeb, 0xfd);
+	box_map(w->box, DATA_AT + PAGE_SIZE, PAGE_SIZE, PROT_READ, 2 * PAGE_SIZE);
+	assert_int_equal(box_prepare(w->box), 0);
+	w->regs.r15 = 15;
+	box_kick(w->box);
+	run(w);
+	assert_int_equal(w->why, BOX_SIGNAL);
+	assert_int_equal(w->signal.nr, SIGUSR1);
+	assert_int_equal(w->regs.rip, CODE_AT);
+	assert_int_equal(w->regs.r15, 15);
+	/* What was noted has been done. */
+	w->memory[0] = 0xa1; /* mov DATA_AT + PAGE_SIZE,%eax; syscall */
+	memcpy(w->memory + 1, &(u64){DATA_AT + PAGE_SIZE}, 8);
+	memcpy(w->memory + 9, "\x0f\x05", 2);
+	run(w);
+	assert_int_equal(w->why, BOX_CALL);
+}
+
+/* The host refuses what is prepared: the box is of no use, and says so. */
+static void test_a_prepared_note_may_fail(void **state)
+{
+	struct world *w = need_box(state);
+
+	PUT_CODE(w, 0x0f, 0x05);
+	box_protect(w->box, DATA_AT + PAGE_SIZE, PAGE_SIZE, PROT_READ); /* nothing is there */
+	assert_int_equal(box_prepare(w->box), 0);
+	assert_true(box_run(w->box, &w->regs, &w->why, &w->signal) < 0);
+}
+
+/* Code that is not ours goes to the stub to have calls made there: they are its own. */
+static void test_nothing_is_to_be_had_from_the_stub(void **state)
+{
+	struct world *w = need_box(state);
+	u32 calls = 0, failed = 0;
+
+	for (u64 at = 0; at < 256; at++) {
+		PUT_CODE(w, 0xff, 0xe2); /* jmp *%rdx */
+		box_map(w->box, DATA_AT + PAGE_SIZE, PAGE_SIZE, PROT_READ, 2 * PAGE_SIZE);
+		assert_int_equal(box_prepare(w->box), 0);
+		/* Orders of its own: munmap(CODE_AT, 4096). */
+		((u64 *)(void *)(w->memory + PAGE_SIZE))[0] = 11;
+		((u64 *)(void *)(w->memory + PAGE_SIZE))[1] = CODE_AT;
+		((u64 *)(void *)(w->memory + PAGE_SIZE))[2] = PAGE_SIZE;
+		w->regs.rbx = DATA_AT;
+		w->regs.r12 = 1;
+		w->regs.rax = 11;
+		w->regs.rdi = CODE_AT;
+		w->regs.rsi = PAGE_SIZE;
+		w->regs.rdx = BOX_AT + at;
+		if (box_run(w->box, &w->regs, &w->why, &w->signal) < 0) {
+			/* It went to where a batch ends that failed. */
+			box_destroy(w->box);
+			assert_int_equal(box_create(w->fd, &w->crowd, &w->box), 0);
+			failed++;
+			continue;
+		}
+		calls += w->why == BOX_CALL;
+		w->regs = (struct user_regs_struct){
+			.rip = CODE_AT, .rdx = CODE_AT + 16, .eflags = 0x202};
+		w->memory[16] = 0x0f;
+		w->memory[17] = 0x05;
+		run(w); /* the code is still there */
+		assert_int_equal(w->why, BOX_CALL);
+	}
+	assert_true(calls > 3);
+	assert_true(failed <= 16);
 }
 
 static void test_forks_are_apart(void **state)
@@ -305,6 +423,11 @@ int main(void)
 		cmocka_unit_test_setup_teardown(test_mappings_follow_the_notes, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_many_notes, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_a_kick_stops_a_loop, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_prepared_notes, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_a_kick_comes_on_the_way, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_a_prepared_note_may_fail, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_nothing_is_to_be_had_from_the_stub, setup,
+						teardown),
 		cmocka_unit_test_setup_teardown(test_forks_are_apart, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_threads_keep_out_of_each_others_way, setup,
 						teardown),

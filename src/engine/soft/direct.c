@@ -7,6 +7,7 @@
 #include "host/box.h"
 
 #include <Zydis/Zydis.h>
+#include <errno.h>
 #include <signal.h>
 #include <sys/mman.h>
 
@@ -581,7 +582,7 @@ static int run(struct soft_cpu *c, struct soft_window *w)
 	}
 	soft_doing(c, ACT_BOX);
 	start = __builtin_ia32_rdtsc();
-	r = box_run(w->box, &regs, &why, &signal);
+	r = window_prepare(c, w) ? box_run(w->box, &regs, &why, &signal) : -ENOMEM;
 	atomic_store(&c->running, NULL);
 	window_ran(c, w, __builtin_ia32_rdtsc() - start);
 	soft_doing(c, ACT_DISPATCH);
@@ -636,7 +637,7 @@ int direct_run(struct soft_cpu *c)
 		return SOFT_OK;
 	}
 	soft_fpu_park(c);
-	if (!window_settle(c, w) || !give_fpu(c, w)) {
+	if (!give_fpu(c, w)) {
 		window_close(c, w);
 		return SOFT_OK;
 	}

@@ -284,12 +284,12 @@ void window_unmap(struct soft_cpu *c, struct soft_window *w, gva_t gva)
 	pthread_mutex_unlock(&c->vm->lock);
 }
 
-bool window_settle(struct soft_cpu *c, struct soft_window *w)
+bool window_prepare(struct soft_cpu *c, struct soft_window *w)
 {
 	bool ok;
 
 	pthread_mutex_lock(&c->vm->lock);
-	ok = !w->is_void && (!box_has_notes(w->box) || !box_settle(w->box));
+	ok = !w->is_void && !box_prepare(w->box);
 	pthread_mutex_unlock(&c->vm->lock);
 	return ok;
 }
