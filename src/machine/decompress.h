@@ -16,8 +16,16 @@ enum payload_format {
 
 enum payload_format payload_detect(const u8 *data, u64 len);
 
+/* Takes the next @len bytes; an error ends the decompression. */
+typedef int payload_sink(void *opaque, const u8 *bytes, u64 len);
+
+/* At least so many bytes at a time, but for the last. */
+enum { PAYLOAD_PIECE = 8 << 20 };
+
 /*
- * Decompress @data into @out, which has exactly @out_len bytes; @data may be followed by bytes that
- * do not belong to the stream. 0, or -EINVAL when it is damaged or does not yield @out_len bytes.
+ * Decompress @data, which may be followed by bytes that do not belong to the stream, to @out_len
+ * bytes, and give them to @sink in order. 0, what @sink returned if that is not 0, -ENOMEM, or
+ * -EINVAL when @data is damaged or does not yield @out_len bytes.
  */
-int payload_decompress(enum payload_format format, const u8 *data, u64 len, u8 *out, u64 out_len);
+int payload_decompress(enum payload_format format, const u8 *data, u64 len, u64 out_len,
+		       payload_sink *sink, void *opaque);

@@ -3,6 +3,8 @@
 
 #include "machine/boot.h"
 
+#include <elf.h>
+
 /* One boot in progress. The kernel image is untrusted: every offset in it is checked. */
 struct load {
 	const struct boot_env *env;
@@ -40,6 +42,30 @@ struct elf_image {
 /* Copy the PT_LOAD segments of the ELF file @image to their physical addresses. */
 int load_elf_segments(const struct load *l, const u8 *image, u64 len, struct elf_image *elf,
 		      struct err *e);
+
+enum {
+	/* Linux has five; without a bound a damaged file could make us fill memory 65,535 times. */
+	ELF_SEGMENTS_MAX = 64,
+};
+
+/* An ELF file's headers, those of both classes in one shape. */
+struct elf_file {
+	u64 len;
+	bool is_64bit;
+	u64 entry;
+	u32 phnum;
+	Elf64_Phdr segment[ELF_SEGMENTS_MAX];
+};
+
+/* The headers of an ELF file of @len bytes, whose first @have bytes are at @image. */
+int elf_open(struct elf_file *f, const u8 *image, u64 have, u64 len, struct err *e);
+
+/* The same in parts, in any order: what is not in the file, and the @n bytes at @bytes from file
+ * offset @at on. */
+int load_elf_begin(const struct load *l, const struct elf_file *f, struct elf_image *elf,
+		   struct err *e);
+int load_elf_part(const struct load *l, const struct elf_file *f, u64 at, const u8 *bytes, u64 n,
+		  struct err *e);
 
 /* Store to guest memory; -ENOMEM with a message that asks for more memory when it is not there. */
 int load_store(const struct load *l, gpa_t gpa, const void *data, u64 len, struct err *e);

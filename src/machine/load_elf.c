@@ -12,8 +12,6 @@
 #include <string.h>
 
 enum {
-	/* Linux has five; without a bound a damaged file could make us fill memory 65,535 times. */
-	SEGMENTS_MAX = 64,
 	PVH_NOTE = 18, /* XEN_ELFNOTE_PHYS32_ENTRY */
 	PVH_MODULES = BOOT_START_INFO + 0x100,
 	PVH_MEMMAP = BOOT_START_INFO + 0x200,
@@ -47,65 +45,17 @@ struct pvh_memmap {
 	u32 reserved;
 };
 
-/* The program headers of a 32- or 64-bit file in one shape. */
-struct elf_file {
-	const u8 *image;
-	u64 len;
-	bool is_64bit;
-	u64 entry;
-	u64 phoff;
-	u32 phnum, phentsize;
-};
-
 bool is_elf(const u8 *image, u64 len)
 {
 	return len >= sizeof(Elf32_Ehdr) && !memcmp(image, ELFMAG, SELFMAG);
 }
 
-static int elf_open(struct elf_file *f, const u8 *image, u64 len, struct err *e)
+static Elf64_Phdr program_header(const u8 *at, bool is_64bit)
 {
-	Elf64_Ehdr h64;
-	Elf32_Ehdr h32;
-
-	*f = (struct elf_file){.image = image, .len = len};
-	if (!is_elf(image, len) || image[EI_DATA] != ELFDATA2LSB)
-		return err_set(e, -EINVAL, "not a little-endian ELF file");
-	f->is_64bit = image[EI_CLASS] == ELFCLASS64;
-	if (f->is_64bit && len < sizeof(h64))
-		return err_set(e, -EINVAL, "the ELF file is truncated: %lu bytes", len);
-	memcpy(&h32, image, sizeof(h32));
-	f->entry = h32.e_entry;
-	f->phoff = h32.e_phoff;
-	f->phnum = h32.e_phnum;
-	f->phentsize = h32.e_phentsize;
-	if (f->is_64bit) {
-		memcpy(&h64, image, sizeof(h64));
-		f->entry = h64.e_entry;
-		f->phoff = h64.e_phoff;
-		f->phnum = h64.e_phnum;
-		f->phentsize = h64.e_phentsize;
-	}
-	/* e_type, e_machine and e_version have the same place in both classes. */
-	if (h32.e_type != ET_EXEC && h32.e_type != ET_DYN)
-		return err_set(e, -EINVAL, "the ELF file is not an executable");
-	if (h32.e_machine != (f->is_64bit ? EM_X86_64 : EM_386))
-		return err_set(e, -EINVAL, "the ELF file is not for x86");
-	if (f->phentsize < (f->is_64bit ? sizeof(Elf64_Phdr) : sizeof(Elf32_Phdr)) ||
-	    range_exceeds(f->phoff, (u64)f->phnum * f->phentsize, len))
-		return err_set(e, -EINVAL, "the ELF file is truncated: no program headers");
-	if (f->phnum > SEGMENTS_MAX)
-		return err_set(e, -EINVAL, "the ELF file has %u program headers, more than %d",
-			       f->phnum, SEGMENTS_MAX);
-	return 0;
-}
-
-static Elf64_Phdr program_header(const struct elf_file *f, u32 i)
-{
-	const u8 *at = f->image + f->phoff + (u64)i * f->phentsize;
 	Elf64_Phdr p;
 	Elf32_Phdr p32;
 
-	if (f->is_64bit) {
+	if (is_64bit) {
 		memcpy(&p, at, sizeof(p));
 		return p;
 	}
@@ -122,11 +72,62 @@ static Elf64_Phdr program_header(const struct elf_file *f, u32 i)
 	};
 }
 
-static int load_segment(const struct load *l, const struct elf_file *f, const Elf64_Phdr *p,
-			struct err *e)
+/* The fields of the file header that have different places in the classes. */
+static Elf64_Ehdr file_header(const u8 *image, bool is_64bit)
 {
-	int r;
+	Elf64_Ehdr h;
+	Elf32_Ehdr h32;
 
+	if (is_64bit) {
+		memcpy(&h, image, sizeof(h));
+		return h;
+	}
+	memcpy(&h32, image, sizeof(h32));
+	return (Elf64_Ehdr){.e_type = h32.e_type,
+			    .e_machine = h32.e_machine,
+			    .e_entry = h32.e_entry,
+			    .e_phoff = h32.e_phoff,
+			    .e_phentsize = h32.e_phentsize,
+			    .e_phnum = h32.e_phnum};
+}
+
+int elf_open(struct elf_file *f, const u8 *image, u64 have, u64 len, struct err *e)
+{
+	Elf64_Ehdr h;
+
+	*f = (struct elf_file){.len = len};
+	if (!is_elf(image, have) || image[EI_DATA] != ELFDATA2LSB)
+		return err_set(e, -EINVAL, "not a little-endian ELF file");
+	f->is_64bit = image[EI_CLASS] == ELFCLASS64;
+	if (f->is_64bit && have < sizeof(h))
+		return err_set(e, -EINVAL, "the ELF file is truncated: %lu bytes", len);
+	h = file_header(image, f->is_64bit);
+	f->entry = h.e_entry;
+	f->phnum = h.e_phnum;
+	if (h.e_type != ET_EXEC && h.e_type != ET_DYN)
+		return err_set(e, -EINVAL, "the ELF file is not an executable");
+	if (h.e_machine != (f->is_64bit ? EM_X86_64 : EM_386))
+		return err_set(e, -EINVAL, "the ELF file is not for x86");
+	if (h.e_phentsize < (f->is_64bit ? sizeof(Elf64_Phdr) : sizeof(Elf32_Phdr)) ||
+	    range_exceeds(h.e_phoff, (u64)f->phnum * h.e_phentsize, have))
+		return err_set(e, -EINVAL, "the ELF file is truncated: no program headers");
+	if (f->phnum > ELF_SEGMENTS_MAX)
+		return err_set(e, -EINVAL, "the ELF file has %u program headers, more than %d",
+			       f->phnum, ELF_SEGMENTS_MAX);
+	for (u32 i = 0; i < f->phnum; i++)
+		f->segment[i] =
+			program_header(image + h.e_phoff + (u64)i * h.e_phentsize, f->is_64bit);
+	return 0;
+}
+
+static bool is_loaded(const Elf64_Phdr *p)
+{
+	return p->p_type == PT_LOAD && p->p_memsz;
+}
+
+static int begin_segment(const struct load *l, const struct elf_file *f, const Elf64_Phdr *p,
+			 struct err *e)
+{
 	if (range_exceeds(p->p_offset, p->p_filesz, f->len) || p->p_filesz > p->p_memsz)
 		return err_set(e, -EINVAL,
 			       "the ELF file is truncated: %lu bytes, a segment ends at %lu",
@@ -135,33 +136,55 @@ static int load_segment(const struct load *l, const struct elf_file *f, const El
 	if (p->p_paddr < LAYOUT_HIGH)
 		return err_set(e, -EINVAL, "a segment's physical address %#lx is below 1 MiB",
 			       p->p_paddr);
-	r = load_store(l, p->p_paddr, f->image + p->p_offset, p->p_filesz, e);
-	return r ? r : load_zero(l, p->p_paddr + p->p_filesz, p->p_memsz - p->p_filesz, e);
+	return load_zero(l, p->p_paddr + p->p_filesz, p->p_memsz - p->p_filesz, e);
+}
+
+int load_elf_begin(const struct load *l, const struct elf_file *f, struct elf_image *elf,
+		   struct err *e)
+{
+	*elf = (struct elf_image){.entry = f->entry, .is_64bit = f->is_64bit, .start = UINT64_MAX};
+	for (u32 i = 0; i < f->phnum; i++) {
+		const Elf64_Phdr *p = &f->segment[i];
+		int r;
+
+		if (!is_loaded(p))
+			continue;
+		r = begin_segment(l, f, p, e);
+		if (r)
+			return r;
+		elf->start = MIN(elf->start, p->p_paddr);
+		elf->end = MAX(elf->end, p->p_paddr + p->p_memsz);
+	}
+	if (!elf->end)
+		return err_set(e, -EINVAL, "the ELF file has nothing to load");
+	return 0;
+}
+
+int load_elf_part(const struct load *l, const struct elf_file *f, u64 at, const u8 *bytes, u64 n,
+		  struct err *e)
+{
+	int r = 0;
+
+	for (u32 i = 0; i < f->phnum && !r; i++) {
+		const Elf64_Phdr *p = &f->segment[i];
+		u64 from = MAX(at, p->p_offset), to = MIN(at + n, p->p_offset + p->p_filesz);
+
+		if (is_loaded(p) && from < to)
+			r = load_store(l, p->p_paddr + (from - p->p_offset), bytes + (from - at),
+				       to - from, e);
+	}
+	return r;
 }
 
 int load_elf_segments(const struct load *l, const u8 *image, u64 len, struct elf_image *elf,
 		      struct err *e)
 {
 	struct elf_file f;
-	int r = elf_open(&f, image, len, e);
+	int r = elf_open(&f, image, len, len, e);
 
-	if (r)
-		return r;
-	*elf = (struct elf_image){.entry = f.entry, .is_64bit = f.is_64bit, .start = UINT64_MAX};
-	for (u32 i = 0; i < f.phnum; i++) {
-		Elf64_Phdr p = program_header(&f, i);
-
-		if (p.p_type != PT_LOAD || !p.p_memsz)
-			continue;
-		r = load_segment(l, &f, &p, e);
-		if (r)
-			return r;
-		elf->start = MIN(elf->start, p.p_paddr);
-		elf->end = MAX(elf->end, p.p_paddr + p.p_memsz);
-	}
-	if (!elf->end)
-		return err_set(e, -EINVAL, "the ELF file has nothing to load");
-	return 0;
+	if (!r)
+		r = load_elf_begin(l, &f, elf, e);
+	return r ? r : load_elf_part(l, &f, 0, image, len, e);
 }
 
 /* Search one PT_NOTE segment of @len bytes whose notes are aligned to @align. */
@@ -187,13 +210,13 @@ static bool find_in_notes(const u8 *p, u64 len, u64 align, u32 *entry)
 	return false;
 }
 
-static bool find_pvh_entry(const struct elf_file *f, u32 *entry)
+static bool find_pvh_entry(const struct elf_file *f, const u8 *image, u32 *entry)
 {
 	for (u32 i = 0; i < f->phnum; i++) {
-		Elf64_Phdr p = program_header(f, i);
+		const Elf64_Phdr *p = &f->segment[i];
 
-		if (p.p_type == PT_NOTE && !range_exceeds(p.p_offset, p.p_filesz, f->len) &&
-		    find_in_notes(f->image + p.p_offset, p.p_filesz, p.p_align == 8 ? 8 : 4, entry))
+		if (p->p_type == PT_NOTE && !range_exceeds(p->p_offset, p->p_filesz, f->len) &&
+		    find_in_notes(image + p->p_offset, p->p_filesz, p->p_align == 8 ? 8 : 4, entry))
 			return true;
 	}
 	return false;
@@ -204,7 +227,7 @@ bool is_pvh(const u8 *image, u64 len)
 	struct elf_file f;
 	u32 entry;
 
-	return !elf_open(&f, image, len, NULL) && find_pvh_entry(&f, &entry);
+	return !elf_open(&f, image, len, len, NULL) && find_pvh_entry(&f, image, &entry);
 }
 
 static int store_memmap(const struct load *l, struct err *e)
@@ -244,11 +267,11 @@ int load_pvh(struct load *l, struct err *e)
 	struct elf_image elf;
 	struct elf_file f;
 	u32 entry;
-	int r = elf_open(&f, l->kernel, l->kernel_len, e);
+	int r = elf_open(&f, l->kernel, l->kernel_len, l->kernel_len, e);
 
 	if (r)
 		return r;
-	if (!find_pvh_entry(&f, &entry))
+	if (!find_pvh_entry(&f, l->kernel, &entry))
 		return err_set(e, -EINVAL, "the ELF file has no PVH entry note");
 	r = load_elf_segments(l, l->kernel, l->kernel_len, &elf, e);
 	if (r)

@@ -11,7 +11,6 @@
  *
  * Reference: Linux, Documentation/x86/boot.rst.
  */
-#include "host/memory.h"
 #include "machine/decompress.h"
 #include "machine/layout.h"
 #include "machine/load.h"
@@ -142,14 +141,46 @@ static int need_memory(const struct load *l, gpa_t start, u64 size, struct err *
 		       start, start + size, align_up(start + size, MIB) / MIB + 1);
 }
 
-/* 1: loaded and *entry set. 0: the payload is not what we know, nothing was done. */
+/* The payload on its way into guest memory. */
+struct vmlinux {
+	const struct load *l;
+	u64 size, at; /* of the next piece */
+	struct elf_file file;
+	struct elf_image elf;
+	bool is_other; /* than an ELF file */
+	bool refused;  /* and why is said in *e */
+	struct err *e;
+};
+
+/* See payload_sink. */
+static int take_piece(void *opaque, const u8 *bytes, u64 len)
+{
+	struct vmlinux *v = opaque;
+	int r = 0;
+
+	if (!v->at && !is_elf(bytes, len)) {
+		v->is_other = true;
+		return -ENOTSUP;
+	}
+	if (!v->at) {
+		r = elf_open(&v->file, bytes, len, v->size, v->e);
+		if (!r)
+			r = load_elf_begin(v->l, &v->file, &v->elf, v->e);
+	}
+	if (!r)
+		r = load_elf_part(v->l, &v->file, v->at, bytes, len, v->e);
+	v->at += len;
+	v->refused = r != 0;
+	return r;
+}
+
+/* 1: loaded and *entry set. 0: the payload is not what we know. */
 static int load_payload(struct load *l, const struct bzimage *bz, u64 *entry, struct err *e)
 {
 	const u8 *payload = bz->code + bz->h.payload_offset;
 	u64 len = bz->h.payload_length, size;
+	struct vmlinux v = {.l = l, .e = e};
 	enum payload_format format;
-	struct elf_image elf = {0};
-	u8 *vmlinux;
 	int r;
 
 	if (len < 8 || range_exceeds(bz->h.payload_offset, len, bz->code_len))
@@ -158,25 +189,20 @@ static int load_payload(struct load *l, const struct bzimage *bz, u64 *entry, st
 	size = format == PAYLOAD_ELF ? len : read_u32(payload + len - 4);
 	if (format == PAYLOAD_UNKNOWN || size < SECTOR || size > PAYLOAD_MAX)
 		return 0;
-	vmlinux = host_memory_alloc(size);
-	if (!vmlinux)
-		return err_set(e, -ENOMEM, "no memory to decompress the kernel (%lu MiB)",
-			       size / MIB);
-	r = payload_decompress(format, payload, len, vmlinux, size);
-	if (r)
-		r = err_set(e, r, "the kernel's compressed payload is damaged");
-	else if (!is_elf(vmlinux, size))
-		r = 0;
-	else
-		r = load_elf_segments(l, vmlinux, size, &elf, e);
-	if (!r && is_elf(vmlinux, size) && elf.is_64bit) {
-		l->kernel_start = elf.start;
-		l->kernel_end = elf.end;
-		*entry = elf.entry;
-		r = 1;
-	}
-	host_memory_free(vmlinux, size);
-	return r;
+	v.size = size;
+	r = payload_decompress(format, payload, len, size, take_piece, &v);
+	if (v.is_other)
+		return 0;
+	if (r && !v.refused)
+		r = err_set(e, r,
+			    r == -ENOMEM ? "no memory to decompress the kernel"
+					 : "the kernel's compressed payload is damaged");
+	if (r || !v.elf.is_64bit)
+		return r;
+	l->kernel_start = v.elf.start;
+	l->kernel_end = v.elf.end;
+	*entry = v.elf.entry;
+	return 1;
 }
 
 /* The image as it is, to be decompressed by its own code. */

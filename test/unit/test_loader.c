@@ -177,18 +177,19 @@ static u64 compress_zstd(const u8 *in, u64 len, u8 *out, u64 max)
 	return ZSTD_compress(out, max, in, len, 3);
 }
 
-/* Two blocks, to have more than one. */
+/* Two blocks at least, to have more than one. */
 static u64 compress_lz4(const u8 *in, u64 len, u8 *out, u64 max)
 {
 	static const u8 magic[] = {0x02, 0x21, 0x4c, 0x18};
-	u64 half = len / 2, done = sizeof(magic);
+	u64 block = MIN(len / 2 + 1, 6 * MIB), done = sizeof(magic);
 
 	memcpy(out, magic, sizeof(magic));
-	for (u32 i = 0; i < 2; i++) {
-		u64 n = i ? len - half : half;
-		int size = LZ4_compress_default((const char *)in + i * half, (char *)out + done + 4,
-						(int)n, (int)(max - done - 4));
+	for (u64 at = 0, n; at < len; at += n) {
+		int size;
 
+		n = MIN(len - at, block);
+		size = LZ4_compress_default((const char *)in + at, (char *)out + done + 4, (int)n,
+					    (int)(max - done - 4));
 		assert_true(size > 0);
 		memcpy(out + done, &size, 4);
 		done += 4 + (u64)size;
@@ -573,6 +574,32 @@ static void bad_multiboot_images_are_refused(void **state)
 
 /* ---- payload decoders ---- */
 
+struct gathered {
+	u8 *to;
+	u64 len, refused_at;
+};
+
+static int gather(void *opaque, const u8 *bytes, u64 len)
+{
+	struct gathered *g = opaque;
+
+	if (g->refused_at && g->len + len >= g->refused_at)
+		return -EIO;
+	memcpy(g->to + g->len, bytes, len);
+	g->len += len;
+	return 0;
+}
+
+static int decompress(enum payload_format format, const u8 *data, u64 len, u8 *out, u64 out_len)
+{
+	struct gathered g = {.to = out};
+	int r = payload_decompress(format, data, len, out_len, gather, &g);
+
+	if (!r)
+		assert_int_equal(g.len, out_len);
+	return r;
+}
+
 static void a_payload_of_the_wrong_size_is_an_error(void **state)
 {
 	static compressor *const all[] = {compress_gzip, compress_xz, compress_lzma, compress_zstd,
@@ -585,14 +612,42 @@ static void a_payload_of_the_wrong_size_is_an_error(void **state)
 		u64 n = all[i](f->elf, f->elf_len, f->image, sizeof(f->image));
 		enum payload_format format = payload_detect(f->image, n);
 
-		assert_int_equal(payload_decompress(format, f->image, n, out, f->elf_len), 0);
+		assert_int_equal(decompress(format, f->image, n, out, f->elf_len), 0);
 		assert_memory_equal(out, f->elf, f->elf_len);
-		assert_int_equal(payload_decompress(format, f->image, n, out, f->elf_len + 1),
-				 -EINVAL);
-		assert_int_equal(payload_decompress(format, f->image, n / 2, out, f->elf_len),
-				 -EINVAL);
-		assert_int_equal(payload_decompress(format, f->image, 4, out, f->elf_len), -EINVAL);
+		assert_int_equal(decompress(format, f->image, n, out, f->elf_len + 1), -EINVAL);
+		assert_int_equal(decompress(format, f->image, n / 2, out, f->elf_len), -EINVAL);
+		assert_int_equal(decompress(format, f->image, 4, out, f->elf_len), -EINVAL);
 	}
+	free(out);
+}
+
+/* Larger than a piece, and compressible in places only. */
+static void a_large_payload_comes_in_order(void **state)
+{
+	static compressor *const all[] = {compress_gzip, compress_xz, compress_lzma, compress_zstd,
+					  compress_lz4};
+	enum { SIZE = PAYLOAD_PIECE * 3 / 2 + 12345, ROOM = SIZE + SIZE / 64 + 4096 };
+	u8 *in = malloc(SIZE), *packed = malloc(ROOM), *out = malloc(SIZE);
+	struct gathered g = {.to = out, .refused_at = 1};
+	u64 x = 1;
+
+	(void)state;
+	for (u64 i = 0; i < SIZE; i++) {
+		x = x * 6364136223846793005ul + 1442695040888963407ul;
+		in[i] = i >> 12 & 7 ? (u8)(i >> 8) : (u8)(x >> 56);
+	}
+	for (u32 i = 0; i < ARRAY_SIZE(all); i++) {
+		u64 n = all[i](in, SIZE, packed, ROOM);
+		enum payload_format format = payload_detect(packed, n);
+
+		memset(out, 0, SIZE);
+		assert_int_equal(decompress(format, packed, n, out, SIZE), 0);
+		assert_memory_equal(out, in, SIZE);
+		g.len = 0;
+		assert_int_equal(payload_decompress(format, packed, n, SIZE, gather, &g), -EIO);
+	}
+	free(in);
+	free(packed);
 	free(out);
 }
 
@@ -630,6 +685,7 @@ int main(void)
 		TEST(multiboot_by_addresses),
 		TEST(bad_multiboot_images_are_refused),
 		TEST(a_payload_of_the_wrong_size_is_an_error),
+		TEST(a_large_payload_comes_in_order),
 		TEST(missing_files_are_named),
 	};
 
