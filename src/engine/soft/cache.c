@@ -298,10 +298,10 @@ void cache_expect(const struct cache *c, gpa_t pa, u32 mode)
 
 struct block *cache_find(struct cache *c, gpa_t pa, u32 mode, gva_t place)
 {
-	struct block *b = c->hash[hash_of(c, pa, mode)];
+	struct block *b = __atomic_load_n(&c->hash[hash_of(c, pa, mode)], __ATOMIC_ACQUIRE);
 
 	while (b && (b->pa != pa || b->mode != mode || b->place != place))
-		b = b->hash_next;
+		b = __atomic_load_n(&b->hash_next, __ATOMIC_ACQUIRE);
 	return b;
 }
 
@@ -433,7 +433,7 @@ void cache_insert(struct cache *c, struct block *b, const struct emit *hot, cons
 	u32 h = hash_of(c, b->pa, b->mode);
 
 	b->hash_next = c->hash[h];
-	c->hash[h] = b;
+	__atomic_store_n(&c->hash[h], b, __ATOMIC_RELEASE);
 	c->index[c->blocks++] = b;
 	for (u32 k = 0; k < 2; k++)
 		if (b->page[k] != BLOCK_NO_PAGE)
@@ -534,7 +534,7 @@ static void unhash(struct cache *c, struct block *b)
 
 	while (*p != b)
 		p = &(*p)->hash_next;
-	*p = b->hash_next;
+	__atomic_store_n(p, b->hash_next, __ATOMIC_RELEASE);
 }
 
 /* Which of the block's pages this list belongs to. */

@@ -11,7 +11,10 @@
  * page of guest RAM that holds translated code has a list of its blocks and a map of the 64-byte
  * granules they cover, so that a store costs a bit test unless it really hits code.
  *
- * Locking: every function here is called with vm->lock held, except the predicates on a block.
+ * Locking: every function here is called with vm->lock held, except the predicates on a block and
+ * cache_find(): blocks are published complete, and what is dropped stays in memory, leading on,
+ * until the world stands still. So whoever finds a block without the lock finds what he could have
+ * found with it a moment before.
  */
 #pragma once
 
@@ -135,10 +138,11 @@ static inline gva_t block_place(const struct soft_options *o, u32 mode, gva_t ri
 /* A block for @pa in @mode will be looked for, or entered. */
 void cache_expect(const struct cache *c, gpa_t pa, u32 mode);
 
-/* Look up a live block. */
+/* Look up a live block. Without vm->lock only from inside run(). */
 struct block *cache_find(struct cache *c, gpa_t pa, u32 mode, gva_t place);
 
-/* May a block begin at (or cover) byte @offset of RAM page @page? Cheaper than to look for it. */
+/* May a block begin at (or cover) byte @offset of RAM page @page? Cheaper than to look for it; the
+ * same holds without the lock. */
 bool cache_may_have(const struct cache *c, s64 page, u32 offset);
 
 /* Metadata for one translation: a zeroed block with tables for so many instructions and exits; NULL

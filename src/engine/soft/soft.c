@@ -512,9 +512,48 @@ static int fault_at_branch(struct soft_cpu *c)
 	return interpret(c);
 }
 
-int run_find_block(struct soft_cpu *c, u32 variant, struct block **out)
+/* Indirect branches to rip, whose first byte is at @x, may go to @b from now on; or others rely on
+ * it that are linked. */
+static void note_found(struct soft_cpu *c, const struct soft_xlat *x, const struct block *b,
+		       u64 entry)
 {
 	u32 half = c->mode & MODE_USER ? HALF_USER : HALF_SUPER;
+
+	if (entry)
+		soft_ibt_insert(c, half, c->mode, c->rip, x->gpa, entry);
+	else
+		soft_ibt_note_page(c, half, c->rip, x->gpa);
+	if (b->page[1] != BLOCK_NO_PAGE)
+		soft_ibt_note_page(c, half, c->rip + PAGE_SIZE, b->second);
+}
+
+/*
+ * Most that is looked for is there: a process runs what another one has run. Neither vm->lock nor
+ * the host's vector state is wanted then. NULL when there is more to do.
+ */
+static struct block *find_ready(struct soft_cpu *c, const struct soft_xlat *x, u32 variant)
+{
+	u32 mode = c->mode | variant;
+	struct block *b;
+	u64 entry = 0;
+
+	if (!cache_may_have(c->vm->cache, (s64)x->page, (u32)(x->gpa & ~PAGE_MASK)))
+		return NULL;
+	b = cache_find(c->vm->cache, x->gpa, mode, block_place(&c->vm->options, mode, c->rip));
+	if (!b || b->page[1] != BLOCK_NO_PAGE)
+		return NULL;
+	if (c->arrival == ARRIVAL_ANY && !variant) {
+		entry = __atomic_load_n(&b->entry, __ATOMIC_ACQUIRE);
+		if (!entry)
+			return NULL;
+	}
+	if (!variant)
+		note_found(c, x, b, entry);
+	return b;
+}
+
+int run_find_block(struct soft_cpu *c, u32 variant, struct block **out)
+{
 	struct soft_xlat x;
 	int status;
 
@@ -525,20 +564,18 @@ int run_find_block(struct soft_cpu *c, u32 variant, struct block **out)
 	status = soft_translate(c, c->rip, soft_acc(c, ACC_FETCH), &x);
 	if (status != SOFT_OK || !x.host)
 		return status;
-	cache_expect(c->vm->cache, x.gpa, c->mode | variant);
+	c->code_va = c->rip & PAGE_MASK;
+	*out = find_ready(c, &x, variant);
+	if (*out)
+		return SOFT_OK;
 	soft_fpu_park(c);
 	pthread_mutex_lock(&c->vm->lock);
 	status = find_or_translate(c, &x, c->mode | variant, out);
-	if (status == SOFT_OK && !variant) {
-		if (c->arrival == ARRIVAL_ANY && soft_make_entry(c, *out))
-			soft_ibt_insert(c, half, c->mode, c->rip, x.gpa, (*out)->entry);
-		else
-			soft_ibt_note_page(c, half, c->rip, x.gpa);
-		if ((*out)->page[1] != BLOCK_NO_PAGE)
-			soft_ibt_note_page(c, half, c->rip + PAGE_SIZE, (*out)->second);
-	}
+	if (status == SOFT_OK && !variant)
+		note_found(c, &x, *out,
+			   c->arrival == ARRIVAL_ANY && soft_make_entry(c, *out) ? (*out)->entry
+										 : 0);
 	pthread_mutex_unlock(&c->vm->lock);
-	c->code_va = c->rip & PAGE_MASK;
 	return status;
 }
 
@@ -561,6 +598,7 @@ static int link_exit(struct soft_cpu *c, struct block **to)
 	if (status != SOFT_OK || !*to)
 		return status;
 	places_check(c);
+	soft_fpu_park(c);
 	pthread_mutex_lock(&c->vm->lock);
 	if (generation == c->vm->cache->generation && !x->from->dead && !(*to)->dead &&
 	    !((x->from->mode ^ (*to)->mode) & ~(u32)MODE_SINGLE)) {

@@ -579,7 +579,7 @@ bool soft_make_entry(struct soft_cpu *c, struct block *b)
 	if (cold.overflow)
 		return false;
 	cache->cold = (u64)(cold.p - cache->rw);
-	b->entry = entry;
+	__atomic_store_n(&b->entry, entry, __ATOMIC_RELEASE);
 	return true;
 }
 
