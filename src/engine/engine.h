@@ -18,6 +18,7 @@
 
 struct engine_host;
 struct engine_vm;
+struct populate;
 struct sandbox_list;
 struct engine_vcpu;
 
@@ -75,6 +76,7 @@ struct engine_config {
 	/* Where files may be kept from run to run; "": there is no such place, but files may be
 	 * opened; NULL: open no files. */
 	const char *cache_dir;
+	struct populate *populate; /* borrowed, outlives the VM; NULL: there is none */
 };
 
 /*

@@ -126,6 +126,22 @@ void boot_close(struct boot *b)
 	host_file_close(&b->initrd);
 }
 
+void boot_expect(const struct boot *b, const struct physmap *pm, struct populate *p)
+{
+	u8 head[BZIMAGE_HEAD];
+	gpa_t at;
+	u64 size;
+	void *to;
+
+	if (b->kernel.size < sizeof(head) ||
+	    host_file_read(&b->kernel, 0, head, sizeof(head), NULL) ||
+	    !bzimage_extent(head, sizeof(head), &at, &size))
+		return;
+	to = mem_map(pm, at, size, MEM_READ);
+	if (to)
+		populate_ask(p, to, size);
+}
+
 int boot_load(const struct boot *b, const struct boot_env *env, struct cpu_state *s, struct err *e)
 {
 	struct load l = {

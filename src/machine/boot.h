@@ -2,13 +2,15 @@
  * Starting a kernel without firmware: what a boot loader would do, done from outside.
  *
  * boot_open() looks at the files once, before anything else is built, and keeps them open;
- * boot_load() puts kernel, initrd and boot data into guest memory and says in which state the boot
- * processor starts. It runs again for each reset of the machine.
+ * boot_expect() may be called as soon as there is memory, boot_load() puts kernel, initrd and boot
+ * data into guest memory and says in which state the boot processor starts. It runs again for each
+ * reset of the machine.
  */
 #pragma once
 
 #include "cpu/state.h"
 #include "host/file.h"
+#include "host/populate.h"
 #include "machine/e820.h"
 #include "memory/physmap.h"
 
@@ -30,5 +32,8 @@ struct boot_env {
 int boot_open(struct boot *b, const char *kernel, const char *initrd, const char *cmdline,
 	      struct err *e);
 void boot_close(struct boot *b);
+
+/* The memory that the kernel of @b will take is asked for (host/populate.h). */
+void boot_expect(const struct boot *b, const struct physmap *pm, struct populate *p);
 
 int boot_load(const struct boot *b, const struct boot_env *env, struct cpu_state *s, struct err *e);

@@ -24,6 +24,9 @@ int load_kernel(struct load *l, struct err *e);
 
 /* The formats. The is_ functions look at the magic numbers only. */
 bool is_bzimage(const u8 *image, u64 len);
+enum { BZIMAGE_HEAD = 1024 }; /* bytes that tell: */
+/* Where such a kernel goes, and how much memory it needs there to start. */
+bool bzimage_extent(const u8 *image, u64 len, gpa_t *at, u64 *size);
 int load_bzimage(struct load *l, struct err *e);
 bool is_elf(const u8 *image, u64 len);
 bool is_pvh(const u8 *image, u64 len);

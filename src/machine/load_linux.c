@@ -101,6 +101,18 @@ bool is_bzimage(const u8 *image, u64 len)
 	return len >= SETUP_MAGIC + 4 && !memcmp(image + SETUP_MAGIC, "HdrS", 4);
 }
 
+bool bzimage_extent(const u8 *image, u64 len, gpa_t *at, u64 *size)
+{
+	struct setup_header h;
+
+	if (!is_bzimage(image, len) || len < SETUP_HEADER + sizeof(h))
+		return false;
+	memcpy(&h, image + SETUP_HEADER, sizeof(h));
+	*at = h.pref_address;
+	*size = h.init_size;
+	return h.version >= VERSION_MIN;
+}
+
 static int parse(const struct load *l, struct bzimage *bz, struct err *e)
 {
 	struct setup_header *h = &bz->h;

@@ -73,6 +73,7 @@ struct pc {
 	bool panicked;     /* the guest's kernel, since the last reset; under lock */
 
 	struct physmap pm;
+	struct populate *populate;
 	u64 ram_below, ram_above;
 	struct bus bus;
 	struct doorbells doorbells;
@@ -234,13 +235,18 @@ static int build_memory(struct pc *pc, struct err *e)
 		r = physmap_add(&pc->pm, 0, LAYOUT_CONVENTIONAL_END, 0, e);
 	if (!r)
 		r = physmap_add(&pc->pm, LAYOUT_SHADOW, LAYOUT_HIGH - LAYOUT_SHADOW, 0, e);
+	if (!r && pc->config.engine[0]->maps_ram)
+		r = populate_create(&pc->populate, e);
 	if (r)
 		physmap_destroy(&pc->pm);
+	else
+		boot_expect(pc->config.boot, &pc->pm, pc->populate);
 	return r == -ENOMEM ? refuse_memory(ram, e) : r;
 }
 
 static void unbuild_memory(struct pc *pc)
 {
+	populate_destroy(pc->populate);
 	physmap_destroy(&pc->pm);
 }
 
@@ -636,7 +642,8 @@ static int create_vm(struct pc *pc, u32 n, const char *cache_dir, struct engine_
 					     .physmap = &pc->pm,
 					     .cpuid = &pc->cpuid,
 					     .options = n ? NULL : pc->config.engine_options,
-					     .cache_dir = cache_dir};
+					     .cache_dir = cache_dir,
+					     .populate = pc->populate};
 	int r = pc->config.engine[n]->vm_create(&config, vm, e);
 
 	return r ? err_prefix(e, "%s engine", pc->config.engine[n]->name) : 0;

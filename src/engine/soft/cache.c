@@ -1,6 +1,7 @@
 /* See cache.h. */
 #include "engine/soft/cache.h"
 #include "host/memory_file.h"
+#include "host/populate.h"
 
 #include "engine/soft/places.h"
 #include "engine/soft/reload.h"
@@ -19,6 +20,8 @@ enum {
 	GRANULE_SHIFT = 6,
 };
 
+/* Asked for at a time: of another thread, which is to be ahead of us; by ourselves. */
+#define READY_AHEAD (2 * MIB)
 #define READY_BYTES (256 * KIB)
 
 static u32 hash_of(const struct cache *c, gpa_t pa, u32 mode)
@@ -232,7 +235,7 @@ static void *map_zeroed(u64 size)
 	return p == MAP_FAILED ? NULL : p;
 }
 
-int soft_cache_create(struct soft_vm *vm, int fd, struct err *e)
+int soft_cache_create(struct soft_vm *vm, int fd, struct populate *populate, struct err *e)
 {
 	struct cache *c = calloc(1, sizeof(*c));
 	int r;
@@ -240,6 +243,7 @@ int soft_cache_create(struct soft_vm *vm, int fd, struct err *e)
 	if (!c)
 		return err_set(e, -ENOMEM, "out of memory");
 	vm->cache = c;
+	c->populate = populate;
 	c->size = align_up(vm->options.code_cache, PAGE_SIZE);
 	r = create_code(c, fd, e);
 	if (r < 0)
@@ -355,18 +359,33 @@ void cache_block_trim(struct cache *c, struct block *b, u32 exits)
  */
 static u64 make_ready(struct cache *c, u64 ready, u64 used, u64 end)
 {
-	u64 size = MIN(READY_BYTES, end - ready);
+	u64 piece = c->populate ? READY_AHEAD : READY_BYTES, size = MIN(piece, end - ready);
 
-	if (used + READY_BYTES / 4 < ready || !size)
+	if (used + piece / 2 < ready || !size)
 		return ready;
-	madvise(c->rw + ready, size, MADV_POPULATE_WRITE);
+	if (c->populate)
+		populate_ask(c->populate, c->rw + ready, size);
+	else
+		madvise(c->rw + ready, size, MADV_POPULATE_WRITE);
 	return ready + size;
+}
+
+/* The same for the arena, which consists of huge pages: one costs one fault. */
+static void make_arena_ready(struct cache *c)
+{
+	u64 size = MIN(READY_AHEAD, c->arena_size - c->arena_ready);
+
+	if (!c->populate || c->arena_used + READY_AHEAD / 2 < c->arena_ready || !size)
+		return;
+	populate_ask(c->populate, c->arena + c->arena_ready, size);
+	c->arena_ready += size;
 }
 
 void cache_emit_begin(struct cache *c, struct emit *hot, struct emit *cold)
 {
 	c->hot_ready = make_ready(c, c->hot_ready, c->hot, c->hot_end);
 	c->cold_ready = make_ready(c, c->cold_ready, c->cold, c->size);
+	make_arena_ready(c);
 	*hot = emitter(c, c->hot, c->hot_end);
 	*cold = emitter(c, MIN(align_up(c->cold, 8), c->size), c->size);
 	emit_align(hot, 16, 0);

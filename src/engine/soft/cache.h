@@ -103,9 +103,10 @@ struct cache {
 	u64 rx; /* executable mapping */
 	u64 size;
 	s64 exec_delta;
-	u64 hot, cold;             /* next free offsets */
-	u64 hot_start, hot_end;    /* limits of the hot part; cold runs from hot_end to size */
-	u64 hot_ready, cold_ready; /* memory was asked for up to here */
+	u64 hot, cold;          /* next free offsets */
+	u64 hot_start, hot_end; /* limits of the hot part; cold runs from hot_end to size */
+	u64 hot_ready, cold_ready, arena_ready; /* memory was asked for up to here */
+	struct populate *populate;              /* by whom; NULL: by ourselves */
 	struct cache_entries entry;
 	struct emit thunk;   /* region for thunk.c */
 	struct forms *forms; /* of the instructions decoded so far */

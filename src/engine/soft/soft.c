@@ -143,7 +143,8 @@ static int soft_vm_create(const struct engine_config *config, struct engine_vm *
 	if (r == 0)
 		r = vm->page_flags ? soft_faults_init(e) : err_set(e, -ENOMEM, "out of memory");
 	if (r == 0)
-		r = soft_cache_create(vm, config->host ? config->host->code : -1, e);
+		r = soft_cache_create(vm, config->host ? config->host->code : -1, config->populate,
+				      e);
 	if (r < 0) {
 		vm_free(vm);
 		return r;

@@ -788,9 +788,9 @@ extern _Thread_local struct soft_cpu soft_tls_cpu;
 /* ---- cache.c ---- */
 /*
  * As large as vm->options say; blocks of guest RAM as it is now. @fd: a memory file for code,
- * borrowed, with nothing in it that is still in use; -1: one of its own.
+ * borrowed, with nothing in it that is still in use; -1: one of its own. @populate may be NULL.
  */
-int soft_cache_create(struct soft_vm *vm, int fd, struct err *e);
+int soft_cache_create(struct soft_vm *vm, int fd, struct populate *populate, struct err *e);
 /* Guest RAM has changed: drop everything. No vCPU is inside run(). */
 int soft_cache_resize(struct soft_vm *vm, struct err *e);
 void soft_cache_destroy(struct soft_vm *vm);
