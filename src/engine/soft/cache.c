@@ -438,13 +438,19 @@ static bool block_is_hit(const struct block *b, u32 k, u32 offset, u32 len)
 	return false;
 }
 
+/* The same, but remembered for the first page, which most blocks have only. */
+static u64 known_granules(const struct block *b, u32 k)
+{
+	return k ? block_granules(b, k) : b->granules;
+}
+
 static void page_add(struct cache *c, struct block *b, u32 k)
 {
 	struct page_code *pc = &c->pages[b->page[k]];
 
 	b->page_next[k] = pc->blocks;
 	pc->blocks = b;
-	pc->granules |= block_granules(b, k);
+	pc->granules |= known_granules(b, k);
 }
 
 void cache_insert(struct cache *c, struct block *b, const struct emit *hot, const struct emit *cold)
@@ -454,6 +460,7 @@ void cache_insert(struct cache *c, struct block *b, const struct emit *hot, cons
 	b->hash_next = c->hash[h];
 	__atomic_store_n(&c->hash[h], b, __ATOMIC_RELEASE);
 	c->index[c->blocks++] = b;
+	b->granules = block_granules(b, 0);
 	for (u32 k = 0; k < 2; k++)
 		if (b->page[k] != BLOCK_NO_PAGE)
 			page_add(c, b, k);
@@ -672,13 +679,14 @@ static void recompute_granules(struct page_code *pc, s64 page)
 {
 	pc->granules = 0;
 	for (struct block *b = pc->blocks; b; b = b->page_next[page_slot(b, page)]) {
-		pc->granules |= block_granules(b, page_slot(b, page));
+		pc->granules |= known_granules(b, page_slot(b, page));
 	}
 }
 
 static bool drop_overlapping(struct soft_vm *vm, struct page_code *pc, s64 page, u32 offset,
 			     u32 len)
 {
+	u64 granules = granule_mask(offset, len);
 	struct block *b = pc->blocks, *next;
 	bool dropped = false;
 
@@ -686,7 +694,7 @@ static bool drop_overlapping(struct soft_vm *vm, struct page_code *pc, s64 page,
 		u32 k = page_slot(b, page);
 
 		next = b->page_next[k];
-		if (block_is_hit(b, k, offset, len)) {
+		if (known_granules(b, k) & granules && block_is_hit(b, k, offset, len)) {
 			cache_drop(vm, b);
 			dropped = true;
 		}
@@ -703,7 +711,8 @@ bool soft_code_stored(struct soft_vm *vm, u64 page, u32 offset, u32 len)
 	pc = &vm->cache->pages[page];
 	if (len && pc->granules & granule_mask(offset, len)) {
 		dropped = drop_overlapping(vm, pc, (s64)page, offset, len);
-		recompute_granules(pc, (s64)page);
+		if (dropped)
+			recompute_granules(pc, (s64)page);
 		if (!pc->blocks)
 			atomic_fetch_and(&vm->page_flags[page], (u8)~PAGE_HAS_CODE);
 	}

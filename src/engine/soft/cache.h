@@ -69,6 +69,7 @@ struct block {
 	u32 code_size; /* of that */
 	u32 direct;    /* the third entry point, relative to code */
 	struct block *page_next[2];
+	u64 granules; /* of page[0] that it was made from: its bytes and what else was looked at */
 	struct block_exit *incoming;
 	struct block_exit *exit; /* [exits] */
 	u32 exits;
