@@ -51,8 +51,16 @@ struct cpuid_model {
 	bool has_hypervisor; /* the 0x40000000 leaves and the paravirtual clock are there */
 };
 
+/* A moment on the TSC and on the host's clock. */
+struct cpuid_moment {
+	u64 tsc, ns;
+};
+
 /* What to build the model from. */
 struct cpuid_request {
+	/* How fast the TSC runs is measured from then on, so the time until cpuid_model_init() is
+	 * called need not be waited for again; NULL: from that call on. */
+	const struct cpuid_moment *since;
 	u32 vcpus;
 	bool paravirt;   /* the machine takes calls to wake, interrupt and account for processors */
 	bool any_tsc_hz; /* nobody asks how fast the TSC runs: do not spend time on it */
@@ -71,8 +79,12 @@ struct cpuid_source {
 int cpuid_model_build(struct cpuid_model *m, const struct cpuid_request *req,
 		      const struct cpuid_source *src, struct err *e);
 
+/* Now. */
+struct cpuid_moment cpuid_moment(void);
+
 /* Fill @m from the host's CPUID and @req; measures the TSC, which takes some milliseconds of
- * waiting. 0, or -errno with @e when the host lacks what guests need. */
+ * waiting unless they have passed since @req->since. 0, or -errno with @e when the host lacks what
+ * guests need. */
 int cpuid_model_init(struct cpuid_model *m, const struct cpuid_request *req, struct err *e);
 
 /* Answer CPUID for vCPU @apic_id, whose relevant state is @cr4 and @xcr0 (SDM vol. 2, CPUID). */

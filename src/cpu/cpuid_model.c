@@ -480,9 +480,10 @@ static u64 rdtsc(void)
 	return low | (u64)high << 32;
 }
 
-/* A moment on both clocks: of several readings the one that took the shortest. */
-static void read_clocks(u64 *tsc, u64 *ns)
+/* Of several readings the one that took the shortest. */
+struct cpuid_moment cpuid_moment(void)
 {
+	struct cpuid_moment m = {0};
 	u64 shortest = ~0ul;
 
 	for (u32 i = 0; i < CALIBRATE_TRIES; i++) {
@@ -490,20 +491,21 @@ static void read_clocks(u64 *tsc, u64 *ns)
 
 		if (after - before < shortest) {
 			shortest = after - before;
-			*tsc = before + shortest / 2;
-			*ns = now;
+			m = (struct cpuid_moment){.tsc = before + shortest / 2, .ns = now};
 		}
 	}
+	return m;
 }
 
-static u64 measure_tsc_hz(void)
+static u64 measure_tsc_hz(const struct cpuid_moment *since)
 {
-	u64 tsc0 = 0, ns0 = 0, tsc1 = 0, ns1 = 0;
+	struct cpuid_moment from = since ? *since : cpuid_moment(), to;
+	u64 passed = host_clock_ns() - from.ns;
 
-	read_clocks(&tsc0, &ns0);
-	host_sleep_ns(CALIBRATE_NS);
-	read_clocks(&tsc1, &ns1);
-	return (u64)((unsigned __int128)(tsc1 - tsc0) * 1000000000 / (ns1 - ns0));
+	if (passed < CALIBRATE_NS)
+		host_sleep_ns(CALIBRATE_NS - passed);
+	to = cpuid_moment();
+	return (u64)((unsigned __int128)(to.tsc - from.tsc) * 1000000000 / (to.ns - from.ns));
 }
 
 /*
@@ -528,7 +530,7 @@ int cpuid_model_init(struct cpuid_model *m, const struct cpuid_request *req, str
 	const struct cpuid_source src = {
 		.query = query_cpu,
 		.xcr0 = read_xcr0(),
-		.tsc_hz = req->any_tsc_hz ? 1000000000 : refine_tsc_hz(measure_tsc_hz()),
+		.tsc_hz = req->any_tsc_hz ? 1000000000 : refine_tsc_hz(measure_tsc_hz(req->since)),
 	};
 
 	return cpuid_model_build(m, req, &src, e);

@@ -142,15 +142,8 @@ void boot_expect(const struct boot *b, const struct physmap *pm, struct populate
 		populate_ask(p, to, size);
 }
 
-int boot_load(const struct boot *b, const struct boot_env *env, struct cpu_state *s, struct err *e)
+int boot_read(const struct boot *b, u8 **kernel, struct err *e)
 {
-	struct load l = {
-		.env = env,
-		.kernel_len = b->kernel.size,
-		.initrd = &b->initrd,
-		.cmdline = b->cmdline,
-		.state = s,
-	};
 	/* Huge pages: half of the time would go into page faults otherwise. */
 	u8 *image = host_memory_alloc(b->kernel.size);
 	int r;
@@ -158,14 +151,34 @@ int boot_load(const struct boot *b, const struct boot_env *env, struct cpu_state
 	if (!image)
 		return err_set(e, -ENOMEM, "kernel: %s: no memory to read it", b->kernel.path);
 	r = host_file_read(&b->kernel, 0, image, b->kernel.size, e);
-	if (!r) {
-		l.kernel = image;
-		r = load_kernel(&l, e);
-		if (r)
-			err_prefix(e, "%s", b->kernel.path);
+	if (r) {
+		boot_forget(b, image);
+		return err_prefix(e, "kernel");
 	}
-	if (r)
-		err_prefix(e, "kernel");
-	host_memory_free(image, b->kernel.size);
-	return r;
+	*kernel = image;
+	return 0;
+}
+
+void boot_forget(const struct boot *b, u8 *kernel)
+{
+	if (kernel)
+		host_memory_free(kernel, b->kernel.size);
+}
+
+int boot_load(const struct boot *b, const struct boot_env *env, struct cpu_state *s, struct err *e)
+{
+	struct load l = {
+		.env = env,
+		.kernel = env->kernel,
+		.kernel_len = b->kernel.size,
+		.initrd = &b->initrd,
+		.cmdline = b->cmdline,
+		.state = s,
+	};
+	int r = load_kernel(&l, e);
+
+	if (!r)
+		return 0;
+	err_prefix(e, "%s", b->kernel.path);
+	return err_prefix(e, "kernel");
 }

@@ -25,7 +25,8 @@ struct boot_env {
 	const struct physmap *pm;
 	u64 ram_below; /* end of RAM under the PCI hole */
 	struct e820_map e820;
-	gpa_t rsdp; /* ACPI root pointer */
+	gpa_t rsdp;       /* ACPI root pointer */
+	const u8 *kernel; /* from boot_read() */
 };
 
 /* @initrd and @cmdline may be NULL. 0, or -errno with one clear line in @e. */
@@ -35,5 +36,9 @@ void boot_close(struct boot *b);
 
 /* The memory that the kernel of @b will take is asked for (host/populate.h). */
 void boot_expect(const struct boot *b, const struct physmap *pm, struct populate *p);
+
+/* The kernel's file in memory, for boot_load(). boot_forget() may be given NULL. */
+int boot_read(const struct boot *b, u8 **kernel, struct err *e);
+void boot_forget(const struct boot *b, u8 *kernel);
 
 int boot_load(const struct boot *b, const struct boot_env *env, struct cpu_state *s, struct err *e);

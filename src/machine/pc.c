@@ -99,6 +99,8 @@ struct pc {
 
 	struct acpi_tables acpi;
 	struct cpu_state entry; /* how the boot processor starts */
+	u8 *kernel;             /* read ahead of the first start; else NULL */
+	struct cpuid_moment start;
 	struct engine_host *host[PC_ENGINES_MAX];
 	u32 hosts;   /* of them are open */
 	u32 current; /* config.engine[] that runs the guest */
@@ -214,7 +216,7 @@ static int refuse_memory(u64 ram, struct err *e)
 		       host_memory_available() / MIB, ram / MIB);
 }
 
-static int build_memory(struct pc *pc, struct err *e)
+static int add_ram(struct pc *pc, struct err *e)
 {
 	u64 ram = pc->config.ram_bytes;
 	int r = 0;
@@ -235,19 +237,30 @@ static int build_memory(struct pc *pc, struct err *e)
 		r = physmap_add(&pc->pm, 0, LAYOUT_CONVENTIONAL_END, 0, e);
 	if (!r)
 		r = physmap_add(&pc->pm, LAYOUT_SHADOW, LAYOUT_HIGH - LAYOUT_SHADOW, 0, e);
-	if (!r && pc->config.engine[0]->maps_ram)
-		r = populate_create(&pc->populate, e);
-	if (r)
-		physmap_destroy(&pc->pm);
-	else
-		boot_expect(pc->config.boot, &pc->pm, pc->populate);
 	return r == -ENOMEM ? refuse_memory(ram, e) : r;
 }
 
 static void unbuild_memory(struct pc *pc)
 {
+	boot_forget(pc->config.boot, pc->kernel);
 	populate_destroy(pc->populate);
 	physmap_destroy(&pc->pm);
+}
+
+/* What takes long and needs nothing else comes early: the next step waits for a clock. */
+static int build_memory(struct pc *pc, struct err *e)
+{
+	int r = add_ram(pc, e);
+
+	if (!r && pc->config.engine[0]->maps_ram)
+		r = populate_create(&pc->populate, e);
+	if (!r) {
+		boot_expect(pc->config.boot, &pc->pm, pc->populate);
+		r = boot_read(pc->config.boot, &pc->kernel, e);
+	}
+	if (r)
+		unbuild_memory(pc);
+	return r;
 }
 
 static int build_bus(struct pc *pc, struct err *e)
@@ -278,7 +291,8 @@ static void unbuild_cpu_model(struct pc *pc)
 /* What all engines can do: any of them may have to go on with the guest. */
 static int build_cpu_model(struct pc *pc, struct err *e)
 {
-	struct cpuid_request request = {.vcpus = pc->config.vcpus, .paravirt = true};
+	struct cpuid_request request = {
+		.since = &pc->start, .vcpus = pc->config.vcpus, .paravirt = true};
 	int r;
 
 	for (u32 i = 0; i < pc->config.engines; i++)
@@ -622,7 +636,14 @@ static int boot(struct pc *pc, struct err *e)
 		return r;
 	e820_build(&env.e820, pc->ram_below, pc->ram_above);
 	env.rsdp = pc->acpi.rsdp;
+	if (!pc->kernel)
+		r = boot_read(pc->config.boot, &pc->kernel, e);
+	if (r)
+		return r;
+	env.kernel = pc->kernel;
 	r = boot_load(pc->config.boot, &env, &pc->entry, e);
+	boot_forget(pc->config.boot, pc->kernel);
+	pc->kernel = NULL;
 	if (r)
 		return r;
 	set_memory_types(pc, &pc->entry.msr);
@@ -741,6 +762,7 @@ int pc_create(const struct pc_config *config, struct pc **out, struct err *e)
 	if (!pc)
 		return err_set(e, -ENOMEM, "out of memory");
 	pc->config = *config;
+	pc->start = cpuid_moment();
 	pthread_mutex_init(&pc->lock, NULL);
 	physmap_init(&pc->pm);
 	while (!r && pc->built < ARRAY_SIZE(steps)) {
