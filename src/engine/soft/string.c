@@ -475,9 +475,13 @@ int exec_string(struct soft_cpu *c, const struct insn *i)
 
 u32 string_site(const struct insn *i)
 {
-	u8 kind = i->cls == INSN_STRING ? insn_opcode(i) & 0xfe : 0;
-	u32 size = insn_opcode(i) & 1 ? i->opsize : 1;
+	u32 size;
+	u8 kind;
 
+	if (i->cls != INSN_STRING) /* one that is invalid has no opcode */
+		return 0;
+	kind = insn_opcode(i) & 0xfe;
+	size = insn_opcode(i) & 1 ? i->opsize : 1;
 	if ((kind != 0xa4 && kind != 0xaa) || i->bits != 64 || i->addrsize != 8 ||
 	    !insn_rep_prefix(i) || insn_override(i, SEG_DS) != SEG_DS)
 		return 0;
