@@ -211,9 +211,12 @@ static void timer_deadline(void)
 	}
 	apic_write(APIC_LVT_TIMER, APIC_TSC_DEADLINE | VEC_TIMER);
 	for (int i = 0; i < 5; i++) {
-		deadline = rdtsc() + 20000000;
+		/* One to be read back: far away, because the host may take long in between. */
+		deadline = rdtsc() + (1ul << 42);
 		wrmsr(0x6e0, deadline);
 		expect_eq(rdmsr(0x6e0), deadline);
+		deadline = rdtsc() + 2000000;
+		wrmsr(0x6e0, deadline);
 		s = state_for(USER64, spin);
 		s.rflags |= RFLAGS_IF;
 		exec(&s);
