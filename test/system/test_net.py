@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""virtio-net over user networking: addresses, names, TCP, UDP, forwards, and what "none" means."""
+"""virtio-net over user networking: addresses, names, TCP, UDP, forwards, and what "none" means; and over a tap
+interface: both directions, large segments, refusals."""
 
 import functools
 import hashlib
@@ -39,6 +40,18 @@ sys.exit(subprocess.run(sys.argv[2:]).returncode)
 """
 
 
+TAP_HOST = os.path.join(guest.ROOT, "test/system/tap_host.py")
+
+
+def in_namespaces(*kinds):
+    """How a program gets namespaces of its own of these kinds, or None when it cannot."""
+    command = ["unshare", *(f"--{kind}" for kind in kinds), "--pid", "--fork", "--kill-child"]
+    if os.geteuid() != 0:
+        command.append("--map-root-user")
+    done = subprocess.run([*command, "true"], stderr=subprocess.DEVNULL, check=False)
+    return command if done.returncode == 0 else None
+
+
 class Quiet(http.server.SimpleHTTPRequestHandler):
     def log_message(self, *_):
         pass
@@ -76,11 +89,8 @@ class Net(suite.Case):
 
     def test_names(self):
         """names are asked of the host's name server"""
-        inside = ["unshare", "--net", "--mount", "--pid", "--fork", "--kill-child"]
-        if os.geteuid() != 0:
-            inside.append("--map-root-user")
-        if not os.path.exists("/etc/resolv.conf") or subprocess.run(
-                [*inside, "true"], stderr=subprocess.DEVNULL).returncode:
+        inside = in_namespaces("net", "mount")
+        if not os.path.exists("/etc/resolv.conf") or not inside:
             self.skipTest("needs /etc/resolv.conf and namespaces")
         resolv = self.file("resolv.conf", b"nameserver 127.0.0.1\n")
         console = self.start([*inside, sys.executable, "-c", NAME_SERVER, resolv,
@@ -206,6 +216,83 @@ class Net(suite.Case):
                 pass
         console.command("ping -c 1 10.0.2.2")
         self.power_off(console)
+
+
+class Tap(suite.Case):
+    def setUp(self):
+        super().setUp()
+        self.inside = in_namespaces("net")
+        if not self.inside or not os.access("/dev/net/tun", os.R_OK | os.W_OK):
+            self.skipTest("needs /dev/net/tun and a network namespace")
+
+    def host(self, *program):
+        """@program where the interface tap0 is."""
+        return [*self.inside, sys.executable, TAP_HOST, self.folder, *program]
+
+    def boot(self, *arguments):
+        console = self.start(self.host(*guest.doppel("--net", "tap,ifname=tap0", *arguments,
+                                                     append="quiet doppel.net=off")))
+        console.expect(r"# $")
+        console.command("ip addr add 10.9.0.2/24 dev eth0 && ip link set eth0 up")
+        return console
+
+    def power_off(self, console):
+        console.send("poweroff -f\n")
+        self.assertEqual(console.wait(), 0)
+        self.assertEqual(console.stderr(), "")
+
+    def test_ping(self):
+        """tap: packets of many sizes there and back"""
+        console = self.boot()
+        for size in (0, 100, 1472, 20000):
+            self.assertIn(" 0% packet loss", console.command(f"ping -c 3 -i 0.2 -s {size} 10.9.0.1"))
+        self.power_off(console)
+
+    def test_transfer(self):
+        """tap: 50 MB to the guest, 50 MB from it, in segments larger than a frame"""
+        data = os.urandom(1 << 20) * 50
+        self.file("data", data)
+        digest = hashlib.sha256(data).hexdigest()
+        console = self.boot("-c", "2")
+        self.assertIn(digest, console.command("wget -q -O /tmp/data http://10.9.0.1/data; sha256sum /tmp/data", 120))
+        self.assertIn(digest, console.command(
+            "(printf 'PUT / HTTP/1.0\\r\\nContent-Length: 52428800\\r\\n\\r\\n'; cat /tmp/data) | nc 10.9.0.1 80", 120))
+        packets = console.command("cat /sys/class/net/eth0/statistics/?x_packets").split()
+        for count in packets:  # 36,000 frames of 1,500 bytes each way
+            self.assertLess(int(count), 25000)
+        self.power_off(console)
+
+    def test_server(self):
+        """tap: the host connects to a server in the guest"""
+        console = self.boot()
+        console.command("mkdir /tmp/www; seq 1 300000 >/tmp/www/numbers; httpd -h /tmp/www -p 80")
+        expected = hashlib.sha256("".join(f"{n}\n" for n in range(1, 300001)).encode()).hexdigest()
+        self.assertIn(expected, console.command("wget -q -O - http://10.9.0.1/sum/numbers"))
+        self.power_off(console)
+
+    def test_not_taken(self):
+        """tap: frames that the guest does not take do no harm, and it takes others later"""
+        console = self.boot()
+        console.command("ip link set eth0 down")
+        # Nobody answers, so the host's kernel asks again and again; the interface's queue is bounded.
+        console.command("sleep 1; ip link set eth0 up")
+        console.command("echo ready >/tmp/ready; mkdir /tmp/www; mv /tmp/ready /tmp/www; httpd -h /tmp/www -p 80")
+        self.assertIn(hashlib.sha256(b"ready\n").hexdigest(),
+                      console.command("wget -q -O - http://10.9.0.1/sum/ready"))
+        self.power_off(console)
+
+    def refused(self, *program):
+        done = subprocess.run(self.host(*program), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                              stdin=subprocess.DEVNULL, timeout=60 * guest.PATIENCE, check=False)
+        self.assertEqual(done.returncode, 1)
+        self.assertRegex(done.stderr, r"\Adoppel: [^\n]*\n\Z")
+        return done.stderr
+
+    def test_refusals(self):
+        """tap: an interface of another kind, or in use, gives one line and status 1"""
+        self.assertIn("tap lo: Invalid argument", self.refused(*guest.doppel("--net", "tap,ifname=lo", append="")))
+        taken = guest.doppel("--net", "tap,ifname=tap0", "--net", "tap,ifname=tap0", append="")
+        self.assertIn("tap tap0: Device or resource busy", self.refused(*taken))
 
 
 if __name__ == "__main__":

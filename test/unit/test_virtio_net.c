@@ -40,6 +40,7 @@ struct fixture {
 	struct recorder out;
 	struct virtio_net net;
 	struct test_driver t;
+	u32 late; /* buffers that the driver adds when the device asks to be told of them */
 };
 
 static void record_send(struct net_backend *n, struct iovec *iov, u32 count, u32 len,
@@ -286,6 +287,74 @@ static void virtio_5_1_6_3_back_pressure(void **state)
 		assert_true(test_used(&f->t.queue[QUEUE_RX], NULL, NULL));
 }
 
+/* As a driver does with the event index (2.6.7.2): when the device asked for it. */
+static void kick_if_asked(struct fixture *f, u16 added)
+{
+	struct test_queue *q = &f->t.queue[QUEUE_RX];
+	u16 event;
+
+	memcpy(&event, test_ram(&f->m, q->used + 4 + 8ul * q->size), sizeof(event));
+	if ((u16)(q->avail_idx - event - 1) < added)
+		test_kick(&f->t, QUEUE_RX);
+}
+
+/* A frame that needs more buffers than there are: the ones that follow are what it waits for. */
+static void virtio_2_6_7_2_too_few_buffers(void **state)
+{
+	struct fixture *f = *state;
+	u8 frame[1000];
+
+	make_frame(frame, sizeof(frame), guest_mac);
+	restart(f, ~0ul);
+	add_rx(f, 2, 256);
+	assert_false(deliver(f, frame, sizeof(frame)));
+	add_rx(f, 1, 256);
+	kick_if_asked(f, 1);
+	assert_int_equal(f->out.kicks, 1);
+	assert_false(deliver(f, frame, sizeof(frame)));
+	add_rx(f, 1, 256);
+	kick_if_asked(f, 1);
+	assert_int_equal(f->out.kicks, 2);
+	assert_true(deliver(f, frame, sizeof(frame)));
+	assert_true(test_used(&f->t.queue[QUEUE_RX], NULL, NULL));
+}
+
+static void add_late_buffer(void *opaque, gpa_t gpa, u64 len)
+{
+	struct fixture *f = opaque;
+	struct test_queue *q = &f->t.queue[QUEUE_RX];
+
+	(void)len;
+	if (gpa != q->used + 4 + 8ul * q->size || !f->late)
+		return;
+	f->late--;
+	add_rx(f, 1, 256);
+}
+
+/* Buffers that arrive, one at a time, while the device asks to be told of them. */
+static void virtio_2_6_7_2_late_buffers(void **state)
+{
+	struct fixture *f = *state;
+	u8 frame[1000];
+
+	make_frame(frame, sizeof(frame), guest_mac);
+	restart(f, ~0ul);
+	add_rx(f, 1, 256);
+	f->late = 2;
+	f->m.on_write = add_late_buffer;
+	f->m.on_write_opaque = f;
+	assert_false(deliver(f, frame, sizeof(frame)));
+	add_rx(f, 1, 256);
+	kick_if_asked(f, 1);
+	assert_int_equal(f->out.kicks, 1);
+	assert_true(deliver(f, frame, sizeof(frame)));
+	/* All that are needed while it asks. */
+	restart(f, ~0ul);
+	f->late = 4;
+	assert_true(deliver(f, frame, sizeof(frame)));
+	f->m.on_write = NULL;
+}
+
 static void too_long_without_mergeable_buffers_is_lost(void **state)
 {
 	struct fixture *f = *state;
@@ -479,6 +548,8 @@ int main(void)
 		cmocka_unit_test(virtio_5_1_6_4_receive),
 		cmocka_unit_test(virtio_5_1_6_4_mergeable_buffers),
 		cmocka_unit_test(virtio_5_1_6_3_back_pressure),
+		cmocka_unit_test(virtio_2_6_7_2_too_few_buffers),
+		cmocka_unit_test(virtio_2_6_7_2_late_buffers),
 		cmocka_unit_test(too_long_without_mergeable_buffers_is_lost),
 		cmocka_unit_test(frames_before_the_driver_are_lost),
 		cmocka_unit_test(virtio_5_1_6_5_receive_filter),

@@ -32,8 +32,9 @@ static void count_write(void *opaque, gpa_t gpa, u64 len)
 {
 	struct test_machine *m = opaque;
 
-	(void)gpa;
 	__atomic_fetch_add(&m->writes, len, __ATOMIC_RELAXED);
+	if (m->on_write)
+		m->on_write(m->on_write_opaque, gpa, len);
 }
 
 static void *run_loop(void *opaque)

@@ -29,6 +29,9 @@ struct test_machine {
 	u32 msi[TEST_VECTORS]; /* messages received, by data */
 	bool intx[4];
 	u64 writes; /* physmap write notifications */
+	/* Called for each, too, if a test sets it. */
+	void (*on_write)(void *opaque, gpa_t gpa, u64 len);
+	void *on_write_opaque;
 };
 
 /* loop_start: run the loop on a thread of its own. */

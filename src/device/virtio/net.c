@@ -243,6 +243,24 @@ static u64 iov_length(const struct iovec *iov, u32 count)
 	return len;
 }
 
+/*
+ * Deliver a frame for which there were too few buffers after all, or ask to be told of new ones
+ * (false). Buffers that arrive meanwhile may be too few as well, but not each time for ever.
+ */
+static bool deliver_late(struct virtio_device *d, const struct frame_reader *f,
+			 const struct net_offload *o)
+{
+	struct virtqueue *vq = &d->queue[QUEUE_RX];
+
+	for (u32 n = 0; n < vq->size && virtq_notify_on(vq); n++) {
+		struct frame_reader again = *f;
+
+		if (deliver(d, &again, o) || !virtio_queue_live(d, QUEUE_RX))
+			return true;
+	}
+	return false;
+}
+
 static bool net_receive(void *opaque, const struct iovec *iov, u32 count,
 			const struct net_offload *o)
 {
@@ -250,7 +268,7 @@ static bool net_receive(void *opaque, const struct iovec *iov, u32 count,
 	struct virtio_device *d = &n->virtio;
 	struct net_offload visible = visible_offload(d, o);
 	struct frame_reader f = {.iov = iov, .count = count, .left = iov_length(iov, count)};
-	struct frame_reader again = f;
+	const struct frame_reader whole = f;
 
 	/* A link without a driver behind it loses frames; waiting for one could take for ever. */
 	if (!virtio_queue_live(d, QUEUE_RX) || !count || iov->iov_len < NET_MAC ||
@@ -260,11 +278,8 @@ static bool net_receive(void *opaque, const struct iovec *iov, u32 count,
 		return true;
 	if (!virtio_queue_live(d, QUEUE_RX))
 		return true;
-	/* Ask to be told of new buffers, unless some have just arrived. */
-	if (virtq_notify_on(&d->queue[QUEUE_RX]) && deliver(d, &again, &visible))
-		return true;
-	n->starved = true;
-	return false;
+	n->starved = !deliver_late(d, &whole, &visible);
+	return !n->starved;
 }
 
 static void net_flush(void *opaque)

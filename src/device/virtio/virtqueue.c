@@ -279,14 +279,16 @@ void virtq_notify_off(struct virtqueue *vq)
 
 bool virtq_notify_on(struct virtqueue *vq)
 {
+	u16 seen = vq->avail_seen; /* chains before it may have been left there */
+
 	if (vq->broken || !vq->enabled)
 		return false;
 	if (vq->event_index)
-		store16(vq, avail_event(vq), vq->last_avail);
+		store16(vq, avail_event(vq), seen);
 	else
 		store16(vq, &vq->used->flags, 0);
 	atomic_thread_fence(memory_order_seq_cst);
-	return virtq_pending(vq) != 0;
+	return virtq_pending(vq) && vq->avail_seen != seen;
 }
 
 static u64 copy_segments(const struct iovec *iov, u32 count, u64 off, u8 *buf, u64 len,

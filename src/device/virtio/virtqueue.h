@@ -131,7 +131,10 @@ bool virtq_publish(struct virtqueue *vq);
 /* Ask the driver not to notify (a hint). */
 void virtq_notify_off(struct virtqueue *vq);
 
-/* Ask for notifications again. True when chains arrived meanwhile, for which none will come. */
+/*
+ * Ask for notifications of chains beyond those that virtq_pop() has seen, taken or not. True when
+ * some arrived meanwhile, for which none will come.
+ */
 bool virtq_notify_on(struct virtqueue *vq);
 
 /* Copy between @buf and a segment list from byte @off on; returns the bytes copied (may be short).
