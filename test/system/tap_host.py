@@ -3,7 +3,7 @@
 
 Makes the interface tap0 (10.9.0.1/24), serves FOLDER by HTTP on port 80 there, and runs PROGRAM; its status is ours.
 A request for /sum/PATH is answered with the SHA-256 of what the guest (10.9.0.2) gives for /PATH, which
-takes a connection the other way; what is put (PUT) is answered with its SHA-256.
+takes a connection the other way; what is posted is answered with its SHA-256.
 """
 
 import fcntl
@@ -56,7 +56,7 @@ class Handler(http.server.SimpleHTTPRequestHandler):
         with urllib.request.urlopen(f"http://{GUEST}/{self.path[5:]}", timeout=60) as reply:
             self.answer(hashlib.sha256(reply.read()).hexdigest() + "\n")
 
-    def do_PUT(self):
+    def do_POST(self):
         digest, left = hashlib.sha256(), int(self.headers["Content-Length"])
         while left and (block := self.rfile.read(min(left, 65536))):
             digest.update(block)
