@@ -3,6 +3,7 @@
 
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -198,6 +199,54 @@ class BadInput(suite.Case):
             self.assertIn("Usage: doppel VERB", self.says(line))
         for line in ("version", "--version"):
             self.assertRegex(self.says(line), r"^doppel \d+\.\d+\.\d+\n$")
+
+
+class ManualPage(suite.Case):
+    SOURCE = os.path.join(guest.ROOT, "docs/doppel.1")
+
+    def setUp(self):
+        super().setUp()
+        with open(self.SOURCE, encoding="ascii") as file:
+            self.page = file.read()
+
+    def help(self, *words):
+        return subprocess.run([guest.DOPPEL, "help", *words], check=True, text=True,
+                              stdout=subprocess.PIPE).stdout
+
+    def items(self, section):
+        """Options that @section's lists explain: ".It Fl m , -memory Ar size" is -m and --memory."""
+        found = set()
+        for flags in re.findall(r"^\.It Fl (.+?)(?: (?:Ar|Cm) .*)?$", section, re.M):
+            found.update("-" + flag for flag in flags.split(" , "))
+        return found
+
+    def test_options(self):
+        """the manual page has the options of run, each of them and no other"""
+        offered = set()
+        for line in re.findall(r"^  (-.*)$", self.help("run"), re.M):
+            offered.update(re.findall(r"(?:^|(?<=, ))--?[a-z][a-z-]*", line))
+        self.assertGreater(len(offered), 15)
+        self.assertEqual(self.items(self.page), offered)
+
+    def test_keys(self):
+        """the manual page has the keys of options, the verbs, and what can be typed at a console"""
+        keys = set(re.findall(r"\b([a-z]+)=(?=on|raw|FILE|NAME|tcp)", self.help("run")))
+        self.assertGreaterEqual(keys, {"path", "hostfwd", "readonly", "ifname"})
+        for key in keys:
+            self.assertIn(f"Cm {key}=", self.page)
+        verbs = re.findall(r"^  ([a-z]+) ", self.help(), re.M)
+        self.assertEqual(re.findall(r"^\.It Cm (\w+)$", self.page, re.M), verbs)
+        with open(os.path.join(guest.ROOT, "src/host/chardev_stdio.c"), encoding="ascii") as file:
+            typed = re.findall(r'"Ctrl-a (.)  ', file.read())
+        self.assertEqual(sorted(re.findall(r"^\.It Ic Ctrl-a (.)$", self.page, re.M)), sorted(typed))
+
+    def test_install(self):
+        """meson install puts the program and its manual page in their places"""
+        subprocess.run(["meson", "install", "-C", guest.BUILD, "--no-rebuild", "--quiet", "--destdir", self.folder],
+                       check=True, stdout=subprocess.DEVNULL)
+        found = {os.path.relpath(os.path.join(folder, name), self.folder)
+                 for folder, _, names in os.walk(self.folder) for name in names}
+        self.assertEqual(found, {"usr/local/bin/doppel", "usr/local/share/man/man1/doppel.1"})
 
 
 class Engines(suite.Case):
