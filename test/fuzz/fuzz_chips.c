@@ -3,6 +3,7 @@
  * the input is eight bytes: operation, width, address and value. The clock is the harness's own; a
  * chip that would keep the event loop busy trips the limit on timer callbacks.
  */
+#include "damage.h"
 #include "device/chip/debugexit.h"
 #include "device/chip/fwcfg.h"
 #include "device/chip/i8042.h"
@@ -204,13 +205,35 @@ static u16 port_of(u16 address)
 	return base[address % ARRAY_SIZE(base)] + (address >> 8 & 15);
 }
 
+static void damage(struct machine *m, const struct step *s)
+{
+	const struct {
+		const struct device_ops *ops;
+		void *dev;
+	} chips[] = {
+		{&pic_ops, &m->pic},
+		{&ioapic_ops, &m->ioapic},
+		{&pit_ops, &m->pit},
+		{&rtc_ops, &m->rtc},
+		{&pm_ops, &m->pm},
+		{&uart_ops, &m->uart},
+		{&i8042_ops, &m->i8042},
+		{&fwcfg_ops, &m->fwcfg},
+		{&lapic_set_device_ops, &m->lapics},
+		{&lapic_device_ops, &m->lapics.cpu[s->width % CPUS]},
+	};
+	u32 n = s->width % ARRAY_SIZE(chips);
+
+	damage_state(chips[n].ops, chips[n].dev, s->address, (u8)s->value);
+}
+
 static void run_step(struct machine *m, const struct step *s)
 {
 	struct lapic *l = &m->lapics.cpu[s->width >> 4 & 1 ? s->width % CPUS : 0];
 	u32 size = 1u << (s->width & 3), room;
 	u64 value;
 
-	switch (s->op % 11) {
+	switch (s->op % 12) {
 	case 0: bus_write(&m->bus, BUS_PORT, port_of(s->address), size, s->value); break;
 	case 1: bus_read(&m->bus, BUS_PORT, port_of(s->address), size); break;
 	case 2:
@@ -229,6 +252,7 @@ static void run_step(struct machine *m, const struct step *s)
 		m->chardev.front.receive(&m->uart, (const u8 *)&s->value, MIN(room, 4u));
 		break;
 	case 9: lapic_deliver_msi(&m->lapics, 0xfee00000 | s->address << 4, s->value); break;
+	case 10: damage(m, s); break;
 	default: advance(s->value >> (s->width & 31)); break;
 	}
 	while (lapic_highest_pending(l) != LAPIC_VECTOR_NONE && s->op & 0x80)

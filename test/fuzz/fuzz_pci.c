@@ -3,6 +3,8 @@
  * bytes: operation with width, slot, offset, value. Whatever the guest writes, read-only bits stay
  * and no message goes out that the table does not hold.
  */
+#include "damage.h"
+
 #include "bus/pci.h"
 
 #include <stdlib.h>
@@ -78,7 +80,12 @@ static void run_step(struct bus *bus, struct pci_function *f, const struct step 
 	case 4: bus_write(bus, BUS_MEMORY, f->bar[3].mapped_at + s->off, size, s->value); break;
 	case 5: bus_read(bus, BUS_MEMORY, s->value, size); break;
 	case 6: pci_msix_notify(f, s->value); break;
-	default: pci_intx_set(f, s->value & 1); break;
+	default:
+		if (s->op & 8)
+			damage_state(&pci_function_ops, f, s->off, (u8)s->value);
+		else
+			pci_intx_set(f, s->value & 1);
+		break;
 	}
 }
 

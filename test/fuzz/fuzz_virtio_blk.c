@@ -113,7 +113,8 @@ int LLVMFuzzerTestOneInput(const u8 *data, size_t len)
 		virtio_blk_init(&blk, &m.env, &m.pci, &disk.block, "fuzz", NULL);
 	}
 	disk.turn = 0;
-	script_run(&m, &blk.virtio, data, len, finish_some, &disk);
+	script_run(&m, &(struct script_device){&blk.virtio, &virtio_blk_ops}, data, len,
+		   finish_some, &disk);
 	if (disk.count)
 		abort(); /* the reset at the end waits for all */
 	return 0;

@@ -52,6 +52,7 @@ int LLVMFuzzerTestOneInput(const u8 *data, size_t len)
 		test_machine_init(&m, false);
 		virtio_console_init(&console, &m.env, &m.pci, &sink, NULL);
 	}
-	script_run(&m, &console.virtio, data, len, type_something, &sink);
+	script_run(&m, &(struct script_device){&console.virtio, &virtio_console_ops}, data, len,
+		   type_something, &sink);
 	return 0;
 }

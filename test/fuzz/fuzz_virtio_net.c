@@ -83,6 +83,7 @@ int LLVMFuzzerTestOneInput(const u8 *data, size_t len)
 		test_machine_init(&m, false);
 		virtio_net_init(&net, &m.env, &m.pci, &echo.backend, mac, NULL);
 	}
-	script_run(&m, &net.virtio, data, len, frame_arrives, &echo);
+	script_run(&m, &(struct script_device){&net.virtio, &virtio_net_ops}, data, len,
+		   frame_arrives, &echo);
 	return 0;
 }

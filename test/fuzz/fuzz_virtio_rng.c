@@ -24,6 +24,7 @@ int LLVMFuzzerTestOneInput(const u8 *data, size_t len)
 		test_machine_init(&m, false);
 		virtio_rng_init(&rng, &m.env, &m.pci, NULL);
 	}
-	script_run(&m, &rng.virtio, data, len, refill, &rng);
+	script_run(&m, &(struct script_device){&rng.virtio, &virtio_rng_ops}, data, len, refill,
+		   &rng);
 	return 0;
 }

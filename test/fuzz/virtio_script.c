@@ -1,5 +1,7 @@
 #include "virtio_script.h"
 
+#include "damage.h"
+
 #include <string.h>
 
 enum {
@@ -19,6 +21,7 @@ enum step {
 	STEP_START,
 	STEP_EVENT,
 	STEP_RING,
+	STEP_DAMAGE,
 	STEPS,
 };
 
@@ -147,10 +150,11 @@ static void step_ring(struct test_driver *t, struct script *s)
 		memcpy(test_ram(t->m, q->avail + off), &(u16){script_u16(s)}, sizeof(u16));
 }
 
-static void one_step(struct test_driver *t, struct script *s,
+static void one_step(struct test_driver *t, const struct script_device *d, struct script *s,
 		     void (*event)(void *opaque, struct script *s), void *opaque)
 {
 	u64 off;
+	u32 at;
 
 	switch ((enum step)(script_u8(s) % STEPS)) {
 	case STEP_STORE: step_store(t, s); break;
@@ -171,19 +175,23 @@ static void one_step(struct test_driver *t, struct script *s,
 		pthread_mutex_unlock(&t->m->lock);
 		break;
 	case STEP_RING: step_ring(t, s); break;
+	case STEP_DAMAGE:
+		at = script_u16(s);
+		damage_state(d->ops, d->virtio, at, script_u8(s));
+		break;
 	case STEPS: break;
 	}
 }
 
-void script_run(struct test_machine *m, struct virtio_device *d, const u8 *data, size_t len,
+void script_run(struct test_machine *m, const struct script_device *d, const u8 *data, size_t len,
 		void (*event)(void *opaque, struct script *s), void *opaque)
 {
 	struct script s = {.data = data, .len = len};
 	struct test_driver t;
 
-	test_driver_probe(&t, m, d, true);
-	test_driver_start(&t, m, d, script_u8(&s) & 1 ? ~0ul : script_u64(&s));
+	test_driver_probe(&t, m, d->virtio, true);
+	test_driver_start(&t, m, d->virtio, script_u8(&s) & 1 ? ~0ul : script_u64(&s));
 	for (u32 i = 0; i < STEPS_MAX && s.len; i++)
-		one_step(&t, &s, event, opaque);
+		one_step(&t, d, &s, event, opaque);
 	test_write(&t, REG_STATUS, 1, 0);
 }
