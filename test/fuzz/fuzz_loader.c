@@ -1,8 +1,9 @@
 /*
  * Kernel loaders. The input is a kernel file; bytes that decide its format are steered, because
  * random ones would hardly ever make one: the first byte chooses a skeleton over which the rest is
- * laid. Invariant: loading succeeds, or fails with a one-line message, and touches nothing but
- * guest RAM.
+ * laid. It also says how long the initial RAM disk and the command line are. Invariant: loading
+ * succeeds, or fails with a one-line message, and touches nothing but guest RAM; what was loaded
+ * does not overlap.
  */
 #include "machine/layout.h"
 #include "machine/load.h"
@@ -10,6 +11,8 @@
 #include <elf.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 enum { RAM = 32 * 1024 * 1024, IMAGE = 64 * 1024, LINK = 16 * 1024 * 1024 };
 
@@ -99,13 +102,40 @@ static void check(struct load *l, int result, const struct err *e)
 {
 	if (result > 0 || (result < 0 && (!e->text[0] || strchr(e->text, '\n'))))
 		abort();
-	if (!result && (l->kernel_start < LAYOUT_HIGH || l->kernel_end > RAM))
+	if (result)
+		return;
+	if (l->kernel_start < LAYOUT_HIGH || l->kernel_end > RAM)
 		abort();
+	if (l->initrd_len &&
+	    (l->initrd_at + l->initrd_len > RAM ||
+	     (l->initrd_at < l->kernel_end && l->initrd_at + l->initrd_len > l->kernel_start)))
+		abort();
+}
+
+/* Up to twice the RAM, mostly less; holes are free. Its descriptor is -1 half of the time. */
+static void open_initrd(struct host_file *f, u8 wish)
+{
+	*f = (struct host_file){.fd = -1, .path = "initrd"};
+	if (!(wish & 1))
+		return;
+	f->size = wish & 2 ? (u64)wish * wish * 1024 : wish;
+	f->fd = memfd_create("initrd", MFD_CLOEXEC);
+	if (f->fd < 0 || ftruncate(f->fd, (off_t)f->size))
+		abort();
+}
+
+static const char *command_line(u8 length)
+{
+	static char text[256 * 20 + 1];
+
+	memset(text, 'x', sizeof(text));
+	text[length * (length & 1 ? 20 : 1)] = '\0';
+	return text;
 }
 
 int LLVMFuzzerTestOneInput(const u8 *data, size_t len)
 {
-	const struct host_file initrd = {.fd = -1};
+	struct host_file initrd;
 	struct cpu_state state;
 	struct physmap pm;
 	struct boot_env env = {.pm = &pm, .ram_below = RAM};
@@ -113,12 +143,13 @@ int LLVMFuzzerTestOneInput(const u8 *data, size_t len)
 	struct load l = {.env = &env,
 			 .kernel_len = IMAGE,
 			 .initrd = &initrd,
-			 .cmdline = "quiet",
+			 .cmdline = command_line(len > 5 ? data[5] : 5),
 			 .state = &state};
 	u8 *image;
 
 	if (len < 4)
 		return 0;
+	open_initrd(&initrd, len > 4 ? data[4] : 0);
 	physmap_init(&pm);
 	image = calloc(1, IMAGE);
 	if (!image || physmap_add(&pm, LAYOUT_HIGH, RAM - LAYOUT_HIGH, 0, &e) ||
@@ -131,7 +162,8 @@ int LLVMFuzzerTestOneInput(const u8 *data, size_t len)
 	case 2: multiboot_skeleton(image, data[1]); break;
 	default: break;
 	}
-	lay_over(image, data + 4, MIN(len - 4, 512ul));
+	if (len > 6)
+		lay_over(image, data + 6, MIN(len - 6, 512ul));
 	if (data[2] & 1)
 		l.kernel_len = MIN(data[3] * 256ul + 1, (u64)IMAGE);
 	/* Exactly as long as it says, so that the sanitizer sees reads past the end. */
@@ -139,6 +171,8 @@ int LLVMFuzzerTestOneInput(const u8 *data, size_t len)
 	check(&l, load_kernel(&l, &e), &e);
 	free((void *)(uintptr_t)l.kernel);
 	free(image);
+	if (initrd.fd >= 0)
+		close(initrd.fd);
 	physmap_destroy(&pm);
 	return 0;
 }
