@@ -441,6 +441,46 @@ static void branches_across(void)
 	}
 }
 
+/* The same at a page's end, with @k bytes of it on the next one. */
+static void write_across(u8 *page, u8 *next, u32 k, u32 value)
+{
+	u8 code[16];
+
+	write_function(code, value);
+	for (u32 n = 0; n < 7; n++)
+		*(volatile u8 *)(n < 7 - k ? page + PAGE_SIZE - 7 + k + n : next + n - 7 + k) =
+			code[n];
+}
+
+/* Two addresses in a row that are one page: what begins at its end goes on at its start. */
+static void across_itself(void)
+{
+	u64 at = TEST_AREA + 0x300000;
+	u8 *page = page_alloc();
+
+	page_map(at, (u64)page, PRESENT);
+	page_map(at + PAGE_SIZE, (u64)page, PRESENT);
+	for (u32 i = 1; i < 100; i++) {
+		enum exec_mode mode = i & 1 ? USER64 : KERNEL64;
+		u64 other = at + 0x100 + i * 8 % 0x800;
+
+		for (u32 k = 3; k < 7; k++) {
+			write_across(page, page, k, i << k);
+			expect_eq(call_at(mode, at + PAGE_SIZE - 7 + k), i << k);
+			expect_eq(call_at(mode, at + PAGE_SIZE - 7 + k), i << k);
+		}
+		write_function((u8 *)other, i);
+		expect_eq(call_at(mode, other), i);
+		/* Either part alone. */
+		write_across(page, page, 4, 0);
+		expect_eq(call_at(mode, at + PAGE_SIZE - 3), 0);
+		((volatile u8 *)page)[PAGE_SIZE - 2] = (u8)i;
+		expect_eq(call_at(mode, at + PAGE_SIZE - 3), i);
+		((volatile u8 *)page)[1] = 5;
+		expect_eq(call_at(mode, at + PAGE_SIZE - 3), i | 5 << 24);
+	}
+}
+
 const struct test tests[] = {
 	{"The next instruction", "SDM vol. 3, 11.6", same_block, NULL},
 	{"A constant changed in each turn", "SDM vol. 3, 11.6", patched_loop, NULL},
@@ -448,6 +488,7 @@ const struct test tests[] = {
 	{"Through another virtual address", "SDM vol. 3, 11.6", through_alias, NULL},
 	{"By every kind of store", "SDM vol. 3, 11.6", every_store, NULL},
 	{"Instructions across two pages", "SDM vol. 3, 11.6", across_pages, NULL},
+	{"Instructions across a page and itself", "SDM vol. 3, 11.6", across_itself, NULL},
 	{"Other pages at the same address", "SDM vol. 3, 4.10.4", remapped, NULL},
 	{"The same page at many addresses", "SDM vol. 1, 3.5", position_independent, NULL},
 	{"The same bytes in another mode", "SDM vol. 3, 5.2.1", other_mode, NULL},

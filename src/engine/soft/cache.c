@@ -409,6 +409,18 @@ static void block_span(const struct block *b, u32 k, u32 *off, u32 *len)
 	*len = k ? b->size - on_first : on_first;
 }
 
+/* A guest may have one page at two addresses in a row: are both parts of the block on it? */
+static bool meets_itself(const struct block *b)
+{
+	return b->page[1] == b->page[0];
+}
+
+/* Pages in whose lists the block is; one with both parts on a page is there once. */
+static u32 block_pages(const struct block *b)
+{
+	return b->page[1] == BLOCK_NO_PAGE || meets_itself(b) ? 1 : 2;
+}
+
 /* Granules of the block's part @k: its bytes, and on the first page what its translation relies on.
  */
 static u64 block_granules(const struct block *b, u32 k)
@@ -418,6 +430,8 @@ static u64 block_granules(const struct block *b, u32 k)
 
 	block_span(b, k, &off, &len);
 	mask = granule_mask(off, len);
+	if (!k && meets_itself(b))
+		mask |= block_granules(b, 1);
 	for (u32 n = 0; !k && n < b->peeks; n++)
 		mask |= granule_mask(b->peek_from[n], b->peek_to[n] - b->peek_from[n]);
 	return mask;
@@ -431,6 +445,8 @@ static bool block_is_hit(const struct block *b, u32 k, u32 offset, u32 len)
 
 	block_span(b, k, &off, &n);
 	if (offset < off + n && off < offset + len)
+		return true;
+	if (!k && meets_itself(b) && block_is_hit(b, 1, offset, len))
 		return true;
 	for (n = 0; !k && n < b->peeks; n++)
 		if (offset < b->peek_to[n] && b->peek_from[n] < offset + len)
@@ -461,9 +477,8 @@ void cache_insert(struct cache *c, struct block *b, const struct emit *hot, cons
 	__atomic_store_n(&c->hash[h], b, __ATOMIC_RELEASE);
 	c->index[c->blocks++] = b;
 	b->granules = block_granules(b, 0);
-	for (u32 k = 0; k < 2; k++)
-		if (b->page[k] != BLOCK_NO_PAGE)
-			page_add(c, b, k);
+	for (u32 k = 0; k < block_pages(b); k++)
+		page_add(c, b, k);
 	c->hot = (u64)(hot->p - c->rw);
 	c->cold = (u64)(cold->p - c->rw);
 }
@@ -592,9 +607,8 @@ void cache_drop(struct soft_vm *vm, struct block *b)
 		if (b->exit[k].to)
 			cache_link(c, &b->exit[k], NULL);
 	unhash(c, b);
-	for (u32 k = 0; k < 2; k++)
-		if (b->page[k] != BLOCK_NO_PAGE)
-			page_remove(c, b, k);
+	for (u32 k = 0; k < block_pages(b); k++)
+		page_remove(c, b, k);
 	memcpy(patch + 1, &rel, 4);
 	memcpy(&word, patch, 8);
 	if (b->entry)
