@@ -4,8 +4,9 @@
 Each guest reports on its serial port in the Test Anything Protocol (see test/guest/lib/tap.h); the report
 is passed on to standard output, where meson reads it. A guest that ends early, hangs or dies fails.
 
-Cases that an engine cannot pass are listed in test/engine/skips, each with its reason; they are reported as
-skipped, but one that passes after all is a failure, so that the list can only shrink.
+Cases that an engine does not run or cannot pass are listed in test/engine/skips, each with its reason; they are
+reported as skipped, but one that passes after all is a failure, and so is one that a guest skips without being
+listed, so that the list can only shrink.
 
 With --qemu the same files run under QEMU's translator. There a case that QEMU is known to get wrong, as
 its "# qemu:" line says, does not fail the run.
@@ -19,6 +20,8 @@ import subprocess
 import sys
 
 RESULT = re.compile(r"^(not )?ok (\d+) - (.*)$")
+# Engines all of whose skips are on the list.
+LISTED = ("soft",)
 
 
 def command(options, elf):
@@ -49,60 +52,84 @@ def run_guest(options, elf):
     return lines, f"{reason} (status {status})"
 
 
+class Skip:
+    """A line of the list: cases of @guest whose names @pattern finds. @sure: not one of them passes."""
+
+    def __init__(self, guest, pattern, reason, sure):
+        self.guest = guest
+        self.pattern = re.compile(pattern)
+        self.reason = reason
+        self.sure = sure
+
+
 def read_skips(place):
-    """What the list says of @place: a list of (guest, pattern of case names, reason)."""
+    """What the list says of @place."""
     found = []
     path = os.path.join(os.path.dirname(os.path.realpath(__file__)), "skips")
     with open(path, encoding="ascii") as file:
         for line in file:
             fields = [field.strip() for field in line.split("|")]
-            if not line.startswith("#") and len(fields) == 4 and fields[0] == place:
-                found.append((fields[1], re.compile(fields[2]), fields[3]))
+            if not line.startswith("#") and len(fields) == 4 and fields[0].rstrip("?") == place:
+                found.append(Skip(*fields[1:], sure=not fields[0].endswith("?")))
     return found
 
 
-def endless(place):
-    """Guests that cannot run to their end there, and why."""
-    return {guest: reason for guest, pattern, reason in read_skips(place) if pattern.pattern == "the end"}
+def left_out(place, what):
+    """Guests that @what is said of there instead of a case's name, and why."""
+    return {skip.guest: skip.reason for skip in read_skips(place) if skip.pattern.pattern == what}
 
 
 def told(place):
     """The word that guests are given there, because the processor does wrong at times: they put it right, up to a
     limit, and say so."""
-    return " ".join(pattern.pattern for guest, pattern, _ in read_skips(place) if guest == "*")
+    return " ".join(skip.pattern.pattern for skip in read_skips(place) if skip.guest == "*")
 
 
 class Verdict:
-    """One case of a guest's report: passed, failed or skipped, and the reason of the latter."""
+    """One case of a guest's report: passed, failed, excused or skipped, and the reason of the latter."""
 
     def __init__(self, text, verdict, reason=""):
         self.text = text
         self.verdict = verdict
         self.reason = reason
 
+    def line(self, number):
+        """As a line of a report."""
+        bad = "not " if self.verdict in ("failed", "excused") else ""
+        return f"{bad}ok {number} - {self.text}" + (f" # SKIP {self.reason}" if self.verdict == "skipped" else "")
+
+
+def as_told(match):
+    """A case without a list: what a real processor lacks nobody can list."""
+    text, _, why = match[3].partition(" # SKIP")
+    return Verdict(text, "failed" if match[1] else "skipped" if why else "passed", why.lstrip(": "))
+
+
+def judge(match, skips):
+    """A case of a guest's report, which is @match of RESULT, by the list of skips."""
+    text, _, why = match[3].partition(" # SKIP")
+    skip = next((skip for skip in skips if skip.pattern.search(text)), None)
+    if skip and (match[1] or why):
+        return Verdict(text, "skipped", skip.reason)
+    if skip and skip.sure:
+        return Verdict(text + " (passes: take it off the list of skips)", "failed")
+    if why:
+        return Verdict(f"{text} (skipped, and not on the list of skips:{why})", "failed")
+    return Verdict(text, "failed" if match[1] else "passed")
+
 
 def cases(lines, guest, place):
     """The cases in the report @lines of @guest, by the list of skips for @place. What QEMU's processor is
     known to get wrong counts as skipped."""
-    skips = [(pattern, reason) for name, pattern, reason in read_skips(place) if name == guest]
+    skips = [skip for skip in read_skips(place) if skip.guest == guest]
     for line, following in zip(lines, lines[1:] + [""]):
         match = RESULT.match(line)
         if not match:
             continue
-        text = match[3].split(" # SKIP")[0]
-        reason = next((reason for pattern, reason in skips if pattern.search(text)), None)
-        if match[1] and following.startswith("# qemu:"):
-            reason = "QEMU's processor " + following.removeprefix("# qemu:").strip()
-        if reason and match[1]:
-            yield Verdict(text, "skipped", reason)
-        elif reason:
-            yield Verdict(text + " (passes: take it off the list of skips)", "failed")
-        elif match[1]:
-            yield Verdict(match[3], "failed")
-        elif "# SKIP" in line:
-            yield Verdict(text, "skipped", line.split("# SKIP")[1].strip())
-        else:
-            yield Verdict(text, "passed")
+        case = judge(match, skips)
+        if match[1] and case.verdict == "failed" and following.startswith("# qemu:"):
+            case = Verdict(case.text, "skipped", "QEMU's processor " + following.removeprefix("# qemu:").strip())
+        yield case
 
 
 def emulated_ring0(options):
@@ -121,9 +148,18 @@ class Totals:
     def __init__(self):
         self.passed = self.failed = self.skipped = self.excused = 0
 
+    def count(self, verdict):
+        setattr(self, verdict, getattr(self, verdict) + 1)
+
     def line(self):
         text = f"# {self.passed} passed, {self.failed} failed, {self.skipped} skipped"
         return text + (f", {self.excused} known to differ" if self.excused else "")
+
+
+def listed(engine, elf):
+    """What the list says of a guest under an engine with options; None under one that it does not cover."""
+    place = engine.split(",")[0]
+    return [skip for skip in read_skips(place) if skip.guest == os.path.basename(elf)] if place in LISTED else None
 
 
 def report(options, elf, totals):
@@ -131,24 +167,19 @@ def report(options, elf, totals):
     lines, problem = run_guest(options, elf)
     plan = next((int(m[1]) for m in (re.match(r"^1\.\.(\d+)$", l) for l in lines) if m), None)
     seen = 0
-    for i, line in enumerate(lines):
+    skips = None if options.qemu else listed(options.engine, elf)
+    for line, following in zip(lines, lines[1:] + [""]):
         match = RESULT.match(line)
         if line.startswith("#") or line.startswith("Bail out!"):
             print(line)
         if not match:
             continue
         seen += 1
-        excused = options.qemu and i + 1 < len(lines) and lines[i + 1].startswith("# qemu:")
-        if match[1] and excused:
-            totals.excused += 1
-            line = line + " # TODO known difference"
-        elif match[1]:
-            totals.failed += 1
-        elif "# SKIP" in line:
-            totals.skipped += 1
-        else:
-            totals.passed += 1
-        print(line)
+        case = judge(match, skips) if skips is not None else as_told(match)
+        if options.qemu and case.verdict == "failed" and following.startswith("# qemu:"):
+            case = Verdict(match[3] + " # TODO known difference", "excused")
+        totals.count(case.verdict)
+        print(case.line(seen))
     if problem is None and plan != seen:
         problem = f"{seen} of {plan} cases reported"
     if problem:
