@@ -421,34 +421,48 @@ static u32 block_pages(const struct block *b)
 	return b->page[1] == BLOCK_NO_PAGE || meets_itself(b) ? 1 : 2;
 }
 
+static u64 span_granules(const struct block *b, u32 k)
+{
+	u32 off, len;
+
+	block_span(b, k, &off, &len);
+	return granule_mask(off, len);
+}
+
 /* Granules of the block's part @k: its bytes, and on the first page what its translation relies on.
  */
 static u64 block_granules(const struct block *b, u32 k)
 {
-	u64 mask;
-	u32 off, len;
+	u64 mask = span_granules(b, k);
 
-	block_span(b, k, &off, &len);
-	mask = granule_mask(off, len);
-	if (!k && meets_itself(b))
-		mask |= block_granules(b, 1);
-	for (u32 n = 0; !k && n < b->peeks; n++)
+	if (k)
+		return mask;
+	if (meets_itself(b))
+		mask |= span_granules(b, 1);
+	for (u32 n = 0; n < b->peeks; n++)
 		mask |= granule_mask(b->peek_from[n], b->peek_to[n] - b->peek_from[n]);
 	return mask;
+}
+
+static bool span_is_hit(const struct block *b, u32 k, u32 offset, u32 len)
+{
+	u32 off, n;
+
+	block_span(b, k, &off, &n);
+	return offset < off + n && off < offset + len;
 }
 
 /* Does a store of @len bytes at @offset of the page of part @k change what the block was made from?
  */
 static bool block_is_hit(const struct block *b, u32 k, u32 offset, u32 len)
 {
-	u32 off, n;
-
-	block_span(b, k, &off, &n);
-	if (offset < off + n && off < offset + len)
+	if (span_is_hit(b, k, offset, len))
 		return true;
-	if (!k && meets_itself(b) && block_is_hit(b, 1, offset, len))
+	if (k)
+		return false;
+	if (meets_itself(b) && span_is_hit(b, 1, offset, len))
 		return true;
-	for (n = 0; !k && n < b->peeks; n++)
+	for (u32 n = 0; n < b->peeks; n++)
 		if (offset < b->peek_to[n] && b->peek_from[n] < offset + len)
 			return true;
 	return false;
