@@ -324,6 +324,98 @@ static void syscall_many(void)
 	expect_eq(s.r15, 10000);
 }
 
+/*
+ * There and back again with all kinds of flags, r12 and r15 leading to those to call and to return
+ * with and r14 to a record of what was seen, so often that shorter ways would be taken.
+ */
+enum { CALLS = 64, CALL_KINDS = 16 };
+
+#define RFLAGS_ARITH (RFLAGS_CF | RFLAGS_PF | RFLAGS_AF | RFLAGS_ZF | RFLAGS_SF | RFLAGS_OF)
+
+struct call_record {
+	u64 rcx, r11, cs, ss, inside, after, unused[2];
+};
+
+static u64 call_flags[CALLS], return_flags[CALLS];
+static struct call_record call_record[CALLS];
+
+CODE_AT(flags_loop, "mov $64, %r13d; 1: push (%r12); popfq", "syscall",
+	"pushfq; popq 40(%r14); add $8, %r12; add $8, %r15; add $64, %r14; dec %r13d; jnz 1b");
+CODE(flags_server, "mov %rcx, (%r14); mov %r11, 8(%r14); mov %cs, %esi; mov %rsi, 16(%r14);"
+		   "mov %ss, %esi; mov %rsi, 24(%r14); pushfq; popq 32(%r14);"
+		   "mov (%r15), %r11; sysretq");
+
+/* POPFQ at CPL 3 (SDM vol. 2, POPF) */
+static u64 popped(u64 flags, u64 value)
+{
+	u64 mask = RFLAGS_ARITH | RFLAGS_DF | RFLAGS_NT | RFLAGS_AC | RFLAGS_ID;
+
+	if ((flags & RFLAGS_IOPL) == RFLAGS_IOPL)
+		mask |= RFLAGS_IF;
+	return (flags & ~mask) | (value & mask);
+}
+
+static void call_with_flags(u64 star, u64 mask)
+{
+	static const u64 kind[CALL_KINDS] = {
+		0,
+		RFLAGS_CF,
+		RFLAGS_ZF | RFLAGS_PF,
+		RFLAGS_OF,
+		RFLAGS_SF,
+		RFLAGS_AF,
+		RFLAGS_DF,
+		RFLAGS_ID,
+		RFLAGS_IF,
+		RFLAGS_NT,
+		RFLAGS_AC,
+		RFLAGS_ARITH,
+		RFLAGS_IOPL,
+		~0ull << 22,
+		RFLAGS_ARITH | RFLAGS_IF | RFLAGS_DF | RFLAGS_ID,
+		RFLAGS_RF | RFLAGS_VM | RFLAGS_CF,
+	};
+	struct state s = state_for(USER64, flags_loop);
+	u64 flags = s.rflags, back;
+
+	for (u32 n = 0; n < CALLS; n++) {
+		call_flags[n] = kind[n * 5 % CALL_KINDS] & ~(RFLAGS_RF | RFLAGS_VM);
+		return_flags[n] = kind[(n + n / CALL_KINDS) % CALL_KINDS];
+	}
+	wrmsr(MSR_STAR, star);
+	wrmsr(MSR_LSTAR, (u64)flags_server);
+	wrmsr(MSR_SFMASK, mask);
+	s.r12 = user(call_flags);
+	s.r15 = user(return_flags);
+	s.r14 = user(call_record);
+	exec(&s);
+	expect_done(&s, flags_loop);
+	for (u32 n = 0; n < CALLS; n++) {
+		const struct call_record *r = &call_record[n];
+
+		flags = popped(flags, call_flags[n]);
+		expect_eq(r->rcx, user(flags_loop_next));
+		expect_eq(r->r11, flags);
+		expect_eq(r->cs, KCODE64);
+		expect_eq(r->ss, KDATA);
+		expect_eq(r->inside, (flags & ~mask) | RFLAGS_1);
+		back = (return_flags[n] & 0x3c7fd7) | RFLAGS_1;
+		expect_eq(r->after, back);
+		/* What the loop's own arithmetic leaves does not matter: it is popped next. */
+		flags = back;
+	}
+}
+
+static void syscall_flags(void)
+{
+	const u64 star = (u64)(UCODE32 & ~3) << 48 | (u64)KCODE64 << 32;
+
+	call_with_flags(star, 0x257fd5); /* as Linux has it */
+	call_with_flags(star, RFLAGS_ARITH | RFLAGS_TF | RFLAGS_IF | RFLAGS_DF);
+	call_with_flags(star | 3ull << 48 | 3ull << 32, RFLAGS_IF);
+	call_with_flags(star, 0x257fd5);
+}
+
 CODE_AT(do_sysenter, "", "sysenter", "");
 CODE(sysenter_entry, "mov %cs, %esi; mov %ss, %edi");
 CODE_AT(do_sysexit, "", "sysexitl", "");
@@ -563,6 +655,8 @@ const struct test tests[] = {
 	{"SYSRET to a non-canonical address", "SDM vol. 2, APM vol. 3, SYSRET", sysret_noncanonical,
 	 NULL},
 	{"SYSCALL and SYSRET, many times", "SDM vol. 2, SYSCALL", syscall_many, NULL},
+	{"SYSCALL and SYSRET with all flags", "SDM vol. 2, SYSCALL and SYSRET", syscall_flags,
+	 "loses the arithmetic flags"},
 	{"SYSENTER and SYSEXIT", "SDM vol. 2, APM vol. 3, SYSENTER", sysenter,
 	 "allows it in compatibility mode on AMD"},
 	{"IRET in 64-bit mode", "SDM vol. 2, IRET", iret_forms, NULL},

@@ -168,6 +168,8 @@ static void emit_entries(struct cache *c, const struct soft_options *o)
 	c->entry.leave = emit_trampoline(c, &e, STUB_LEAVE);
 	c->entry.miss = emit_trampoline(c, &e, STUB_MISS);
 	c->entry.step = emit_trampoline(c, &e, STUB_STEP);
+	c->entry.syscall = emit_trampoline(c, &e, STUB_SYSCALL);
+	c->entry.sysret = emit_trampoline(c, &e, STUB_SYSRET);
 	c->entry.thunk_done = emit_trampoline(c, &e, STUB_THUNK_DONE);
 	c->entry.ibt_leave = emit_trampoline(c, &e, STUB_LOOKUP);
 	for (u32 half = 0; half < HALVES; half++)

@@ -84,7 +84,8 @@ struct block {
 
 /* Trampolines at fixed places in code memory: rel32-reachable from everywhere in it. */
 struct cache_entries {
-	u64 leave, miss, step, thunk_done, ibt_miss[HALVES], ibt_leave, ras_bottom[HALVES];
+	u64 leave, miss, step, syscall, sysret;
+	u64 thunk_done, ibt_miss[HALVES], ibt_leave, ras_bottom[HALVES];
 	u64 link[2];                 /* HOST_S2 = an unlinked exit, in 32-bit and in 64-bit code */
 	u64 fill_stack_page[HALVES]; /* called: see emit_fill_stack_page() */
 	u64 cross_link[2], cross_table[HALVES][2]; /* struct block_exit.otherwise: HOST_S2 is it */

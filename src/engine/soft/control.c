@@ -67,6 +67,32 @@ static bool is_unusual_privilege(const struct soft_cpu *c)
 	return c->cpl == 1 || c->cpl == 2 || (c->cpl == 3 && (c->cr4 & CR4_TSD));
 }
 
+/*
+ * May dispatch.S do a SYSCALL or SYSRET that leads to the present mode, and so to table @h? What
+ * the answer depends on changes in the kernel only, by instructions that come here again or (tlb.c)
+ * take it back.
+ */
+static bool may_call(const struct soft_cpu *c, const struct soft_half *h)
+{
+	const struct soft_options *o = &c->vm->options;
+
+	return (c->mode & (MODE_BITS | MODE_INTERPRET | MODE_DIRECT | MODE_WINDOW)) ==
+		       MODE_BITS_64 &&
+	       h->ibt_mode == c->mode && c->efer & EFER_SCE && c->call_seg[0][0].present &&
+	       o->direct_heat && o->window_heat;
+}
+
+static void note_calls(struct soft_cpu *c)
+{
+	c->user_mode = 0;
+	if (!(c->efer & EFER_SCE))
+		c->kernel_mode = 0;
+	if (!c->cpl)
+		c->kernel_mode = may_call(c, &c->super) ? c->mode : 0;
+	else if (c->ctx && !c->ctx->window && may_call(c, &c->ctx->user))
+		c->user_mode = c->mode;
+}
+
 void soft_update_mode(struct soft_cpu *c)
 {
 	u32 mode = vector_mode(c);
@@ -85,6 +111,7 @@ void soft_update_mode(struct soft_cpu *c)
 	if (c->cpl == 3 && c->ctx && c->ctx->user.code_stale)
 		soft_ibt_validate(c);
 	c->mode |= window_mode(c);
+	note_calls(c);
 	c->no_fsgsbase = !(c->cr4 & CR4_FSGSBASE);
 }
 
@@ -264,6 +291,7 @@ int control_set_efer(struct soft_cpu *c, u64 value)
 	c->efer = (value & ~EFER_LMA) | (c->efer & EFER_LMA);
 	if (changed & EFER_NXE)
 		soft_tlb_flush_all(c);
+	soft_update_mode(c);
 	return SOFT_OK;
 }
 

@@ -172,4 +172,136 @@ soft_stub_lookup:
 	jmp *CPU(OFF_LINK)
 	.size soft_stub_lookup, . - soft_stub_lookup
 
+/*
+ * SYSCALL and SYSRET of 64-bit code between modes known to soft_update_mode() (control.c), called as
+ * soft_stub_step, which does what is unusual. They do what op_syscall() and op_sysret() do (SDM vol. 2
+ * under each), and start the private stack over: its entries belong to the other privilege level.
+ */
+.macro load_segments from	/* CS and SS, next to each other; clobbers rax, r10 */
+	.irp at, 0, 16, 32, 48
+	mov CPU(OFF_CALL_SEG + \from + \at), %rax
+	mov CPU(OFF_CALL_SEG + \from + \at + 8), %r10
+	mov %rax, CPU(OFF_SEG_CS + \at)
+	mov %r10, CPU(OFF_SEG_CS + \at + 8)
+	.endr
+.endm
+
+.macro empty_private_stack bottom	/* clobbers rax, r10 */
+	movl $BRANCH_SITE_NONE_, CPU(OFF_BRANCH_SITE)
+	mov CPU(OFF_RAS_BASE), %r10
+	mov CPU(\bottom), %rax
+	mov %rax, (%r10)
+.endm
+
+	.globl soft_stub_syscall
+	.type soft_stub_syscall, @function
+soft_stub_syscall:
+	mov %rax, CPU(OFF_SPILL)
+	mov %rcx, CPU(OFF_SPILL + 8)
+	lahf
+	seto %al
+	mov CPU(OFF_MODE), %ecx
+	and $~(MODE_USER_ | MODE_WINDOW_), %ecx
+	cmp CPU(OFF_KERNEL_MODE), %ecx
+	jne call_interpreted
+	mov CPU(OFF_STAR), %rcx
+	cmp CPU(OFF_CALL_STAR), %rcx
+	jne call_interpreted
+	mov CPU(OFF_SFMASK), %rcx
+	not %rcx
+	test $0xfd5, %ecx		/* arithmetic flags, TF, IF and DF are all cleared */
+	jnz call_interpreted
+	and CPU(OFF_SYSFLAGS), %rcx
+	mov %eax, %r10d
+	shl $11, %eax
+	and $0x800, %eax
+	shr $8, %r10d
+	and $0xd5, %r10d
+	or %r10d, %eax
+	movzbl CPU(OFF_IFLAG), %r10d
+	shl $9, %r10d
+	or %r10d, %eax
+	movzbl CPU(OFF_DFLAG), %r10d
+	shl $10, %r10d
+	or %r10d, %eax
+	or CPU(OFF_SYSFLAGS), %rax
+	or $2, %eax
+	mov %rax, REG(11)
+	mov %rcx, CPU(OFF_SYSFLAGS)
+	movb $0, CPU(OFF_IFLAG)
+	movb $0, CPU(OFF_DFLAG)
+	mov %r11d, %ecx
+	and $0xfff, %ecx		/* SITE_OFFSET */
+	shr $12, %r11d			/* SITE_LEN_SHIFT */
+	and $15, %r11d
+	add %r11, %rcx
+	add CPU(OFF_CODE_VA), %rcx
+	load_segments 0
+	movb $0, CPU(OFF_CPL)
+	mov CPU(OFF_KERNEL_MODE), %eax
+	mov %eax, CPU(OFF_MODE)
+	incq CPU(OFF_SYSCALLS)
+	empty_private_stack OFF_RAS_BOTTOM
+	mov CPU(OFF_LSTAR), %r10
+	xor %eax, %eax
+	sahf
+	mov CPU(OFF_SPILL), %rax
+	jmp *CPU(OFF_RAS_BOTTOM)
+	.size soft_stub_syscall, . - soft_stub_syscall
+
+	.globl soft_stub_sysret
+	.type soft_stub_sysret, @function
+soft_stub_sysret:
+	mov %rax, CPU(OFF_SPILL)
+	mov %rcx, CPU(OFF_SPILL + 8)
+	lahf
+	seto %al
+	sar $47, %rcx			/* to the lower half of the addresses */
+	jnz call_interpreted
+	mov CPU(OFF_MODE), %ecx
+	or $MODE_USER_, %ecx
+	cmp CPU(OFF_USER_MODE), %ecx
+	jne call_interpreted
+	mov CPU(OFF_STAR), %rcx
+	cmp CPU(OFF_CALL_STAR), %rcx
+	jne call_interpreted
+	cmpb $0, CPU(OFF_IRQ_WINDOW)
+	jne call_interpreted
+	mov REG(11), %rcx
+	test $0x1c7100, %ecx		/* TF, IOPL, NT, AC, VIF, VIP */
+	jnz call_interpreted
+	mov %ecx, %eax
+	and $0x200000, %eax		/* ID */
+	mov %rax, CPU(OFF_SYSFLAGS)
+	mov %ecx, %eax
+	shr $9, %eax
+	and $1, %eax
+	mov %al, CPU(OFF_IFLAG)
+	mov %ecx, %eax
+	shr $10, %eax
+	and $1, %eax
+	mov %al, CPU(OFF_DFLAG)
+	load_segments 64
+	movb $3, CPU(OFF_CPL)
+	mov CPU(OFF_USER_MODE), %eax
+	mov %eax, CPU(OFF_MODE)
+	empty_private_stack OFF_RAS_BOTTOM + 8
+	mov CPU(OFF_SPILL + 8), %r10
+	mov %cl, %ah
+	shr $11, %ecx
+	and $1, %ecx
+	add $0x7f, %cl
+	sahf
+	mov CPU(OFF_SPILL), %rax
+	mov CPU(OFF_SPILL + 8), %rcx
+	jmp *CPU(OFF_RAS_BOTTOM + 8)
+	.size soft_stub_sysret, . - soft_stub_sysret
+
+call_interpreted:
+	add $0x7f, %al
+	sahf
+	mov CPU(OFF_SPILL), %rax
+	mov CPU(OFF_SPILL + 8), %rcx
+	jmp soft_stub_step
+
 	.section .note.GNU-stack, "", @progbits

@@ -281,6 +281,8 @@ bool emit_system(struct translation *t, u32 k)
 	case ZYDIS_MNEMONIC_WRFSBASE: return emit_base(t, k, SEG_FS, true);
 	case ZYDIS_MNEMONIC_WRGSBASE: return emit_base(t, k, SEG_GS, true);
 	case ZYDIS_MNEMONIC_SWAPGS: return emit_swapgs(t);
+	case ZYDIS_MNEMONIC_SYSCALL:
+	case ZYDIS_MNEMONIC_SYSRET: return emit_system_call(t, k);
 	case ZYDIS_MNEMONIC_RDTSC: return emit_rdtsc(t, false);
 	case ZYDIS_MNEMONIC_RDTSCP: return emit_rdtsc(t, true);
 	case ZYDIS_MNEMONIC_LEAVE: return emit_leave_frame(t, k);

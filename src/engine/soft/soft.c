@@ -38,6 +38,29 @@ _Static_assert(offsetof(struct soft_cpu, link) == OFF_LINK, "layout.h");
 _Static_assert(offsetof(struct soft_cpu, host_rsp) == OFF_HOST_RSP, "layout.h");
 _Static_assert(offsetof(struct soft_cpu, ras_base) == OFF_RAS_BASE, "layout.h");
 _Static_assert(offsetof(struct soft_cpu, ras_rsp) == OFF_RAS_RSP, "layout.h");
+_Static_assert(offsetof(struct soft_cpu, code_va) == OFF_CODE_VA, "layout.h");
+_Static_assert(offsetof(struct soft_cpu, iflag) == OFF_IFLAG, "layout.h");
+_Static_assert(offsetof(struct soft_cpu, dflag) == OFF_DFLAG, "layout.h");
+_Static_assert(offsetof(struct soft_cpu, irq_window) == OFF_IRQ_WINDOW, "layout.h");
+_Static_assert(offsetof(struct soft_cpu, sysflags) == OFF_SYSFLAGS, "layout.h");
+_Static_assert(offsetof(struct soft_cpu, spill) == OFF_SPILL, "layout.h");
+_Static_assert(offsetof(struct soft_cpu, branch_site) == OFF_BRANCH_SITE, "layout.h");
+_Static_assert(offsetof(struct soft_cpu, kernel_mode) == OFF_KERNEL_MODE, "layout.h");
+_Static_assert(offsetof(struct soft_cpu, user_mode) == OFF_USER_MODE, "layout.h");
+_Static_assert(offsetof(struct soft_cpu, call_star) == OFF_CALL_STAR, "layout.h");
+_Static_assert(offsetof(struct soft_cpu, call_seg) == OFF_CALL_SEG, "layout.h");
+_Static_assert(offsetof(struct soft_cpu, ras_bottom) == OFF_RAS_BOTTOM, "layout.h");
+_Static_assert(offsetof(struct soft_cpu, seg[SEG_CS]) == OFF_SEG_CS, "layout.h");
+_Static_assert(offsetof(struct soft_cpu, msr.star) == OFF_STAR, "layout.h");
+_Static_assert(offsetof(struct soft_cpu, msr.lstar) == OFF_LSTAR, "layout.h");
+_Static_assert(offsetof(struct soft_cpu, msr.sfmask) == OFF_SFMASK, "layout.h");
+_Static_assert(offsetof(struct soft_cpu, cpl) == OFF_CPL, "layout.h");
+_Static_assert(offsetof(struct soft_cpu, mode) == OFF_MODE, "layout.h");
+_Static_assert(offsetof(struct soft_cpu, counters[COUNT_SYSCALLS]) == OFF_SYSCALLS, "layout.h");
+_Static_assert(sizeof(struct cpu_segment) == 32 && SEG_SS == SEG_CS + 1, "load_segments");
+_Static_assert(MODE_USER_ == MODE_USER && MODE_WINDOW_ == MODE_WINDOW, "layout.h");
+_Static_assert(BRANCH_SITE_NONE_ == BRANCH_SITE_NONE, "layout.h");
+_Static_assert(SITE_OFFSET == 0xfff && SITE_LEN_SHIFT == 12, "soft_stub_syscall");
 _Static_assert(LEAVE_HOST_FAULT == LEAVE_HOST_FAULT_ && LEAVE_THUNK == LEAVE_THUNK_ &&
 		       LEAVE_GO_ON == LEAVE_GO_ON_,
 	       "layout.h");
@@ -291,6 +314,8 @@ static void cpu_constants(struct soft_cpu *c)
 	c->stub[STUB_STEP] = (u64)soft_stub_step;
 	c->stub[STUB_THUNK_DONE] = (u64)soft_stub_thunk_done;
 	c->stub[STUB_LOOKUP] = (u64)soft_stub_lookup;
+	c->stub[STUB_SYSCALL] = (u64)soft_stub_syscall;
+	c->stub[STUB_SYSRET] = (u64)soft_stub_sysret;
 	c->tlb_index_mask = (u64)(TLB_SIZE - 1) << PAGE_SHIFT;
 	c->page_mask = PAGE_MASK;
 	c->window_mask = WINDOW_FOLD;
@@ -298,8 +323,10 @@ static void cpu_constants(struct soft_cpu *c)
 	c->bit_mask64 = 63;
 	c->bit_mask32 = 31;
 	c->ibt2_mask = IBT2_MASK;
-	for (u32 half = 0; half < HALVES; half++)
+	for (u32 half = 0; half < HALVES; half++) {
 		c->ibt_miss[half] = c->vm->cache->entry.ibt_miss[half];
+		c->ras_bottom[half] = c->vm->cache->entry.ras_bottom[half];
+	}
 	c->ibt_leave = c->vm->cache->entry.ibt_leave;
 }
 

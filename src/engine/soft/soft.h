@@ -259,7 +259,16 @@ enum {
 	REQ_LOOK = 1 << 2, /* can user code be run directly again? See direct.c */
 };
 
-enum soft_stub { STUB_LEAVE, STUB_MISS, STUB_STEP, STUB_THUNK_DONE, STUB_LOOKUP, SOFT_STUBS };
+enum soft_stub {
+	STUB_LEAVE,
+	STUB_MISS,
+	STUB_STEP,
+	STUB_THUNK_DONE,
+	STUB_LOOKUP,
+	STUB_SYSCALL,
+	STUB_SYSRET,
+	SOFT_STUBS
+};
 
 enum soft_counter {
 	COUNT_BLOCKS_TRANSLATED,
@@ -348,6 +357,12 @@ struct soft_cpu {
 	u64 ras_rsp;     /* host rsp of translated code while a helper runs */
 	u64 window_mask; /* WINDOW_FOLD */
 	struct soft_ctx *ctx;
+	/* For SYSCALL and SYSRET in dispatch.S: the mode behind them, 0: the interpreter is wanted;
+	 * the segments they load, and MSR STAR that these were made from. */
+	u32 kernel_mode, user_mode;
+	u64 call_star;
+	struct cpu_segment call_seg[2][2]; /* kernel's and user's CS and SS */
+	u64 ras_bottom[HALVES];            /* code at the bottom of the private stack */
 	u64 fault_pc; /* LEAVE_HOST_FAULT: host instruction, trap number, error code */
 	u64 fault_trap, fault_error;
 	_Atomic u8 activity; /* enum soft_activity; read by other threads */
@@ -754,6 +769,8 @@ void soft_stub_miss(void);
 void soft_stub_step(void);
 void soft_stub_thunk_done(void);
 void soft_stub_lookup(void);
+void soft_stub_syscall(void);
+void soft_stub_sysret(void);
 void soft_stub_host_fault(void);
 
 /* Helpers of the stubs: see dispatch.S for what they return. */

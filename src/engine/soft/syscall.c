@@ -27,6 +27,21 @@ static void set_flat(struct cpu_segment *s, u32 sel, u32 dpl, bool code, bool is
 	s->unusable = 0;
 }
 
+/* What dispatch.S loads, as MSR STAR is now. */
+static void note_segments(struct soft_cpu *c)
+{
+	u64 star = c->msr.star;
+	u32 kernel = star >> 32 & 0xfffc, user = star >> 48 & 0xfffc;
+
+	if (c->call_star == star && c->call_seg[0][0].present)
+		return;
+	set_flat(&c->call_seg[0][0], kernel, 0, true, true);
+	set_flat(&c->call_seg[0][1], kernel + 8, 0, false, false);
+	set_flat(&c->call_seg[1][0], (user + 16) | 3, 3, true, true);
+	set_flat(&c->call_seg[1][1], (user + 8) | 3, 3, false, false);
+	c->call_star = star;
+}
+
 static void enter_level(struct soft_cpu *c, u32 cs, u32 ss, u32 cpl, bool is_64bit)
 {
 	set_flat(&c->seg[SEG_CS], cs | cpl, cpl, true, is_64bit);
@@ -64,6 +79,7 @@ int op_syscall(struct soft_cpu *c, const struct insn *i)
 	soft_set_rflags(c, c->r[R11] & ~c->msr.sfmask);
 	if (!(c->sysflags & RFLAGS_TF))
 		in->no_step = true;
+	note_segments(c);
 	enter_level(c, cs, cs + 8, 0, true);
 	return SOFT_OK;
 }
@@ -88,6 +104,7 @@ int op_sysret(struct soft_cpu *c, const struct insn *i)
 				c->r[R11] & 0x3c7fd7); /* RF and VM cleared: SDM vol. 2, SYSRET */
 	else
 		c->iflag = 1;
+	note_segments(c);
 	enter_level(c, to_64bit ? base + 16 : base, base + 8, 3, to_64bit);
 	return SOFT_OK;
 }

@@ -186,6 +186,7 @@ static void user_flush(struct soft_cpu *c, struct soft_half *h)
 	}
 	half_empty(c, h);
 	h->code_stale = true;
+	c->user_mode = 0;
 }
 
 /* Zeroed memory is not an empty table: tag 0 is page 0. */
@@ -365,6 +366,7 @@ void soft_ctx_use(struct soft_cpu *c, struct soft_ctx *ctx)
 	u64 base = (u64)ctx + GS_BIAS;
 
 	c->ctx = ctx;
+	c->user_mode = 0;
 	if (c->has_wrgsbase) {
 		__asm__ volatile("wrgsbase %0" : : "r"(base) : "memory");
 	} else {

@@ -126,14 +126,35 @@ bool insn_ends_block(const struct insn *i)
 		i->mnemonic != ZYDIS_MNEMONIC_STD && i->mnemonic != ZYDIS_MNEMONIC_STI);
 }
 
-void emit_call_step(struct translation *t, struct emit *e, u32 k, u32 flags)
+/* Call @entry as it would soft_step(). */
+static void emit_call_helper(struct translation *t, struct emit *e, u32 k, u32 flags, u64 entry)
 {
 	const struct insn *i = &t->in[k];
 
 	emit_mov_imm64(e, HOST_S1,
 		       i->len <= 8 ? soft_load(i->bytes, 8) & ~0ul >> (64 - 8 * i->len) : 0);
 	emit_mov_imm32(e, HOST_S2, site_info(t, k) | string_site(i) | flags);
-	emit_call(e, t->cache->entry.step);
+	emit_call(e, entry);
+}
+
+void emit_call_step(struct translation *t, struct emit *e, u32 k, u32 flags)
+{
+	emit_call_helper(t, e, k, flags, t->cache->entry.step);
+}
+
+bool emit_system_call(struct translation *t, u32 k)
+{
+	bool is_return = t->in[k].mnemonic == ZYDIS_MNEMONIC_SYSRET;
+	u32 mode = MODE_BITS_64 | (is_return ? 0 : MODE_USER);
+
+	if ((t->mode & (MODE_BITS | MODE_USER)) != mode || !uses(t, SOFT_GO_ON) ||
+	    (is_return && t->in[k].opsize != 8))
+		return false;
+	emit_call_helper(t, &t->hot, k, SITE_TERMINAL,
+			 is_return ? t->cache->entry.sysret : t->cache->entry.syscall);
+	t->loaded = NO_GROUP;
+	t->ended = true;
+	return true;
 }
 
 /* Let the interpreter run instruction @k from within the block. */

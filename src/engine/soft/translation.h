@@ -119,6 +119,9 @@ u32 site_info(const struct translation *t, u32 k);
 u32 string_site(const struct insn *i);
 /* Have soft_step() run instruction @k. @flags: of its site. */
 void emit_call_step(struct translation *t, struct emit *e, u32 k, u32 flags);
+/* SYSCALL of user code, SYSRET of the kernel: without C code if nothing stands against it. False:
+ * the interpreter is wanted. */
+bool emit_system_call(struct translation *t, u32 k);
 s32 reg_disp(const struct emit *e, u8 reg);
 bool is_slot(u8 reg);
 u8 host_reg(u8 guest);
