@@ -3,6 +3,7 @@
  * contents, flushes, contexts, devices.
  */
 #include "engine/soft/direct.h"
+#include "engine/soft/kernel_window.h"
 #include "engine/soft/places.h"
 #include "engine/soft/tlb.h"
 #include "engine/soft/window.h"
@@ -87,6 +88,27 @@ void windows_root_stored(struct soft_vm *vm, u64 page)
 void windows_code_stored(struct soft_vm *vm, u64 page)
 {
 	(void)vm, (void)page;
+}
+
+void kernel_window_create(struct soft_cpu *c)
+{
+	(void)c;
+}
+
+void kernel_window_destroy(struct soft_cpu *c)
+{
+	(void)c;
+}
+
+void kernel_window_flush(struct soft_cpu *c)
+{
+	(void)c;
+}
+
+void kernel_window_flush_page(struct soft_cpu *c, gva_t gva)
+{
+	(void)c;
+	(void)gva;
 }
 
 void places_forget(struct soft_cpu *c)

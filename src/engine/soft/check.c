@@ -284,18 +284,18 @@ static struct host_mem check(struct translation *t, u32 k, const struct ea *ea, 
 	u8 g = n < 2 ? t->group_of[k][n] : NO_GROUP;
 
 	if (g == NO_GROUP || !t->group[g].used)
-		return t->mode & MODE_WINDOW ? emit_folded(t, k, ea, dst)
+		return t->folds ? emit_folded(t, k, ea, dst)
 					     : emit_single_check(t, k, ea, size, write);
 	if (t->loaded != g) {
 		emit_load_cpu(&t->hot, HOST_S2, CPU_DISP(&t->hot, group[0]) + 8 * (s32)g);
 		t->group[g].reloaded = true;
 	}
 	t->loaded = g;
-	if (t->mode & MODE_WINDOW)
+	if (t->folds)
 		return (struct host_mem){.base = HOST_S2,
 					 .index = NO_REG,
 					 .disp = (s32)(t->group_off[k][n] - t->group[g].folded_at),
-					 .is_folded = true};
+					 .is_folded = t->half == HALF_USER};
 	if (t->group[g].by_delta)
 		return (struct host_mem){.base = host_reg(ea->base),
 					 .index = HOST_S2,
@@ -391,7 +391,7 @@ bool is_stack_member(const struct translation *t, u32 k, u32 n)
 	u8 g = t->group_of[k][n];
 
 	return g != NO_GROUP && t->group[g].used && t->group[g].base == RSP &&
-	       (t->group[g].by_delta || t->mode & MODE_WINDOW);
+	       (t->group[g].by_delta || t->folds);
 }
 
 bool has_group_check(const struct translation *t, u32 k)
@@ -403,7 +403,7 @@ void emit_group_checks(struct translation *t, u32 k)
 {
 	for (u32 n = 0; n < t->groups && has_group_check(t, k); n++)
 		if (t->group[n].used && t->group[n].check_at == k)
-			(t->mode & MODE_WINDOW ? emit_fold_group : emit_group_check)(t, k, n);
+			(t->folds ? emit_fold_group : emit_group_check)(t, k, n);
 }
 
 void drop_unused_stores(struct translation *t)
@@ -415,6 +415,12 @@ void drop_unused_stores(struct translation *t)
 			e.p = t->group[n].kept;
 			emit_nops(&e, (u32)(t->group[n].kept_end - e.p));
 		}
+}
+
+/* Folding disturbs no flags. */
+static bool folds_freely(const struct translation *t)
+{
+	return t->folds && t->half == HALF_SUPER;
 }
 
 /* An access that can be a group's member. */
@@ -439,7 +445,8 @@ static struct access operand_access(const struct translation *t, u32 k)
 			       .groupable = ea_is_supported(t, &ea) && ea.index == NO_REG &&
 					    (ea.base != NO_REG || ea.rip_relative) &&
 					    ea.bits == t->bits && !has_segment_base(&ea) &&
-					    i->mem_size && i->mem_size <= 64 && !i->masked};
+					    i->mem_size && i->mem_size <= 64 && !i->masked &&
+					    !(ea.has_address && folds_freely(t))};
 }
 
 static struct access stack_access(const struct translation *t, u8 base, s64 disp, bool write)
@@ -518,10 +525,10 @@ static void join_group(struct translation *t, u32 k, u32 n, const struct access 
 	s64 lo = a->disp + t->base_off[a->base], hi = lo + a->size;
 	struct group *g = open[a->base] == NO_GROUP ? NULL : &t->group[open[a->base]];
 
-	if (g && MAX(g->hi, hi) - MIN(g->lo, lo) > (t->mode & MODE_WINDOW ? FOLD_SPAN : GROUP_SPAN))
+	if (g && MAX(g->hi, hi) - MIN(g->lo, lo) > (t->folds ? FOLD_SPAN : GROUP_SPAN))
 		g = NULL;
 	/* A write that a side exit may prevent must not make a page dirty. */
-	if (g && a->write && !g->write && g->first < t->certain)
+	if (g && a->write && !g->write && g->first < t->certain && !t->folds)
 		g = NULL;
 	if (!g) {
 		if (t->groups == MAX_GROUPS)
@@ -573,6 +580,8 @@ static u32 find_place(const struct translation *t, struct group *g)
 	s64 off = g->base_off;
 	u32 at = g->first;
 
+	if (folds_freely(t))
+		return at;
 	while (at > g->since && t->live[at] && uses(t, SOFT_HOISTING))
 		if (t->step_of[--at] == g->base)
 			off -= t->step[at];
@@ -590,11 +599,12 @@ static void place_checks(struct translation *t)
 		u32 at = find_place(t, g);
 
 		g->check_at = (u8)at;
-		g->used = g->members > 1 || (t->live[g->first] && !t->live[at]);
+		g->used = g->members > 1 ||
+			  (t->live[g->first] && !t->live[at] && !folds_freely(t));
 		/* The check's address must be expressible. */
 		if (g->lo - g->base_off != (s32)(g->lo - g->base_off))
 			g->used = false;
-		if (t->mode & MODE_WINDOW && !is_near_group(g))
+		if (t->folds && !is_near_group(g))
 			g->used = false;
 		if (g->used)
 			t->checks_at |= BIT(at);

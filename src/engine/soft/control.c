@@ -7,7 +7,7 @@
  */
 #include "engine/soft/system.h"
 #include "engine/soft/util.h"
-#include "engine/soft/window.h"
+#include "engine/soft/kernel_window.h"
 
 #define CR0_VALID                                                                                  \
 	(CR0_PE | CR0_MP | CR0_EM | CR0_TS | CR0_ET | CR0_NE | CR0_WP | CR0_AM | CR0_NW | CR0_CD | \
@@ -76,8 +76,7 @@ static bool may_call(const struct soft_cpu *c, const struct soft_half *h)
 {
 	const struct soft_options *o = &c->vm->options;
 
-	return (c->mode & (MODE_BITS | MODE_INTERPRET | MODE_DIRECT | MODE_WINDOW)) ==
-		       MODE_BITS_64 &&
+	return (c->mode & (MODE_BITS | MODE_INTERPRET | MODE_DIRECT)) == MODE_BITS_64 &&
 	       h->ibt_mode == c->mode && c->efer & EFER_SCE && c->call_seg[0][0].present &&
 	       o->direct_heat && o->window_heat;
 }
@@ -89,7 +88,7 @@ static void note_calls(struct soft_cpu *c)
 		c->kernel_mode = 0;
 	if (!c->cpl)
 		c->kernel_mode = may_call(c, &c->super) ? c->mode : 0;
-	else if (c->ctx && !c->ctx->window && may_call(c, &c->ctx->user))
+	else if (c->ctx && !c->ctx->window && /* nor MODE_WINDOW */ may_call(c, &c->ctx->user))
 		c->user_mode = c->mode;
 }
 
@@ -110,7 +109,7 @@ void soft_update_mode(struct soft_cpu *c)
 	c->mode = mode;
 	if (c->cpl == 3 && c->ctx && c->ctx->user.code_stale)
 		soft_ibt_validate(c);
-	c->mode |= window_mode(c);
+	c->mode |= c->cpl ? window_mode(c) : kernel_window_mode(c);
 	note_calls(c);
 	c->no_fsgsbase = !(c->cr4 & CR4_FSGSBASE);
 }

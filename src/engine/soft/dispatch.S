@@ -201,9 +201,9 @@ soft_stub_syscall:
 	lahf
 	seto %al
 	mov CPU(OFF_MODE), %ecx
-	and $~(MODE_USER_ | MODE_WINDOW_), %ecx
-	cmp CPU(OFF_KERNEL_MODE), %ecx
-	jne call_interpreted
+	xor CPU(OFF_KERNEL_MODE), %ecx
+	test $~(MODE_USER_ | MODE_WINDOW_), %ecx
+	jnz call_interpreted
 	mov CPU(OFF_STAR), %rcx
 	cmp CPU(OFF_CALL_STAR), %rcx
 	jne call_interpreted
@@ -259,9 +259,9 @@ soft_stub_sysret:
 	sar $47, %rcx			/* to the lower half of the addresses */
 	jnz call_interpreted
 	mov CPU(OFF_MODE), %ecx
-	or $MODE_USER_, %ecx
-	cmp CPU(OFF_USER_MODE), %ecx
-	jne call_interpreted
+	xor CPU(OFF_USER_MODE), %ecx
+	test $~(MODE_USER_ | MODE_WINDOW_), %ecx
+	jnz call_interpreted
 	mov CPU(OFF_STAR), %rcx
 	cmp CPU(OFF_CALL_STAR), %rcx
 	jne call_interpreted

@@ -13,7 +13,7 @@
  * state, written once under a once-guard.
  */
 #include "engine/soft/cache.h"
-#include "engine/soft/window.h"
+#include "engine/soft/kernel_window.h"
 #include "host/box.h"
 
 #include <errno.h>
@@ -77,10 +77,14 @@ static void guest_registers(const struct soft_cpu *c, const greg_t *reg, u64 r[G
 		r[n] = order[n] < 0 ? c->r[n] : (u64)reg[order[n]];
 }
 
-/* In the window, or thrown out of the lower half by address bits that folding leaves alone. */
+/* In the window, or thrown out of the lower half by address bits that folding leaves alone, or by a
+ * displacement. */
 static bool is_folded_access(const struct soft_cpu *c, u64 address)
 {
-	return c->mode & MODE_WINDOW && (window_has(c, address) || address >> 63);
+	if (!(c->mode & MODE_WINDOW))
+		return false;
+	return address >> 63 || (c->mode & MODE_USER ? window_has(c, address)
+						      : kernel_window_has(address));
 }
 
 /* An access to the window met no page. True: it may be tried again. */
@@ -107,6 +111,11 @@ static bool fill_window(struct soft_cpu *c, const greg_t *reg, u64 address)
 	if (b && soft_fetch(c, c->rip, bytes, &len) == SOFT_OK) {
 		insn_decode(&i, bytes, len, 64);
 		filled = i.len && window_fault(c, &i, r, address, reg[REG_ERR] & PF_WRITE);
+	}
+	if (b && !filled && !(c->mode & MODE_USER)) {
+		pthread_mutex_lock(&c->vm->lock);
+		kernel_window_refuse(c, b);
+		pthread_mutex_unlock(&c->vm->lock);
 	}
 	c->rip = rip;
 	c->exc = exc;

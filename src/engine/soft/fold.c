@@ -9,16 +9,19 @@
  * the same base register need it once: they form groups as in check.c, but of any extent and
  * without a check.
  */
+#include "engine/soft/kernel_window.h"
 #include "engine/soft/translation.h"
 
 #include <Zydis/Zydis.h>
 
 /* @dst = @src without the bits that tell windows apart. */
-static void emit_fold(struct emit *e, u8 dst, u8 src, bool live)
+static void emit_fold(const struct translation *t, struct emit *e, u8 dst, u8 src, bool live)
 {
 	s32 mask = CPU_DISP(e, window_mask);
 
-	if (live) {
+	if (t->half == HALF_SUPER) {
+		emit_pext_cpu(e, dst, src, CPU_DISP(e, kernel_mask));
+	} else if (live) {
 		emit_pext_cpu(e, dst, src, mask);
 		emit_pdep_cpu(e, dst, dst, mask);
 	} else if (dst == src) {
@@ -59,7 +62,8 @@ static u8 emit_base(struct translation *t, const struct ea *ea, u8 dst)
 		emit_load_cpu(e, dst, CPU_DISP(e, code_va));
 		return dst;
 	}
-	if (has_segment_base(ea) && ea->base == NO_REG && !ea->rip_relative) {
+	if (has_segment_base(ea) && ea->base == NO_REG &&
+	    (!ea->rip_relative || (ea->has_address && is_near(ea->address)))) {
 		emit_load_cpu(e, dst,
 			      CPU_DISP(e, seg[0].base) + (s32)sizeof(struct cpu_segment) * ea->seg);
 		return dst;
@@ -69,23 +73,45 @@ static u8 emit_base(struct translation *t, const struct ea *ea, u8 dst)
 	return use_reg(e, ea->base, dst);
 }
 
+/* Is the address known, and in the kernel's window? */
+static bool find_constant(const struct translation *t, const struct ea *ea, gva_t *gva)
+{
+	bool plain = ea->base == NO_REG && ea->index == NO_REG && !ea->rip_relative;
+
+	if (t->half != HALF_SUPER || ea->bits != 64 || has_segment_base(ea) ||
+	    (!plain && !ea->has_address))
+		return false;
+	*gva = plain ? (gva_t)ea->disp : (gva_t)(s64)ea->address;
+	return *gva >> 63 && soft_canonical(*gva);
+}
+
 struct host_mem emit_folded(struct translation *t, u32 k, const struct ea *ea, u8 dst)
 {
 	struct emit *e = &t->hot;
-	u8 src = emit_base(t, ea, dst);
 	s32 disp = (s32)ea->disp;
+	gva_t gva;
+	u8 src;
 
 	if (dst == HOST_S2 || (ea->index != NO_REG && is_slot(ea->index)))
 		t->loaded = NO_GROUP;
+	if (find_constant(t, ea, &gva)) {
+		emit_mov_imm64(e, dst, KERNEL_WINDOW + (gva & KERNEL_FOLD));
+		return (struct host_mem){.base = dst, .index = NO_REG};
+	}
+	src = emit_base(t, ea, dst);
 	if (src == NO_REG) {
 		emit_offset(e, ea, dst, ea->bits);
 		if (has_segment_base(ea))
 			emit_add_segment(t, ea, dst);
 		src = dst;
 		disp = 0;
-	}
-	emit_fold(e, dst, src, t->live[k]);
-	return (struct host_mem){.base = dst, .index = NO_REG, .disp = disp, .is_folded = true};
+	} else if (has_segment_base(ea) && ea->rip_relative)
+		disp = ea->address;
+	emit_fold(t, e, dst, src, t->live[k]);
+	return (struct host_mem){.base = dst,
+				 .index = NO_REG,
+				 .disp = disp,
+				 .is_folded = t->half == HALF_USER};
 }
 
 bool is_near_group(const struct group *g)
@@ -105,7 +131,7 @@ void emit_fold_group(struct translation *t, u32 k, u32 n)
 	} else {
 		src = use_reg(e, g->base, HOST_S2);
 	}
-	emit_fold(e, HOST_S2, src, t->live[k]);
+	emit_fold(t, e, HOST_S2, src, t->live[k]);
 	g->folded_at = g->base_off;
 	g->kept = e->p;
 	emit_store_cpu(e, CPU_DISP(e, group[0]) + 8 * (s32)n, HOST_S2);

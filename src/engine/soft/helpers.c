@@ -2,6 +2,7 @@
  * What translated code calls, by way of dispatch.S, and how it goes on from there: in the block, in
  * another one, or in the run loop.
  */
+#include "engine/soft/kernel_window.h"
 #include "engine/soft/run.h"
 #include "engine/soft/tlb.h"
 #include "engine/soft/translate.h"
@@ -25,8 +26,11 @@ static bool run_loop_is_due(const struct soft_cpu *c)
  * possible. */
 static u32 go_on(struct soft_cpu *c)
 {
-	u32 half = c->mode & MODE_USER ? HALF_USER : HALF_SUPER;
+	u32 half;
 
+	if (kernel_window_is_due(c))
+		kernel_window_settle(c);
+	half = c->mode & MODE_USER ? HALF_USER : HALF_SUPER;
 	if (!soft_uses(&c->vm->options, SOFT_GO_ON) || run_loop_is_due(c) ||
 	    soft_half(c, half)->ibt_mode != c->mode)
 		return leave_with(LEAVE_LOOKUP);

@@ -22,13 +22,13 @@
 #define OFF_CALL_STAR   504
 #define OFF_CALL_SEG    512
 #define OFF_RAS_BOTTOM  640
-#define OFF_SEG_CS      720
-#define OFF_STAR        1136
-#define OFF_LSTAR       1144
-#define OFF_SFMASK      1160
-#define OFF_CPL         1480
-#define OFF_MODE        1484
-#define OFF_SYSCALLS    2536
+#define OFF_SEG_CS      728
+#define OFF_STAR        1144
+#define OFF_LSTAR       1152
+#define OFF_SFMASK      1168
+#define OFF_CPL         1488
+#define OFF_MODE        1492
+#define OFF_SYSCALLS    2552
 
 /* enum soft_leave */
 #define LEAVE_HOST_FAULT_ 6

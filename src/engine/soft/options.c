@@ -26,6 +26,7 @@ static const char *const mechanisms[SOFT_MECHANISMS] = {
 	[SOFT_GO_ON] = "go-on",
 	[SOFT_FORMS] = "forms",
 	[SOFT_WINDOWS] = "windows",
+	[SOFT_KERNEL_WINDOW] = "kernel-window",
 	[SOFT_DIRECT] = "direct",
 };
 

@@ -27,6 +27,7 @@ enum soft_mechanism {
 	SOFT_GO_ON,        /* from system instructions and exceptions on without the run loop */
 	SOFT_FORMS,        /* decoding by memory */
 	SOFT_WINDOWS,      /* memory of hot address spaces mapped for the host's MMU */
+	SOFT_KERNEL_WINDOW, /* and that of the kernel */
 	SOFT_DIRECT,       /* their code run in a process of its own */
 	SOFT_MECHANISMS,
 };

@@ -1,5 +1,6 @@
 /* See reload.h. */
 #include "engine/soft/reload.h"
+#include "engine/soft/kernel_window.h"
 
 #include "base/log.h"
 #include "engine/soft/store.h"
@@ -252,6 +253,7 @@ void reload_note(struct translation *t)
 	u32 relocs = 0;
 
 	if (!t->c->vm->store || b->page[1] != BLOCK_NO_PAGE || b->mode & ~KEPT_MODES ||
+	    kernel_window_refuses(t->c, b->pa, b->mode) ||
 	    t->sites.n > EMIT_SITES || b->code_size > STORE_PART || cold_end - cold > STORE_PART ||
 	    b->size > t->code_len)
 		return;
@@ -587,7 +589,8 @@ static struct block *reload_block(struct soft_cpu *c, const struct soft_xlat *x,
 	gva_t place;
 	u32 n;
 
-	if (!vm->store || vm->options.check_translations || mode & ~KEPT_MODES)
+	if (!vm->store || vm->options.check_translations || mode & ~KEPT_MODES ||
+	    kernel_window_refuses(c, x->gpa, mode))
 		return NULL;
 	c->unsettled = c->unsettled_epoch = 0;
 	if (!cache_claim_page(c, (s64)x->page, (u8 *)((u64)x->host & PAGE_MASK)))

@@ -8,6 +8,7 @@
  */
 #include "engine/soft/direct.h"
 #include "engine/soft/layout.h"
+#include "engine/soft/kernel_window.h"
 #include "engine/soft/places.h"
 #include "engine/soft/reload.h"
 #include "engine/soft/run.h"
@@ -218,6 +219,8 @@ static int soft_dirty_log(struct engine_vm *vm, bool on)
 
 	pthread_mutex_lock(&v->lock);
 	v->dirty_log = on;
+	for (u32 i = 0; i < v->cpus && on; i++)
+		kernel_window_leave(v->cpu[i]);
 	for (u32 i = 0; i < pm->count; i++) {
 		const struct physmap_region *r = &pm->region[i];
 
@@ -319,6 +322,7 @@ static void cpu_constants(struct soft_cpu *c)
 	c->tlb_index_mask = (u64)(TLB_SIZE - 1) << PAGE_SHIFT;
 	c->page_mask = PAGE_MASK;
 	c->window_mask = WINDOW_FOLD;
+	c->kernel_mask = KERNEL_WINDOW_MASK;
 	c->ibt_mask = IBT_MASK;
 	c->bit_mask64 = 63;
 	c->bit_mask32 = 31;
@@ -805,6 +809,8 @@ static int run_once(struct soft_cpu *c)
 		c->completing = false;
 		return interpret(c);
 	}
+	if (kernel_window_is_due(c))
+		kernel_window_settle(c);
 	if (window_is_due(c))
 		window_give(c);
 	if (c->ctx->window)

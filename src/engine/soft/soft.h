@@ -363,6 +363,7 @@ struct soft_cpu {
 	u64 call_star;
 	struct cpu_segment call_seg[2][2]; /* kernel's and user's CS and SS */
 	u64 ras_bottom[HALVES];            /* code at the bottom of the private stack */
+	u64 kernel_mask;                   /* KERNEL_WINDOW_MASK */
 	u64 fault_pc; /* LEAVE_HOST_FAULT: host instruction, trap number, error code */
 	u64 fault_trap, fault_error;
 	_Atomic u8 activity; /* enum soft_activity; read by other threads */
@@ -423,6 +424,7 @@ struct soft_cpu {
 	bool places_local;         /* MOV CR3 may make some of them wrong */
 	struct soft_ctx *contexts; /* SOFT_CONTEXTS of them */
 	struct soft_window *window[SOFT_WINDOWS_MAX]; /* made as needed */
+	struct kernel_window *kernel_window;          /* NULL: none */
 	struct box *seed;            /* what boxes are made from; NULL: there are none */
 	struct box *_Atomic running; /* the box that runs, or is about to */
 	u64 tick_entries;            /* what the kernel had been called for by then */

@@ -30,6 +30,7 @@
  */
 #include "engine/soft/tlb.h"
 #include "engine/soft/direct.h"
+#include "engine/soft/kernel_window.h"
 #include "engine/soft/places.h"
 #include "engine/soft/util.h"
 #include "engine/soft/window.h"
@@ -156,6 +157,8 @@ static void half_empty(struct soft_cpu *c, struct soft_half *h)
 {
 	if (h != &c->super)
 		window_flush(ctx_of(h));
+	else
+		kernel_window_flush(c);
 	tlb_reset(h);
 	fetch_reset(h);
 	h->local_code = false;
@@ -395,6 +398,7 @@ int soft_contexts_init(struct soft_cpu *c)
 	for (u32 i = 0; i < SOFT_CONTEXTS; i++)
 		c->contexts[i].cr3 = CTX_FREE;
 	half_prepare(c, &c->super);
+	kernel_window_create(c);
 	soft_load_cr3(c, c->cr3, true);
 	return 0;
 }
@@ -402,6 +406,7 @@ int soft_contexts_init(struct soft_cpu *c)
 void soft_contexts_destroy(struct soft_cpu *c)
 {
 	windows_destroy(c);
+	kernel_window_destroy(c);
 	direct_destroy(c);
 	if (c->contexts)
 		munmap(c->contexts, CTX_BYTES);
@@ -489,7 +494,9 @@ static void half_flush_page(struct soft_cpu *c, struct soft_half *h, gva_t gva)
 
 	if (h != &c->super)
 		window_flush_page(c, ctx_of(h), gva);
-	else if (gva >= -(1ul << 31))
+	else
+		kernel_window_flush_page(c, gva);
+	if (h == &c->super && gva >= -(1ul << 31))
 		places_forget(c);
 	stack_page_clear(h);
 	if (h->tlb[i].tag_read == (gva & PAGE_MASK))

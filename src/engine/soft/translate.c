@@ -27,6 +27,7 @@
  */
 #include "engine/soft/translation.h"
 
+#include "engine/soft/kernel_window.h"
 #include "engine/soft/reload.h"
 #include "engine/soft/translate.h"
 #include "engine/soft/util.h"
@@ -716,6 +717,8 @@ static void begin(struct translation *t, struct soft_cpu *c, const struct soft_x
 	t->mode = mode;
 	t->bits = mode & MODE_BITS_64 ? 64 : 32;
 	t->half = mode & MODE_USER ? HALF_USER : HALF_SUPER;
+	t->folds = mode & MODE_WINDOW && !(mode & MODE_SINGLE) &&
+		   !kernel_window_refuses(c, x->gpa, mode);
 	t->n = t->skips = t->exits = t->peeks = 0;
 	t->ended = false;
 	t->sp = 0;

@@ -54,7 +54,8 @@ struct translation {
 	u32 mode;
 	u32 bits;
 	u32 half;
-	u32 n; /* instructions */
+	bool folds; /* memory is accessed through a window */
+	u32 n;      /* instructions */
 	struct insn in[BLOCK_MAX_INSNS];
 	u32 off[BLOCK_MAX_INSNS + 1];  /* page offset of each; may pass PAGE_SIZE at the end */
 	u16 live[BLOCK_MAX_INSNS + 1]; /* arithmetic flags live before each */

@@ -22,6 +22,7 @@
 
 #include "engine/soft/decode.h"
 #include "engine/soft/direct.h"
+#include "engine/soft/kernel_window.h"
 #include "engine/soft/tlb.h"
 #include "engine/soft/util.h"
 #include "host/box.h"
@@ -200,6 +201,7 @@ static struct soft_window *make(struct soft_cpu *c, bool box)
 	if (!w)
 		return NULL;
 	w->root = WINDOW_FREE;
+	w->fold = WINDOW_SIZE - 1;
 	w->fault = w->away = NO_PAGE;
 	if ((box && !make_box(c, w)) || !make_context(c, w)) {
 		free_window(w);
@@ -504,27 +506,41 @@ void window_flush_page(struct soft_cpu *c, struct soft_ctx *ctx, gva_t gva)
 	spend(c, w, start);
 }
 
+/* As whom the window accesses memory. */
+static u32 who(const struct soft_window *w)
+{
+	return w->ctx ? ACC_USER : 0;
+}
+
+/* The kernel's window is not emptied with an address space, nor does it obey SMAP. */
+static bool may_map(const struct soft_cpu *c, const struct soft_window *w,
+		    const struct soft_xlat *x)
+{
+	return x->host &&
+	       (w->ctx || (x->global && !(c->cr4 & CR4_SMAP && c->sysflags & RFLAGS_AC)));
+}
+
 /* Is the page as the guest's tables have it? Else how it may stay. */
-static u8 prot_now(struct soft_cpu *c, const struct window_page *p)
+static u8 prot_now(struct soft_cpu *c, const struct soft_window *w, const struct window_page *p)
 {
 	struct soft_xlat x;
 
 	u32 access = p->prot & PROT_EXEC ? ACC_FETCH : ACC_READ;
 
-	if (soft_translate(c, p->gva, access | ACC_USER, &x) != SOFT_OK || (u64)x.host != p->host ||
-	    (p->shift > PAGE_SHIFT && x.shift < p->shift))
+	if (soft_translate(c, p->gva, access | who(w), &x) != SOFT_OK || (u64)x.host != p->host ||
+	    (p->shift > PAGE_SHIFT && x.shift < p->shift) || !may_map(c, w, &x))
 		return 0;
 	return access == ACC_FETCH || x.writable ? p->prot : p->prot & (u8)~PROT_WRITE;
 }
 
-static void revalidate(struct soft_cpu *c, struct soft_window *w)
+void window_revalidate(struct soft_cpu *c, struct soft_window *w)
 {
 	soft_fpu_park(c);
 	w->stale = false;
 	pthread_mutex_lock(&c->vm->lock);
 	for (u32 n = 0; n < w->pages && !w->is_void; n++) {
 		struct window_page *p = &w->page[n];
-		u8 prot = p->prot ? prot_now(c, p) : 0;
+		u8 prot = p->prot ? prot_now(c, w, p) : 0;
 
 		if (prot != p->prot)
 			window_protect_page(c, w, p, prot);
@@ -581,7 +597,7 @@ u32 window_mode(struct soft_cpu *c)
 		u64 start = __builtin_ia32_rdtsc();
 
 		if (w->stale)
-			revalidate(c, w);
+			window_revalidate(c, w);
 		if (w->fault != NO_PAGE)
 			map_expected(c, w);
 		c->exc = exc;
@@ -596,8 +612,10 @@ static void for_each_page(struct soft_vm *vm, u64 host,
 				       struct window_page *p, u64 host))
 {
 	for (u32 n = 0; n < vm->cpus; n++)
-		for (u32 i = 0; vm->cpu[n] && i < SOFT_WINDOWS_MAX; i++) {
-			struct soft_window *w = vm->cpu[n]->window[i];
+		for (u32 i = 0; vm->cpu[n] && i <= SOFT_WINDOWS_MAX; i++) {
+			struct soft_window *w = i < SOFT_WINDOWS_MAX
+							? vm->cpu[n]->window[i]
+							: kernel_window_of(vm->cpu[n]);
 
 			for (u32 k = 0; w && !w->is_void && k < w->pages; k++)
 				if (host - w->page[k].host < window_page_size(&w->page[k]))
@@ -678,28 +696,28 @@ static u64 operand_address(const struct soft_cpu *c, const struct insn *i, const
 }
 
 /* Is @place within @size bytes from @at on? Then *gva is its address. */
-static bool is_within(u64 place, gva_t at, u64 size, gva_t *gva)
+static bool is_within(const struct soft_window *w, u64 place, gva_t at, u64 size, gva_t *gva)
 {
-	u64 from = window_fold(place - at);
+	u64 from = window_fold(w, place - at);
 
 	*gva = at + from;
 	return from < size;
 }
 
 /* The address that instruction @i accessed at @place of the window. */
-static bool find_address(const struct soft_cpu *c, const struct insn *i, const u64 r[GPR_COUNT],
-			 u64 place, gva_t *gva)
+static bool find_address(const struct soft_cpu *c, const struct soft_window *w,
+			 const struct insn *i, const u64 r[GPR_COUNT], u64 place, gva_t *gva)
 {
-	if (i->has_mem && is_within(place, operand_address(c, i, r), i->mem_size, gva))
+	if (i->has_mem && is_within(w, place, operand_address(c, i, r), i->mem_size, gva))
 		return true;
 	switch (i->cls) {
 	case INSN_PUSH:
 	case INSN_CALL:
-	case INSN_CALL_INDIRECT: return is_within(place, r[RSP] - 8, 8, gva);
+	case INSN_CALL_INDIRECT: return is_within(w, place, r[RSP] - 8, 8, gva);
 	case INSN_POP:
-	case INSN_RET: return is_within(place, r[RSP], 8, gva);
+	case INSN_RET: return is_within(w, place, r[RSP], 8, gva);
 	case INSN_SYSTEM: /* LEAVE and PUSHF */
-		return is_within(place, r[RBP], 8, gva) || is_within(place, r[RSP] - 8, 8, gva);
+		return is_within(w, place, r[RBP], 8, gva) || is_within(w, place, r[RSP] - 8, 8, gva);
 	default: return false;
 	}
 }
@@ -709,11 +727,15 @@ static bool map_for(struct soft_cpu *c, struct soft_window *w, gva_t gva, bool w
 	struct window_page *p = window_page_at(w, gva);
 	struct soft_xlat x;
 
-	if (soft_translate(c, gva, ACC_USER | (write ? ACC_WRITE : ACC_READ), &x) != SOFT_OK ||
-	    !x.host || (write && !x.writable))
+	if (soft_translate(c, gva, who(w) | (write ? ACC_WRITE : ACC_READ), &x) != SOFT_OK ||
+	    !may_map(c, w, &x) || (write && !x.writable))
 		return false;
 	if (p && p->shift > PAGE_SHIFT && p->prot & PROT_WRITE && write && !w->is_void)
 		return window_allow_writing(c, w, p, gva);
+	if (w->is_full && !w->ctx) { /* which is not judged */
+		window_empty(c, w);
+		w->is_full = false;
+	}
 	if (!window_enter(c, w,
 			  (struct window_mapping){.gva = gva,
 						  .host = (u64)x.host & PAGE_MASK,
@@ -728,7 +750,7 @@ static bool map_for(struct soft_cpu *c, struct soft_window *w, gva_t gva, bool w
 bool window_fault(struct soft_cpu *c, const struct insn *i, const u64 r[GPR_COUNT], u64 host,
 		  bool write)
 {
-	struct soft_window *w = c->ctx->window;
+	struct soft_window *w = c->mode & MODE_USER ? c->ctx->window : kernel_window_of(c);
 	__typeof__(c->exc) exc = c->exc;
 	u64 place = host - (u64)w->base, start = __builtin_ia32_rdtsc();
 	bool mapped = false;
@@ -736,7 +758,8 @@ bool window_fault(struct soft_cpu *c, const struct insn *i, const u64 r[GPR_COUN
 
 	c->counters[COUNT_WINDOW_FAULTS]++;
 	w->spent += c->vm->cpuid->tsc_hz * FAULT_NS / 1000000000;
-	if (place >= WINDOW_SIZE || !find_address(c, i, r, place, &gva) || gva >> 47)
+	if (place > w->fold || !find_address(c, w, i, r, place, &gva) || !soft_canonical(gva) ||
+	    gva >> 63 != !w->ctx)
 		return false;
 	gva &= PAGE_MASK;
 	pthread_mutex_lock(&c->vm->lock);

@@ -25,6 +25,7 @@
 #include "host/box.h"
 
 struct insn;
+struct kernel_window;
 
 enum {
 	WINDOW_PAGES = 1 << 15, /* at most, of one window: host mappings are limited */
@@ -40,8 +41,9 @@ struct window_page {
 };
 
 struct soft_window {
-	struct soft_ctx *ctx; /* lies in front of it */
+	struct soft_ctx *ctx; /* lies in front of it; NULL: the kernel's, see kernel_window.h */
 	u8 *base;
+	u64 fold; /* address bits that are the place in it */
 	struct box *box;        /* if it is one: see direct.h */
 	gva_t away;             /* a page with code that must be translated, or NO_PAGE */
 	gva_t site[BOX_BREAKS]; /* of breakpoints in the box; 0: none */
@@ -67,11 +69,18 @@ struct soft_window {
 	s64 debt;       /* cycles that it had cost more than it earned by then */
 	u32 ticks;      /* and how many came while it was in use, */
 	u32 user_ticks; /* in user mode */
-	bool is_full;   /* the host or the table of pages has no room */
+	bool has_pieces; /* of larger pages than they are, among its pages */
+	bool is_full;    /* the host or the table of pages has no room */
 	u64 large[64];  /* hashed set of 2 MiB regions with pages from larger ones */
 	struct window_page page[WINDOW_PAGES];
 	u16 hash[WINDOW_HASH]; /* index of a page, plus 1 */
 };
+
+/* Place of @gva in @w, unless that is a box. */
+static inline u64 window_fold(const struct soft_window *w, gva_t gva)
+{
+	return gva & w->fold;
+}
 
 #define WINDOW_FREE (~0ul)
 #define NO_PAGE     1ul
@@ -106,6 +115,9 @@ struct soft_window *window_find(struct soft_cpu *c, u64 root);
 /* Invalidations of @ctx: of all of it, of the page at @gva. */
 void window_flush(struct soft_ctx *ctx);
 void window_flush_page(struct soft_cpu *c, struct soft_ctx *ctx, gva_t gva);
+
+/* Compare all its pages with the guest's tables. */
+void window_revalidate(struct soft_cpu *c, struct soft_window *w);
 
 /* RAM page @page at @host must not be stored to unseen: by no vCPU after this. vm->lock held. */
 void windows_protect(struct soft_vm *vm, u64 page, u64 host);

@@ -36,19 +36,19 @@ static bool host_unmap(u8 *at, u64 size)
 /* What of an address tells two places in the window apart. */
 static u64 place_in(const struct soft_window *w, gva_t gva)
 {
-	return w->box ? gva : window_fold(gva);
+	return w->box ? gva : window_fold(w, gva);
 }
 
-static u32 hash_of(gva_t gva, u8 shift)
+static u32 hash_of(const struct soft_window *w, gva_t gva, u8 shift)
 {
-	return (u32)(((window_fold(gva) >> shift) * 0x9e3779b97f4a7c15ul + shift) >> 40) %
+	return (u32)(((window_fold(w, gva) >> shift) * 0x9e3779b97f4a7c15ul + shift) >> 40) %
 	       WINDOW_HASH;
 }
 
 /* Where the mapping of 1 << @shift bytes around @gva is entered, or where it would be. */
 static u16 *place_of(struct soft_window *w, gva_t gva, u8 shift)
 {
-	u32 n = hash_of(gva, shift);
+	u32 n = hash_of(w, gva, shift);
 
 	for (; w->hash[n]; n = (n + 1) % WINDOW_HASH) {
 		const struct window_page *p = &w->page[w->hash[n] - 1];
@@ -76,7 +76,7 @@ struct window_page *window_page_at(struct soft_window *w, gva_t gva)
 
 static u8 *address_in(const struct soft_window *w, gva_t gva)
 {
-	return w->base + window_fold(gva);
+	return w->base + window_fold(w, gva);
 }
 
 bool window_set_prot(struct soft_window *w, gva_t gva, u64 size, u8 prot)
@@ -98,7 +98,7 @@ static bool set_mapping(struct soft_window *w, gva_t gva, u64 size, u8 prot, int
  */
 void window_shut(struct soft_window *w)
 {
-	if (!w->box && !host_protect(w->base, WINDOW_SIZE, PROT_NONE))
+	if (!w->box && !host_protect(w->base, w->fold + 1, PROT_NONE))
 		__builtin_trap();
 	w->is_void = true; /* which a box's own thread looks at before it runs */
 }
@@ -109,11 +109,12 @@ void window_empty(struct soft_cpu *c, struct soft_window *w)
 		return;
 	if (w->box)
 		box_clear(w->box);
-	else if (!host_unmap(w->base, WINDOW_SIZE) &&
-		 !host_protect(w->base, WINDOW_SIZE, PROT_NONE))
+	else if (!host_unmap(w->base, w->fold + 1) &&
+		 !host_protect(w->base, w->fold + 1, PROT_NONE))
 		__builtin_trap();
 	c->counters[COUNT_WINDOW_UNMAPS] += w->pages;
 	w->pages = 0;
+	w->has_pieces = false;
 	soft_fill64((u64 *)(void *)w->hash, 0, sizeof(w->hash) / (sizeof(u64)));
 	soft_fill64(w->large, 0, ARRAY_SIZE(w->large));
 }
@@ -160,15 +161,20 @@ static bool window_any_is_watched(struct soft_vm *vm, u64 page, u64 count)
 	return all & PAGE_WATCHED;
 }
 
-/* Does the guest's large page around lie in one piece here too, with nothing in it watched? */
-static bool widen(struct soft_vm *vm, const struct physmap_region *r, struct window_mapping *m)
+/*
+ * Does the guest's large page around lie in one piece here too, with nothing in it watched, or, in
+ * the kernel's window, with little?
+ */
+static bool widen(struct soft_vm *vm, const struct soft_window *w, const struct physmap_region *r,
+		  struct window_mapping *m)
 {
 	const u64 size = 1ul << LARGE_SHIFT, rest = m->gva & (size - 1);
 	u64 host = m->host - rest, gpa = host - (u64)r->hva + r->gpa;
 
 	if (m->exec || m->page_shift < LARGE_SHIFT || gpa & (size - 1) || host < (u64)r->hva ||
 	    host + size > (u64)r->hva + r->size ||
-	    window_any_is_watched(vm, window_page_index(r, host), size >> PAGE_SHIFT))
+	    (w->ctx &&
+	     window_any_is_watched(vm, window_page_index(r, host), size >> PAGE_SHIFT)))
 		return false;
 	m->gva -= rest;
 	m->host = host;
@@ -182,6 +188,42 @@ static void window_note_writable(struct soft_vm *vm, u64 page, u64 count)
 		atomic_fetch_or(&vm->page_flags[page + n], PAGE_IN_WINDOW);
 }
 
+/* Watched pages of what was just mapped as @m are not to be stored to. */
+static bool spare_watched(struct soft_vm *vm, struct soft_window *w, u64 page,
+			  const struct window_mapping *m)
+{
+	const u64 count = m->writable && m->shift > PAGE_SHIFT ? 1ul << (m->shift - PAGE_SHIFT) : 0;
+	bool done = true;
+
+	for (u64 n = 0, end; n < count && done; n = end + 1) {
+		while (n < count && !window_any_is_watched(vm, page + n, 1))
+			n++;
+		for (end = n; end < count && window_any_is_watched(vm, page + end, 1);)
+			end++;
+		if (n < count)
+			done = window_set_prot(w, m->gva + (n << PAGE_SHIFT),
+					       (end - n) << PAGE_SHIFT, PROT_READ);
+	}
+	return done;
+}
+
+/*
+ * Does a page of another address have part of the place? In a user window no two can: their root
+ * table is watched.
+ */
+static bool is_taken(struct soft_window *w, const struct window_mapping *m)
+{
+	if (w->ctx)
+		return false;
+	for (u64 at = 0; at < 1ul << m->shift; at += PAGE_SIZE) {
+		const struct window_page *p = window_page_at(w, m->gva + at);
+
+		if (p && p->prot && (p->gva ^ (m->gva + at)) >> p->shift)
+			return true;
+	}
+	return false;
+}
+
 /* Enter and map. vm->lock held. False: no room, or the place is taken. */
 bool window_enter(struct soft_cpu *c, struct soft_window *w, struct window_mapping m)
 {
@@ -192,8 +234,10 @@ bool window_enter(struct soft_cpu *c, struct soft_window *w, struct window_mappi
 
 	if (!r || w->is_void)
 		return false;
-	if (!widen(c->vm, r, &m) && window_any_is_watched(c->vm, window_page_index(r, m.host), 1))
+	if (!widen(c->vm, w, r, &m) && window_any_is_watched(c->vm, window_page_index(r, m.host), 1))
 		m.writable = false;
+	if (is_taken(w, &m))
+		return false;
 	place = place_of(w, m.gva, m.shift);
 	if (!*place && w->pages == WINDOW_PAGES) {
 		w->is_full = true;
@@ -212,12 +256,14 @@ bool window_enter(struct soft_cpu *c, struct soft_window *w, struct window_mappi
 	if (m.writable)
 		window_note_writable(c->vm, window_page_index(r, m.host),
 				     1ul << (m.shift - PAGE_SHIFT));
+	w->has_pieces |= m.page_shift > m.shift && m.shift == PAGE_SHIFT;
 	if (m.page_shift > PAGE_SHIFT)
 		bitmap_set(w->large, (m.gva >> LARGE_SHIFT) % (64 * ARRAY_SIZE(w->large)));
-	if (p->prot && p->host == m.host && p->gva == m.gva
-		    ? !window_set_prot(w, m.gva, 1ul << m.shift, prot)
-		    : !set_mapping(w, m.gva, 1ul << m.shift, prot, c->vm->physmap->fd,
-				   r->gpa + (m.host - (u64)r->hva))) {
+	if ((p->prot && p->host == m.host && p->gva == m.gva
+		     ? !window_set_prot(w, m.gva, 1ul << m.shift, prot)
+		     : !set_mapping(w, m.gva, 1ul << m.shift, prot, c->vm->physmap->fd,
+				    r->gpa + (m.host - (u64)r->hva))) ||
+	    !spare_watched(c->vm, w, window_page_index(r, m.host), &m)) {
 		window_shut(w); /* who knows what is there now */
 		return false;
 	}

@@ -13,12 +13,6 @@ struct window_mapping {
 	u8 exec; /* PROT_EXEC or 0: pages of 4 KiB */
 };
 
-/* What of an address is the place in a window that is none of a box. */
-static inline u64 window_fold(gva_t gva)
-{
-	return gva & (WINDOW_SIZE - 1);
-}
-
 static inline u64 window_page_size(const struct window_page *p)
 {
 	return 1ul << p->shift;

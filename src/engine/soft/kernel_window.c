@@ -1,0 +1,131 @@
+/* See kernel_window.h. */
+#include "engine/soft/kernel_window.h"
+
+#include "engine/soft/cache.h"
+#include "engine/soft/tlb.h"
+#include "engine/soft/window_map.h"
+
+#include <stdlib.h>
+#include <sys/mman.h>
+
+#define LOWEST (64 * KIB) /* vm.mmap_min_addr */
+#define SPAN   (2 * KERNEL_WINDOW + WINDOW_DISP - LOWEST)
+
+void kernel_window_create(struct soft_cpu *c)
+{
+	const u32 flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE;
+	struct kernel_window *k;
+	void *at;
+
+	if (!soft_uses(&c->vm->options, SOFT_KERNEL_WINDOW) || c->id)
+		return;
+	k = calloc(1, sizeof(*k));
+	if (!k)
+		return;
+	at = mmap((void *)LOWEST, SPAN, PROT_NONE, flags, -1, 0);
+	if (at != (void *)LOWEST) {
+		if (at != MAP_FAILED)
+			munmap(at, SPAN);
+		free(k);
+		return;
+	}
+	k->w.base = (u8 *)KERNEL_WINDOW;
+	k->w.fold = KERNEL_FOLD;
+	k->w.root = WINDOW_FREE;
+	k->w.fault = k->w.away = NO_PAGE;
+	c->kernel_window = k;
+}
+
+void kernel_window_destroy(struct soft_cpu *c)
+{
+	struct kernel_window *k = c->kernel_window;
+
+	if (!k)
+		return;
+	pthread_mutex_lock(&c->vm->lock);
+	c->kernel_window = NULL;
+	pthread_mutex_unlock(&c->vm->lock);
+	munmap((void *)LOWEST, SPAN);
+	free(k);
+}
+
+void kernel_window_leave(struct soft_cpu *c)
+{
+	if (c && c->kernel_window)
+		window_empty(c, &c->kernel_window->w);
+}
+
+static bool is_usable(const struct soft_cpu *c)
+{
+	const struct soft_vm *vm = c->vm;
+
+	return !c->cpl && (c->mode & (MODE_BITS | MODE_INTERPRET)) == MODE_BITS_64 &&
+	       c->cr4 & CR4_PGE && (c->rip | c->msr.lstar) >> 63 && vm->cpus == 1 &&
+	       vm->physmap->fd >= 0 && !vm->dirty_log && !c->kernel_window->w.is_void;
+}
+
+void kernel_window_settle(struct soft_cpu *c)
+{
+	__typeof__(c->exc) exc = c->exc;
+
+	if (c->kernel_window->w.stale)
+		window_revalidate(c, &c->kernel_window->w);
+	c->exc = exc;
+	if (c->kernel_window->w.is_void)
+		soft_update_mode(c);
+}
+
+u32 kernel_window_mode(struct soft_cpu *c)
+{
+	__typeof__(c->exc) exc = c->exc;
+
+	if (!c->kernel_window || !is_usable(c))
+		return 0;
+	if (c->kernel_window->w.stale)
+		window_revalidate(c, &c->kernel_window->w);
+	c->exc = exc;
+	return c->kernel_window->w.is_void ? 0 : MODE_WINDOW;
+}
+
+void kernel_window_flush(struct soft_cpu *c)
+{
+	if (c->kernel_window && c->kernel_window->w.pages)
+		c->kernel_window->w.stale = true;
+}
+
+void kernel_window_flush_page(struct soft_cpu *c, gva_t gva)
+{
+	struct soft_window *w = kernel_window_of(c);
+	struct window_page *p;
+
+	if (!w || !w->pages || !(gva >> 63))
+		return;
+	/* Pages of a larger one may be entered one by one. */
+	if (w->has_pieces && window_may_be_large(w, gva))
+		w->stale = true;
+	p = window_page_at(w, gva);
+	if (!p || !p->prot || (p->gva ^ gva) >> p->shift)
+		return;
+	soft_fpu_park(c);
+	pthread_mutex_lock(&c->vm->lock);
+	window_protect_page(c, w, p, PROT_NONE);
+	pthread_mutex_unlock(&c->vm->lock);
+}
+
+static u32 refused_bit(gpa_t pa)
+{
+	return (u32)(pa * 0x9e3779b97f4a7c15ul >> 48) % REFUSED_BITS;
+}
+
+void kernel_window_refuse(struct soft_cpu *c, struct block *b)
+{
+	bitmap_set(c->kernel_window->refused, refused_bit(b->pa));
+	if (!b->dead)
+		cache_drop(c->vm, b);
+}
+
+bool kernel_window_refuses(const struct soft_cpu *c, gpa_t pa, u32 mode)
+{
+	return (mode & (MODE_WINDOW | MODE_USER)) == MODE_WINDOW &&
+	       bitmap_test(c->kernel_window->refused, refused_bit(pa));
+}

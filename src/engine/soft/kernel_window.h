@@ -1,0 +1,70 @@
+/*
+ * The kernel's window: guest kernel memory mapped for the host's own MMU.
+ *
+ * Kernels map what they use most at addresses in the upper half that hold for all address spaces.
+ * What is global there is mapped in a window (window.h) of the one vCPU, and kernel code in
+ * MODE_WINDOW accesses it without looking anything up: a PEXT makes bit 47 and the lower
+ * KERNEL_FOLD_BITS of an address into an address of the host. It leaves flags alone. Addresses of
+ * the upper half come to KERNEL_WINDOW, those of the lower half (user memory) below, where nothing
+ * is mapped.
+ *
+ * A block that met something that is not to be had there (user memory, devices, pages that are
+ * watched) is refused: it is translated anew, with checks. That is noted by a hash of its address,
+ * so a few others may be refused as well.
+ *
+ * Exactness is that of window.h: an address that is not canonical, or for which the guest's tables
+ * have nothing, reaches what is mapped at an address that differs from it in bits 45, 46 and 48 to
+ * 63 only. Two mapped pages never share a place; the later one is refused.
+ */
+#pragma once
+
+#include "engine/soft/window.h"
+
+enum { KERNEL_FOLD_BITS = 45, REFUSED_BITS = 1 << 16 };
+
+#define KERNEL_WINDOW      (1ul << KERNEL_FOLD_BITS)
+#define KERNEL_FOLD        (KERNEL_WINDOW - 1)
+#define KERNEL_WINDOW_MASK (BIT(47) | KERNEL_FOLD) /* of PEXT */
+
+struct kernel_window {
+	struct soft_window w;
+	u64 refused[REFUSED_BITS / 64]; /* hashed set of blocks */
+};
+
+/* Without one, if the host has the addresses in use. */
+void kernel_window_create(struct soft_cpu *c);
+void kernel_window_destroy(struct soft_cpu *c);
+
+static inline struct soft_window *kernel_window_of(const struct soft_cpu *c)
+{
+	return c->kernel_window ? &c->kernel_window->w : NULL;
+}
+
+/* MODE_WINDOW if the kernel code that c->mode otherwise says can use it, else 0. */
+u32 kernel_window_mode(struct soft_cpu *c);
+
+/* Empty it, from any thread: the kernel is going to be translated with checks. vm->lock held. */
+void kernel_window_leave(struct soft_cpu *c);
+
+/* Invalidations: of all of it, of the page at @gva. They hold when it is next asked for its mode or
+ * settled. */
+void kernel_window_flush(struct soft_cpu *c);
+void kernel_window_flush_page(struct soft_cpu *c, gva_t gva);
+
+/* Before kernel code goes on that may have invalidated something. */
+static inline bool kernel_window_is_due(const struct soft_cpu *c)
+{
+	return c->kernel_window && (c->kernel_window->w.stale || c->kernel_window->w.is_void) &&
+	       (c->mode & (MODE_WINDOW | MODE_USER)) == MODE_WINDOW;
+}
+void kernel_window_settle(struct soft_cpu *c);
+
+/* Is @host an address that folding gives? */
+static inline bool kernel_window_has(u64 host)
+{
+	return host < KERNEL_WINDOW * 2 + WINDOW_DISP;
+}
+
+/* Block @b is to be translated with checks from now on. vm->lock held. */
+void kernel_window_refuse(struct soft_cpu *c, struct block *b);
+bool kernel_window_refuses(const struct soft_cpu *c, gpa_t pa, u32 mode);
