@@ -100,6 +100,11 @@ void kernel_window_destroy(struct soft_cpu *c)
 	(void)c;
 }
 
+void kernel_window_look(struct soft_cpu *c)
+{
+	(void)c;
+}
+
 void kernel_window_flush(struct soft_cpu *c)
 {
 	(void)c;

@@ -8,6 +8,12 @@
 #include <stdlib.h>
 #include <sys/mman.h>
 
+enum {
+	SLOT_SHIFT = 39,
+	SLOTS = 256, /* of a root table's upper half */
+	SLOTS_APART = 1 << (KERNEL_FOLD_BITS - SLOT_SHIFT),
+};
+
 #define LOWEST (64 * KIB) /* vm.mmap_min_addr */
 #define SPAN   (2 * KERNEL_WINDOW + WINDOW_DISP - LOWEST)
 
@@ -64,26 +70,29 @@ static bool is_usable(const struct soft_cpu *c)
 	       vm->physmap->fd >= 0 && !vm->dirty_log && !c->kernel_window->w.is_void;
 }
 
-void kernel_window_settle(struct soft_cpu *c)
+static void compare(struct soft_cpu *c)
 {
 	__typeof__(c->exc) exc = c->exc;
 
+	kernel_window_look(c);
 	if (c->kernel_window->w.stale)
 		window_revalidate(c, &c->kernel_window->w);
 	c->exc = exc;
+}
+
+void kernel_window_settle(struct soft_cpu *c)
+{
+	compare(c);
 	if (c->kernel_window->w.is_void)
 		soft_update_mode(c);
 }
 
 u32 kernel_window_mode(struct soft_cpu *c)
 {
-	__typeof__(c->exc) exc = c->exc;
-
 	if (!c->kernel_window || !is_usable(c))
 		return 0;
 	if (c->kernel_window->w.stale)
-		window_revalidate(c, &c->kernel_window->w);
-	c->exc = exc;
+		compare(c);
 	return c->kernel_window->w.is_void ? 0 : MODE_WINDOW;
 }
 
@@ -100,6 +109,7 @@ void kernel_window_flush_page(struct soft_cpu *c, gva_t gva)
 
 	if (!w || !w->pages || !(gva >> 63))
 		return;
+	kernel_window_look(c);
 	/* Pages of a larger one may be entered one by one. */
 	if (w->has_pieces && window_may_be_large(w, gva))
 		w->stale = true;
@@ -111,6 +121,61 @@ void kernel_window_flush_page(struct soft_cpu *c, gva_t gva)
 	window_protect_page(c, w, p, PROT_NONE);
 	pthread_mutex_unlock(&c->vm->lock);
 }
+
+/* ---- the root table ---- */
+
+static const u64 *upper_root(const struct soft_cpu *c)
+{
+	const gpa_t root = c->cr3 & (BIT(c->vm->cpuid->phys_bits) - 1) & PAGE_MASK;
+	const struct physmap *pm = c->vm->physmap;
+
+	for (u32 i = 0; i < pm->count; i++)
+		if (root - pm->region[i].gpa < pm->region[i].size)
+			return (const u64 *)(void *)(pm->region[i].hva +
+						     (root - pm->region[i].gpa)) +
+			       SLOTS;
+	return NULL;
+}
+
+/* Is there an entry whose pages would have the place of those of entry SLOTS + @slot? */
+static bool is_shared(const u64 *root, u32 slot)
+{
+	for (u32 other = SLOTS_APART; other < SLOTS; other += SLOTS_APART)
+		if (__atomic_load_n(&root[slot ^ other], __ATOMIC_RELAXED) & PTE_P)
+			return true;
+	return false;
+}
+
+bool kernel_window_admits(struct soft_cpu *c, gva_t gva)
+{
+	const u64 *root = upper_root(c);
+	u32 slot = (u32)(gva >> SLOT_SHIFT) % SLOTS;
+
+	if (!root || is_shared(root, slot))
+		return false;
+	bitmap_set(c->kernel_window->slots, slot);
+	return true;
+}
+
+void kernel_window_look(struct soft_cpu *c)
+{
+	struct kernel_window *k = c->kernel_window;
+	const u64 *root;
+
+	if (!k || !k->w.pages || k->w.is_void)
+		return;
+	root = upper_root(c);
+	for (u32 n = 0; n < ARRAY_SIZE(k->slots); n++)
+		for (u64 left = k->slots[n]; left; left &= left - 1)
+			if (!root || is_shared(root, n * 64 + (u32)__builtin_ctzl(left))) {
+				pthread_mutex_lock(&c->vm->lock);
+				window_shut(&k->w);
+				pthread_mutex_unlock(&c->vm->lock);
+				return;
+			}
+}
+
+/* ---- blocks ---- */
 
 static u32 refused_bit(gpa_t pa)
 {

@@ -12,9 +12,12 @@
  * watched) is refused: it is translated anew, with checks. That is noted by a hash of its address,
  * so a few others may be refused as well.
  *
- * Exactness is that of window.h: an address that is not canonical, or for which the guest's tables
- * have nothing, reaches what is mapped at an address that differs from it in bits 45, 46 and 48 to
- * 63 only. Two mapped pages never share a place; the later one is refused.
+ * Exactness. Addresses that differ in bits 45 and 46 only share a place. No two entries of the root
+ * table may do so if one of them has pages in the window: that is looked at whenever a root table
+ * is loaded or something is invalidated, and then the window goes for good. What remains is this:
+ * an access to memory that the root table has no entry for, or none that was there at that time, or
+ * that is not canonical but has bit 47 set, reaches a page that is mapped in its place instead of
+ * faulting.
  */
 #pragma once
 
@@ -28,6 +31,7 @@ enum { KERNEL_FOLD_BITS = 45, REFUSED_BITS = 1 << 16 };
 
 struct kernel_window {
 	struct soft_window w;
+	u64 slots[4]; /* bit n: there was a page of entry 256 + n of the root table */
 	u64 refused[REFUSED_BITS / 64]; /* hashed set of blocks */
 };
 
@@ -45,6 +49,12 @@ u32 kernel_window_mode(struct soft_cpu *c);
 
 /* Empty it, from any thread: the kernel is going to be translated with checks. vm->lock held. */
 void kernel_window_leave(struct soft_cpu *c);
+
+/* A page at @gva is about to be entered. False: not there. */
+bool kernel_window_admits(struct soft_cpu *c, gva_t gva);
+
+/* The root table is another one, or may have changed. */
+void kernel_window_look(struct soft_cpu *c);
 
 /* Invalidations: of all of it, of the page at @gva. They hold when it is next asked for its mode or
  * settled. */

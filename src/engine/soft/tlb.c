@@ -339,6 +339,7 @@ void soft_load_cr3(struct soft_cpu *c, u64 cr3, bool flush)
 	if (ctx->window)
 		ctx->window->last_used = ctx->last_used;
 	soft_ctx_use(c, ctx);
+	kernel_window_look(c);
 }
 
 void soft_ctx_move(struct soft_cpu *c, struct soft_ctx *to)

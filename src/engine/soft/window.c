@@ -732,6 +732,8 @@ static bool map_for(struct soft_cpu *c, struct soft_window *w, gva_t gva, bool w
 		return false;
 	if (p && p->shift > PAGE_SHIFT && p->prot & PROT_WRITE && write && !w->is_void)
 		return window_allow_writing(c, w, p, gva);
+	if (!w->ctx && !kernel_window_admits(c, gva))
+		return false;
 	if (w->is_full && !w->ctx) { /* which is not judged */
 		window_empty(c, w);
 		w->is_full = false;

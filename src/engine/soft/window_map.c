@@ -207,23 +207,6 @@ static bool spare_watched(struct soft_vm *vm, struct soft_window *w, u64 page,
 	return done;
 }
 
-/*
- * Does a page of another address have part of the place? In a user window no two can: their root
- * table is watched.
- */
-static bool is_taken(struct soft_window *w, const struct window_mapping *m)
-{
-	if (w->ctx)
-		return false;
-	for (u64 at = 0; at < 1ul << m->shift; at += PAGE_SIZE) {
-		const struct window_page *p = window_page_at(w, m->gva + at);
-
-		if (p && p->prot && (p->gva ^ (m->gva + at)) >> p->shift)
-			return true;
-	}
-	return false;
-}
-
 /* Enter and map. vm->lock held. False: no room, or the place is taken. */
 bool window_enter(struct soft_cpu *c, struct soft_window *w, struct window_mapping m)
 {
@@ -236,8 +219,6 @@ bool window_enter(struct soft_cpu *c, struct soft_window *w, struct window_mappi
 		return false;
 	if (!widen(c->vm, w, r, &m) && window_any_is_watched(c->vm, window_page_index(r, m.host), 1))
 		m.writable = false;
-	if (is_taken(w, &m))
-		return false;
 	place = place_of(w, m.gva, m.shift);
 	if (!*place && w->pages == WINDOW_PAGES) {
 		w->is_full = true;
