@@ -9,8 +9,8 @@
 #include <sys/mman.h>
 
 enum {
+	REGION_SHIFT = 30,
 	SLOT_SHIFT = 39,
-	SLOTS = 256, /* of a root table's upper half */
 	SLOTS_APART = 1 << (KERNEL_FOLD_BITS - SLOT_SHIFT),
 };
 
@@ -122,38 +122,60 @@ void kernel_window_flush_page(struct soft_cpu *c, gva_t gva)
 	pthread_mutex_unlock(&c->vm->lock);
 }
 
-/* ---- the root table ---- */
+/* ---- tables that share places ---- */
 
-static const u64 *upper_root(const struct soft_cpu *c)
+/* The table at @gpa, or NULL. */
+static const u64 *table_at(const struct soft_cpu *c, u64 gpa)
 {
-	const gpa_t root = c->cr3 & (BIT(c->vm->cpuid->phys_bits) - 1) & PAGE_MASK;
+	const gpa_t at = gpa & (BIT(c->vm->cpuid->phys_bits) - 1) & PAGE_MASK;
 	const struct physmap *pm = c->vm->physmap;
 
 	for (u32 i = 0; i < pm->count; i++)
-		if (root - pm->region[i].gpa < pm->region[i].size)
-			return (const u64 *)(void *)(pm->region[i].hva +
-						     (root - pm->region[i].gpa)) +
-			       SLOTS;
+		if (at - pm->region[i].gpa < pm->region[i].size)
+			return (const u64 *)(void *)(pm->region[i].hva + (at - pm->region[i].gpa));
 	return NULL;
 }
 
-/* Is there an entry whose pages would have the place of those of entry SLOTS + @slot? */
-static bool is_shared(const u64 *root, u32 slot)
+static u64 entry_of(const u64 *table, u32 n)
 {
-	for (u32 other = SLOTS_APART; other < SLOTS; other += SLOTS_APART)
-		if (__atomic_load_n(&root[slot ^ other], __ATOMIC_RELAXED) & PTE_P)
+	return __atomic_load_n(&table[n], __ATOMIC_RELAXED);
+}
+
+/* Is there an entry in @table for any of @used? */
+static bool has_any(const u64 *table, const u64 used[8])
+{
+	for (u32 n = 0; n < 8; n++)
+		for (u64 left = used[n]; left; left &= left - 1)
+			if (entry_of(table, n * 64 + (u32)__builtin_ctzl(left)) & PTE_P)
+				return true;
+	return false;
+}
+
+/* Is anything mapped at the places of the regions @used of entry @slot of @root? */
+static bool is_shared(const struct soft_cpu *c, const u64 *root, u32 slot, const u64 used[8])
+{
+	for (u32 other = SLOTS_APART; other < SLOTS; other += SLOTS_APART) {
+		u64 e = entry_of(root, SLOTS + (slot ^ other));
+		const u64 *table = e & PTE_P ? table_at(c, e) : NULL;
+
+		if (e & PTE_P && (!table || has_any(table, used)))
 			return true;
+	}
 	return false;
 }
 
 bool kernel_window_admits(struct soft_cpu *c, gva_t gva)
 {
-	const u64 *root = upper_root(c);
-	u32 slot = (u32)(gva >> SLOT_SHIFT) % SLOTS;
+	struct kernel_window *k = c->kernel_window;
+	const u64 *root = table_at(c, c->cr3);
+	u32 slot = (u32)(gva >> SLOT_SHIFT) % SLOTS, region = (u32)(gva >> REGION_SHIFT) % 512;
+	u64 used[8] = {0};
 
-	if (!root || is_shared(root, slot))
+	bitmap_set(used, region);
+	if (!root || is_shared(c, root, slot, used))
 		return false;
-	bitmap_set(c->kernel_window->slots, slot);
+	bitmap_set(k->slots, slot);
+	bitmap_set(k->regions[slot], region);
 	return true;
 }
 
@@ -164,15 +186,18 @@ void kernel_window_look(struct soft_cpu *c)
 
 	if (!k || !k->w.pages || k->w.is_void)
 		return;
-	root = upper_root(c);
+	root = table_at(c, c->cr3);
 	for (u32 n = 0; n < ARRAY_SIZE(k->slots); n++)
-		for (u64 left = k->slots[n]; left; left &= left - 1)
-			if (!root || is_shared(root, n * 64 + (u32)__builtin_ctzl(left))) {
-				pthread_mutex_lock(&c->vm->lock);
-				window_shut(&k->w);
-				pthread_mutex_unlock(&c->vm->lock);
-				return;
-			}
+		for (u64 left = k->slots[n]; left; left &= left - 1) {
+			u32 slot = n * 64 + (u32)__builtin_ctzl(left);
+
+			if (root && !is_shared(c, root, slot, k->regions[slot]))
+				continue;
+			pthread_mutex_lock(&c->vm->lock);
+			window_shut(&k->w);
+			pthread_mutex_unlock(&c->vm->lock);
+			return;
+		}
 }
 
 /* ---- blocks ---- */

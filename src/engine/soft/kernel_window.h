@@ -12,18 +12,22 @@
  * watched) is refused: it is translated anew, with checks. That is noted by a hash of its address,
  * so a few others may be refused as well.
  *
- * Exactness. Addresses that differ in bits 45 and 46 only share a place. No two entries of the root
- * table may do so if one of them has pages in the window: that is looked at whenever a root table
- * is loaded or something is invalidated, and then the window goes for good. What remains is this:
- * an access to memory that the root table has no entry for, or none that was there at that time, or
- * that is not canonical but has bit 47 set, reaches a page that is mapped in its place instead of
- * faulting.
+ * Exactness. Addresses that differ in bits 45 and 46 only share a place. The guest's tables must
+ * not map anything in both of two regions of 1 GiB that do so if the window has pages of one: that
+ * is looked at whenever a root table is loaded or something is invalidated, and if so the window
+ * goes for good. What remains is this: an access to memory that nothing is mapped at, or nothing
+ * was at that time, or whose address is not canonical but has bit 47 set, reaches a page that is
+ * mapped in its place instead of faulting.
  */
 #pragma once
 
 #include "engine/soft/window.h"
 
-enum { KERNEL_FOLD_BITS = 45, REFUSED_BITS = 1 << 16 };
+enum {
+	KERNEL_FOLD_BITS = 45,
+	REFUSED_BITS = 1 << 16,
+	SLOTS = 256, /* entries of a root table's upper half */
+};
 
 #define KERNEL_WINDOW      (1ul << KERNEL_FOLD_BITS)
 #define KERNEL_FOLD        (KERNEL_WINDOW - 1)
@@ -31,7 +35,9 @@ enum { KERNEL_FOLD_BITS = 45, REFUSED_BITS = 1 << 16 };
 
 struct kernel_window {
 	struct soft_window w;
-	u64 slots[4]; /* bit n: there was a page of entry 256 + n of the root table */
+	/* Where it has had pages: entries of the root table's upper half, and of the tables there.
+	 */
+	u64 slots[SLOTS / 64], regions[SLOTS][8];
 	u64 refused[REFUSED_BITS / 64]; /* hashed set of blocks */
 };
 
