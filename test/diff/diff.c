@@ -274,10 +274,12 @@ static int prepare(struct diff *d, regex_t *only)
 	d->native = allocate(sizeof(*d->native));
 	d->other = allocate(sizeof(*d->other));
 	d->memory = allocate(MEMORY_BYTES);
+	r = native_map();
 	d->guest = guest_create(&d->layout, d->opt.engine_options);
 	if (!d->guest)
 		return 2;
-	r = native_init(&d->layout);
+	if (r == 0)
+		r = native_init(&d->layout);
 	if (r < 0) {
 		fprintf(stderr, "diff: cannot run code natively: %s\n", strerror(-r));
 		return 2;

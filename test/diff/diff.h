@@ -126,7 +126,9 @@ bool generator_next(struct generator *g, struct test_case *t);
 
 /* ---- native.c ---- */
 
-/* Map the regions and take over the signals; after the engine has done so. 0 or -errno. */
+/* Map the regions; before the engine reserves addresses. 0 or -errno. */
+int native_map(void);
+/* Take over the signals; after the engine has done so. 0 or -errno. */
 int native_init(const struct layout *layout);
 void native_run(const struct test_case *t, const u8 memory[MEMORY_BYTES], struct outcome *o);
 /* End the run that a signal handler with this @context has interrupted, if any. */

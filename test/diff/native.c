@@ -184,7 +184,7 @@ static void on_signal(int sig, siginfo_t *info, void *context)
 	}
 }
 
-static int map_regions(void)
+int native_map(void)
 {
 	void *data = mmap((void *)DATA_BASE, DATA_PAGES * PAGE_SIZE, PROT_READ | PROT_WRITE,
 			  MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE | MAP_POPULATE, -1, 0);
@@ -225,12 +225,11 @@ static int refuse_system_calls(void)
 
 int native_init(const struct layout *layout)
 {
-	int r = map_regions();
+	int r;
 
 	native.layout = layout;
 	native.fs_base = read_fs_base();
-	if (r == 0)
-		r = take_signals();
+	r = take_signals();
 	if (r == 0)
 		r = refuse_system_calls();
 	/* Compatibility mode uses them; 64-bit code does not care. */

@@ -66,8 +66,8 @@ class Kept(suite.Case):
         self.assertEqual(os.stat(self.file).st_mode & 0o7777, 0o600)
 
     def test_several_processors(self):
-        """two processors use what one left"""
-        self.boot()
+        """two processors use what two left"""
+        self.boot(",translations=on", "-c", "2")
         stats, said = self.boot(",translations=on", "-c", "2")
         self.assertEqual(said, [])
         self.assertGreater(stats["blocks_loaded"], 20000)
