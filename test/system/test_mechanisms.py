@@ -56,9 +56,10 @@ class Without(suite.Case):
             done = run([DIFF, "--engine", options, "--seed", "2", "--count", CASES])
             self.assertEqual(done.returncode, 0, done.stdout[-3000:] + done.stderr)
             self.assertIn(f"{CASES} cases", done.stdout)
-        done = boot(options, "-c", "2")
-        self.assertEqual(done.returncode, 0, done.stderr)
-        self.assertIn(expected_sum(), done.stdout)
+        for cpus in "1", "2": # with one, the kernel has a window
+            done = boot(options, "-c", cpus)
+            self.assertEqual(done.returncode, 0, done.stderr)
+            self.assertIn(expected_sum(), done.stdout)
 
 
 def add_case(options, title):
@@ -89,7 +90,7 @@ class SmallCache(suite.Case):
         self.assertGreater(stats["code_cache_flushes"], 5)
         self.assertLessEqual(stats["code_cache_hot"] + stats["code_cache_cold"], 8 << 20)
         self.assertLessEqual(stats["block_tables"], stats["block_tables_size"])
-        self.assertGreater(stats["hot_bytes_emitted"] + stats["cold_bytes_emitted"], 4 * (8 << 20))
+        self.assertGreater(stats["hot_bytes_emitted"] + stats["cold_bytes_emitted"], 2 * (8 << 20))
 
     def test_one(self):
         """one processor fills the cache again and again"""

@@ -19,7 +19,7 @@ enum {
 
 void kernel_window_create(struct soft_cpu *c)
 {
-	const u32 flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE;
+	const int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE;
 	struct kernel_window *k;
 	void *at;
 

@@ -613,9 +613,8 @@ static void for_each_page(struct soft_vm *vm, u64 host,
 {
 	for (u32 n = 0; n < vm->cpus; n++)
 		for (u32 i = 0; vm->cpu[n] && i <= SOFT_WINDOWS_MAX; i++) {
-			struct soft_window *w = i < SOFT_WINDOWS_MAX
-							? vm->cpu[n]->window[i]
-							: kernel_window_of(vm->cpu[n]);
+			struct soft_window *w = i < SOFT_WINDOWS_MAX ? vm->cpu[n]->window[i]
+								     : kernel_window_of(vm->cpu[n]);
 
 			for (u32 k = 0; w && !w->is_void && k < w->pages; k++)
 				if (host - w->page[k].host < window_page_size(&w->page[k]))
@@ -717,7 +716,8 @@ static bool find_address(const struct soft_cpu *c, const struct soft_window *w,
 	case INSN_POP:
 	case INSN_RET: return is_within(w, place, r[RSP], 8, gva);
 	case INSN_SYSTEM: /* LEAVE and PUSHF */
-		return is_within(w, place, r[RBP], 8, gva) || is_within(w, place, r[RSP] - 8, 8, gva);
+		return is_within(w, place, r[RBP], 8, gva) ||
+		       is_within(w, place, r[RSP] - 8, 8, gva);
 	default: return false;
 	}
 }

@@ -43,7 +43,7 @@ struct window_page {
 struct soft_window {
 	struct soft_ctx *ctx; /* lies in front of it; NULL: the kernel's, see kernel_window.h */
 	u8 *base;
-	u64 fold; /* address bits that are the place in it */
+	u64 fold;               /* address bits that are the place in it */
 	struct box *box;        /* if it is one: see direct.h */
 	gva_t away;             /* a page with code that must be translated, or NO_PAGE */
 	gva_t site[BOX_BREAKS]; /* of breakpoints in the box; 0: none */
@@ -64,14 +64,14 @@ struct soft_window {
 	gva_t fault;     /* page that the guest was told to provide, or NO_PAGE */
 	u32 root_stores; /* to the root table */
 	u32 pages;
-	u64 judged_tsc; /* when it was last judged, */
-	u64 spent;      /* cycles that keeping it has cost since then, */
-	s64 debt;       /* cycles that it had cost more than it earned by then */
-	u32 ticks;      /* and how many came while it was in use, */
-	u32 user_ticks; /* in user mode */
+	u64 judged_tsc;  /* when it was last judged, */
+	u64 spent;       /* cycles that keeping it has cost since then, */
+	s64 debt;        /* cycles that it had cost more than it earned by then */
+	u32 ticks;       /* and how many came while it was in use, */
+	u32 user_ticks;  /* in user mode */
 	bool has_pieces; /* of larger pages than they are, among its pages */
 	bool is_full;    /* the host or the table of pages has no room */
-	u64 large[64];  /* hashed set of 2 MiB regions with pages from larger ones */
+	u64 large[64];   /* hashed set of 2 MiB regions with pages from larger ones */
 	struct window_page page[WINDOW_PAGES];
 	u16 hash[WINDOW_HASH]; /* index of a page, plus 1 */
 };

@@ -173,8 +173,7 @@ static bool widen(struct soft_vm *vm, const struct soft_window *w, const struct 
 
 	if (m->exec || m->page_shift < LARGE_SHIFT || gpa & (size - 1) || host < (u64)r->hva ||
 	    host + size > (u64)r->hva + r->size ||
-	    (w->ctx &&
-	     window_any_is_watched(vm, window_page_index(r, host), size >> PAGE_SHIFT)))
+	    (w->ctx && window_any_is_watched(vm, window_page_index(r, host), size >> PAGE_SHIFT)))
 		return false;
 	m->gva -= rest;
 	m->host = host;
@@ -217,7 +216,8 @@ bool window_enter(struct soft_cpu *c, struct soft_window *w, struct window_mappi
 
 	if (!r || w->is_void)
 		return false;
-	if (!widen(c->vm, w, r, &m) && window_any_is_watched(c->vm, window_page_index(r, m.host), 1))
+	if (!widen(c->vm, w, r, &m) &&
+	    window_any_is_watched(c->vm, window_page_index(r, m.host), 1))
 		m.writable = false;
 	place = place_of(w, m.gva, m.shift);
 	if (!*place && w->pages == WINDOW_PAGES) {
