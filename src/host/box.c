@@ -489,15 +489,7 @@ void box_destroy(struct box *b)
 
 /* ---- mappings ---- */
 
-static bool add_note(struct box *b, struct note n)
-{
-	if (b->notes == NOTES_MAX)
-		return false;
-	b->note[b->notes++] = n;
-	return true;
-}
-
-/* Does mapping @n only make the last one longer? */
+/* Does @n only make the last one longer? */
 static bool extends_last(const struct box *b, const struct note *n)
 {
 	const struct note *last;
@@ -505,18 +497,28 @@ static bool extends_last(const struct box *b, const struct note *n)
 	if (!b->notes)
 		return false;
 	last = &b->note[b->notes - 1];
-	return last->what == NOTE_MAP && last->prot == n->prot && last->at + last->size == n->at &&
-	       last->offset + last->size == n->offset;
+	return last->what == n->what && last->prot == n->prot && last->at + last->size == n->at &&
+	       (n->what != NOTE_MAP || last->offset + last->size == n->offset);
+}
+
+static bool add_note(struct box *b, struct note n)
+{
+	if (extends_last(b, &n)) {
+		b->note[b->notes - 1].size += n.size;
+		return true;
+	}
+	if (b->notes == NOTES_MAX)
+		return false;
+	b->note[b->notes++] = n;
+	return true;
 }
 
 bool box_map(struct box *b, u64 at, u64 size, u8 prot, u64 offset)
 {
-	struct note n = {.at = at, .size = size, .prot = prot, .offset = offset, .what = NOTE_MAP};
-
-	if (!extends_last(b, &n))
-		return add_note(b, n);
-	b->note[b->notes - 1].size += size;
-	return true;
+	return add_note(
+		b,
+		(struct note){
+			.at = at, .size = size, .prot = prot, .offset = offset, .what = NOTE_MAP});
 }
 
 bool box_protect(struct box *b, u64 at, u64 size, u8 prot)
