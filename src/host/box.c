@@ -610,7 +610,7 @@ int box_prepare(struct box *b)
 		return box_settle(b);
 	b->ready = give_orders(b, 0);
 	b->notes = 0;
-	return 0;
+	return (int)b->ready;
 }
 
 /* ---- running ---- */

@@ -86,7 +86,8 @@ int box_settle(struct box *b);
 
 /*
  * What is noted is done by the next box_run(), on the way: at the cost of no stop of its own. No
- * other thread may note anything meanwhile; what it notes afterwards is for later. 0 or -errno.
+ * other thread may note anything meanwhile; what it notes afterwards is for later. How many changes
+ * that are, or -errno.
  */
 int box_prepare(struct box *b);
 

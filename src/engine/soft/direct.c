@@ -7,7 +7,6 @@
 #include "host/box.h"
 
 #include <Zydis/Zydis.h>
-#include <errno.h>
 #include <signal.h>
 #include <sys/mman.h>
 
@@ -572,7 +571,7 @@ static int run(struct soft_cpu *c, struct soft_window *w)
 	struct box_signal signal;
 	enum box_stop why;
 	u64 start;
-	int r = 0;
+	int r, changes;
 
 	give_registers(c, &regs);
 	atomic_store(&c->running, w->box);
@@ -582,9 +581,10 @@ static int run(struct soft_cpu *c, struct soft_window *w)
 	}
 	soft_doing(c, ACT_BOX);
 	start = __builtin_ia32_rdtsc();
-	r = window_prepare(c, w) ? box_run(w->box, &regs, &why, &signal) : -ENOMEM;
+	changes = window_prepare(c, w);
+	r = changes < 0 ? changes : box_run(w->box, &regs, &why, &signal);
 	atomic_store(&c->running, NULL);
-	window_ran(c, w, __builtin_ia32_rdtsc() - start);
+	window_ran(c, w, __builtin_ia32_rdtsc() - start, (u32)MAX(changes, 0));
 	soft_doing(c, ACT_DISPATCH);
 	if (r) {
 		window_close(c, w);
@@ -614,7 +614,7 @@ void direct_tick(struct soft_window *w, u64 entries)
 	}
 }
 
-static void account(struct soft_cpu *c, struct soft_window *w, u64 spent, u64 in_box)
+void direct_account(struct soft_cpu *c, struct soft_window *w, u64 spent, u64 in_box)
 {
 	w->spent += spent;
 	w->tick_spent += (s64)spent - (s64)in_box * DIRECT_GAIN / 100;
@@ -643,7 +643,7 @@ int direct_run(struct soft_cpu *c)
 	}
 	status = run(c, w);
 	if (w->in_box >= before)
-		account(c, w, __builtin_ia32_rdtsc() - start - (w->in_box - before),
-			w->in_box - before);
+		direct_account(c, w, __builtin_ia32_rdtsc() - start - (w->in_box - before),
+			       w->in_box - before);
 	return status;
 }

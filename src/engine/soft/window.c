@@ -31,16 +31,17 @@
 #include <sys/mman.h>
 
 enum {
-	COOLING = 500,    /* ticks, */
-	BOX_COOLING = 30, /* at first; twice as many with each box that was no gain, */
+	COOLING = 500,     /* ticks, */
+	BOX_COOLING = 30,  /* at first; twice as many with each box that was no gain, */
 	BOX_DROPS_MAX = 4, /* up to this one */
-	BUSY = 40,     /* system calls and exceptions in one */
+	BUSY = 40,         /* system calls and exceptions in one */
 	TICK_NS = 1000000,
-	JUDGED_TICKS = 8,   /* until a window is judged */
-	FAULT_NS = 3000,    /* what a signal costs, about */
-	GAIN = 30,          /* per cent of the time in user code that a window earns, about */
-	BOX_STOP_NS = 7000, /* what it costs to start and stop one, about */
-	DEBT_MS = 50,       /* what it may owe */
+	JUDGED_TICKS = 8,     /* until a window is judged */
+	FAULT_NS = 3000,      /* what a signal costs, about */
+	GAIN = 30,            /* per cent of the time in user code that a window earns, about */
+	BOX_STOP_NS = 7000,   /* what it costs to start and stop one, about, */
+	BOX_CHANGE_NS = 2000, /* and to change a mapping */
+	DEBT_MS = 50,         /* what it may owe */
 	BOX_DEBT_MS = 120,
 	ROOT_STORES = 64,   /* a root table that is written more often is none any more */
 	ROOT_ENTRIES = 256, /* of the lower half */
@@ -55,7 +56,10 @@ static void spend(struct soft_cpu *c, struct soft_window *w, u64 start)
 {
 	u64 cycles = __builtin_ia32_rdtsc() - start;
 
-	w->spent += cycles;
+	if (w->box)
+		direct_account(c, w, cycles, 0);
+	else
+		w->spent += cycles;
 	c->counters[COUNT_WINDOW_CYCLES] += cycles;
 }
 
@@ -571,7 +575,7 @@ static void map_expected(struct soft_cpu *c, struct soft_window *w)
 /* Is there code at rip that cannot be run directly? */
 static u32 direct_mode(const struct soft_cpu *c, struct soft_window *w)
 {
-	if ((c->rip & PAGE_MASK) == w->away)
+	if (w->recess || (c->rip & PAGE_MASK) == w->away)
 		return 0;
 	w->away = NO_PAGE;
 	return MODE_DIRECT;
@@ -790,9 +794,9 @@ void window_close(struct soft_cpu *c, struct soft_window *w)
 	soft_update_mode(c);
 }
 
-void window_ran(struct soft_cpu *c, struct soft_window *w, u64 cycles)
+void window_ran(struct soft_cpu *c, struct soft_window *w, u64 cycles, u32 changes)
 {
-	u64 stop = c->vm->cpuid->tsc_hz / 1000000 * BOX_STOP_NS / 1000;
+	u64 stop = c->vm->cpuid->tsc_hz / 1000000 * (BOX_STOP_NS + changes * BOX_CHANGE_NS) / 1000;
 
 	w->in_box += cycles - MIN(cycles, stop);
 	c->counters[COUNT_BOX_RUNS]++;

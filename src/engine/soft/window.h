@@ -139,9 +139,11 @@ bool window_map(struct soft_cpu *c, struct soft_window *w, gva_t gva, const stru
 		u8 exec);
 /* ... or no longer. */
 void window_unmap(struct soft_cpu *c, struct soft_window *w, gva_t gva);
-/* What is noted of the box is for its next run. False: it is of no use any more. */
-bool window_prepare(struct soft_cpu *c, struct soft_window *w);
+/* What is noted of the box is for its next run: so many changes, or -errno: it is of no use any
+ * more.
+ */
+int window_prepare(struct soft_cpu *c, struct soft_window *w);
 /* It is of no use any more. */
 void window_close(struct soft_cpu *c, struct soft_window *w);
-/* For its judgement: the box ran for @cycles. */
-void window_ran(struct soft_cpu *c, struct soft_window *w, u64 cycles);
+/* For its judgement: the box ran for @cycles, mappings being changed first. */
+void window_ran(struct soft_cpu *c, struct soft_window *w, u64 cycles, u32 changes);

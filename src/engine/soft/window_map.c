@@ -5,6 +5,7 @@
 #include "engine/soft/util.h"
 #include "host/raw_call.h"
 
+#include <errno.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
 
@@ -311,12 +312,12 @@ void window_unmap(struct soft_cpu *c, struct soft_window *w, gva_t gva)
 	pthread_mutex_unlock(&c->vm->lock);
 }
 
-bool window_prepare(struct soft_cpu *c, struct soft_window *w)
+int window_prepare(struct soft_cpu *c, struct soft_window *w)
 {
-	bool ok;
+	int r;
 
 	pthread_mutex_lock(&c->vm->lock);
-	ok = !w->is_void && !box_prepare(w->box);
+	r = w->is_void ? -ESTALE : box_prepare(w->box);
 	pthread_mutex_unlock(&c->vm->lock);
-	return ok;
+	return r;
 }
