@@ -105,6 +105,52 @@ static void permissions(void)
 	works(USER32, FETCH, at);
 }
 
+CODE_AT(copy, "", "rep movsb", "");
+
+/* The kernel copies a byte of memory that user code has just used, to memory of that kind. */
+static struct state copy_byte(u64 from, u64 to)
+{
+	struct state s = state_for(KERNEL64, copy);
+
+	works(USER64, LOAD, from);
+	write_cr3(read_cr3());
+	works(USER64, LOAD, from);
+	works(USER64, LOAD, to);
+	s.rsi = from;
+	s.rdi = to;
+	s.rcx = 1;
+	exec(&s);
+	return s;
+}
+
+static void after_user_code(void)
+{
+	const u64 from = TEST_AREA + 0x3000, to = TEST_AREA + 0x4000;
+	volatile u8 *page[2] = {page_alloc(), page_alloc()}, *target = page_alloc();
+	struct state s;
+	u64 *entry;
+
+	page[0][1] = 10;
+	page[1][1] = 11;
+	for (u32 n = 0; n < 8; n++) {
+		entry = page_map(from, (u64)page[n & 1], PRESENT);
+		page_map(to, (u64)target, PRESENT);
+		s = copy_byte(from + 1, to + n);
+		expect_done(&s, copy);
+		expect_eq(target[n], 10 + (n & 1));
+		*(volatile u64 *)entry = (u64)page[~n & 1] | PRESENT;
+		s = copy_byte(from + 1, to + n);
+		expect_eq(target[n], 10 + (~n & 1));
+		page_map(to, (u64)target, PTE_P | PTE_U);
+		s = copy_byte(from + 1, to + n);
+		expect_trap(&s, VEC_PF, PF_P | PF_W, copy_at);
+		expect_eq(s.cr2, to + n);
+		faults(KERNEL64, STORE, to, PF_P | PF_W);
+		page_map(to, 0, 0);
+		faults(KERNEL64, LOAD, to, 0);
+	}
+}
+
 /* Every level has its say. */
 static void permissions_above(void)
 {
@@ -730,6 +776,7 @@ static void many_pages(void)
 }
 
 const struct test tests[] = {
+	{"Memory that user code has used", "SDM vol. 3, 4.10.4", after_user_code, NULL},
 	{"#PF: not present", "SDM vol. 3, 4.7", not_present,
 	 "reads before it writes, without the W bit"},
 	{"#PF: W, U and NX of a page", "SDM vol. 3, 4.6", permissions, NULL},

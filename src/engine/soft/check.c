@@ -285,7 +285,7 @@ static struct host_mem check(struct translation *t, u32 k, const struct ea *ea, 
 
 	if (g == NO_GROUP || !t->group[g].used)
 		return t->folds ? emit_folded(t, k, ea, dst)
-					     : emit_single_check(t, k, ea, size, write);
+				: emit_single_check(t, k, ea, size, write);
 	if (t->loaded != g) {
 		emit_load_cpu(&t->hot, HOST_S2, CPU_DISP(&t->hot, group[0]) + 8 * (s32)g);
 		t->group[g].reloaded = true;
@@ -599,8 +599,7 @@ static void place_checks(struct translation *t)
 		u32 at = find_place(t, g);
 
 		g->check_at = (u8)at;
-		g->used = g->members > 1 ||
-			  (t->live[g->first] && !t->live[at] && !folds_freely(t));
+		g->used = g->members > 1 || (t->live[g->first] && !t->live[at] && !folds_freely(t));
 		/* The check's address must be expressible. */
 		if (g->lo - g->base_off != (s32)(g->lo - g->base_off))
 			g->used = false;

@@ -5,9 +5,9 @@
  * Every change ends in soft_update_mode(), which condenses privileged state into c->mode, the key
  * of translations. Changes that alter how linear addresses are translated flush the TLB.
  */
+#include "engine/soft/kernel_window.h"
 #include "engine/soft/system.h"
 #include "engine/soft/util.h"
-#include "engine/soft/kernel_window.h"
 
 #define CR0_VALID                                                                                  \
 	(CR0_PE | CR0_MP | CR0_EM | CR0_TS | CR0_ET | CR0_NE | CR0_WP | CR0_AM | CR0_NW | CR0_CD | \

@@ -83,8 +83,8 @@ static bool is_folded_access(const struct soft_cpu *c, u64 address)
 {
 	if (!(c->mode & MODE_WINDOW))
 		return false;
-	return address >> 63 || (c->mode & MODE_USER ? window_has(c, address)
-						      : kernel_window_has(address));
+	return address >> 63 ||
+	       (c->mode & MODE_USER ? window_has(c, address) : kernel_window_has(address));
 }
 
 /* An access to the window met no page. True: it may be tried again. */

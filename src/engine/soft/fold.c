@@ -108,10 +108,8 @@ struct host_mem emit_folded(struct translation *t, u32 k, const struct ea *ea, u
 	} else if (has_segment_base(ea) && ea->rip_relative)
 		disp = ea->address;
 	emit_fold(t, e, dst, src, t->live[k]);
-	return (struct host_mem){.base = dst,
-				 .index = NO_REG,
-				 .disp = disp,
-				 .is_folded = t->half == HALF_USER};
+	return (struct host_mem){
+		.base = dst, .index = NO_REG, .disp = disp, .is_folded = t->half == HALF_USER};
 }
 
 bool is_near_group(const struct group *g)

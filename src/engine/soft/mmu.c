@@ -345,10 +345,43 @@ static int lookup(struct soft_cpu *c, gva_t gva, u32 access, struct soft_xlat *x
 	return status;
 }
 
+/* The RAM page at @host. */
+static u64 page_at(const struct soft_cpu *c, u64 host)
+{
+	const struct physmap_region *r = c->vm->physmap->region;
+
+	while (host - (u64)r->hva >= r->size)
+		r++;
+	return r->page0 + ((host - (u64)r->hva) >> PAGE_SHIFT);
+}
+
+bool soft_tlb_borrow(struct soft_cpu *c, gva_t gva, u32 access)
+{
+	const struct soft_half *user = &c->ctx->user;
+	u32 i = tlb_index(gva);
+	const struct tlb_entry *e = &user->tlb[i];
+	const gva_t tag = gva & PAGE_MASK;
+	struct soft_xlat x;
+
+	if (access & ACC_USER || c->cr4 & CR4_SMAP ||
+	    (access & ACC_WRITE ? e->tag_write : e->tag_read) != tag)
+		return false;
+	x = (struct soft_xlat){.host = (u8 *)e->host,
+			       .page = page_at(c, e->host),
+			       .shift = user->tlb_page[i].shift,
+			       .writable = e->tag_write == tag,
+			       .global = !user->tlb_page[i].local};
+	return tlb_enter(c, gva, access, &x, x.shift);
+}
+
 int soft_tlb_fill(struct soft_cpu *c, gva_t gva, u32 access, bool *filled)
 {
 	struct soft_xlat x;
 
+	if (soft_tlb_borrow(c, gva, access)) {
+		*filled = true;
+		return SOFT_OK;
+	}
 	return lookup(c, gva, access, &x, filled);
 }
 

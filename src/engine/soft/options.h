@@ -10,25 +10,25 @@
 #include "base/types.h"
 
 enum soft_mechanism {
-	SOFT_GROUPS,       /* accesses that share one check */
-	SOFT_HOISTING,     /* checks made further up, where flags are dead */
-	SOFT_DELTAS,       /* base registers kept in addresses, with the page's delta as index */
-	SOFT_STACK_PAGE,   /* the page the stack was last written in, before the TLB */
-	SOFT_LAZY_RSP,     /* rsp moved once per run of pushes and pops */
-	SOFT_SIDE_EXITS,   /* blocks that go on behind forward branches */
-	SOFT_LOOK_AHEAD,   /* liveness of flags beyond the block */
-	SOFT_HOST_CALLS,   /* guest calls and returns by host calls and returns */
-	SOFT_SECOND_LEVEL, /* of the indirect-branch table */
-	SOFT_PLACES,       /* kernel code made for the address it runs at */
-	SOFT_FAR_LINKS,    /* between its pages */
-	SOFT_LINKS,        /* branches patched to lead to blocks, instead of to the table */
-	SOFT_CROSS_LINKS,  /* those to other pages too, with a look at where the page is */
-	SOFT_IN_PLACE,     /* system instructions in translated code */
-	SOFT_GO_ON,        /* from system instructions and exceptions on without the run loop */
-	SOFT_FORMS,        /* decoding by memory */
-	SOFT_WINDOWS,      /* memory of hot address spaces mapped for the host's MMU */
+	SOFT_GROUPS,        /* accesses that share one check */
+	SOFT_HOISTING,      /* checks made further up, where flags are dead */
+	SOFT_DELTAS,        /* base registers kept in addresses, with the page's delta as index */
+	SOFT_STACK_PAGE,    /* the page the stack was last written in, before the TLB */
+	SOFT_LAZY_RSP,      /* rsp moved once per run of pushes and pops */
+	SOFT_SIDE_EXITS,    /* blocks that go on behind forward branches */
+	SOFT_LOOK_AHEAD,    /* liveness of flags beyond the block */
+	SOFT_HOST_CALLS,    /* guest calls and returns by host calls and returns */
+	SOFT_SECOND_LEVEL,  /* of the indirect-branch table */
+	SOFT_PLACES,        /* kernel code made for the address it runs at */
+	SOFT_FAR_LINKS,     /* between its pages */
+	SOFT_LINKS,         /* branches patched to lead to blocks, instead of to the table */
+	SOFT_CROSS_LINKS,   /* those to other pages too, with a look at where the page is */
+	SOFT_IN_PLACE,      /* system instructions in translated code */
+	SOFT_GO_ON,         /* from system instructions and exceptions on without the run loop */
+	SOFT_FORMS,         /* decoding by memory */
+	SOFT_WINDOWS,       /* memory of hot address spaces mapped for the host's MMU */
 	SOFT_KERNEL_WINDOW, /* and that of the kernel */
-	SOFT_DIRECT,       /* their code run in a process of its own */
+	SOFT_DIRECT,        /* their code run in a process of its own */
 	SOFT_MECHANISMS,
 };
 

@@ -253,9 +253,8 @@ void reload_note(struct translation *t)
 	u32 relocs = 0;
 
 	if (!t->c->vm->store || b->page[1] != BLOCK_NO_PAGE || b->mode & ~KEPT_MODES ||
-	    kernel_window_refuses(t->c, b->pa, b->mode) ||
-	    t->sites.n > EMIT_SITES || b->code_size > STORE_PART || cold_end - cold > STORE_PART ||
-	    b->size > t->code_len)
+	    kernel_window_refuses(t->c, b->pa, b->mode) || t->sites.n > EMIT_SITES ||
+	    b->code_size > STORE_PART || cold_end - cold > STORE_PART || b->size > t->code_len)
 		return;
 	for (u32 n = 0; n < t->sites.n; n++)
 		if (!classify(c, part, t->sites.at[n], reloc, &relocs))

@@ -7,8 +7,8 @@
  * its result is appended to cpu->frag[] and the instruction starts over, finding it there.
  */
 #include "engine/soft/direct.h"
-#include "engine/soft/layout.h"
 #include "engine/soft/kernel_window.h"
+#include "engine/soft/layout.h"
 #include "engine/soft/places.h"
 #include "engine/soft/reload.h"
 #include "engine/soft/run.h"

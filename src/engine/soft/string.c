@@ -511,9 +511,18 @@ static u64 run_length(const struct soft_half *h, gva_t gva, bool write, u64 want
 	return want;
 }
 
-bool string_run(struct soft_cpu *c, u32 site)
+static u64 find_run(struct soft_cpu *c, gva_t gva, u32 kind, u64 want, u8 **host)
 {
 	const struct soft_half *h = soft_half(c, c->cpl == 3 ? HALF_USER : HALF_SUPER);
+	u64 n = run_length(h, gva, kind == ACC_WRITE, want, host);
+
+	if (!n && soft_tlb_borrow(c, gva, soft_acc(c, kind)))
+		n = run_length(h, gva, kind == ACC_WRITE, want, host);
+	return n;
+}
+
+bool string_run(struct soft_cpu *c, u32 site)
+{
 	u32 size = (site >> SITE_SIZE_SHIFT & 0x3ff) + 1;
 	bool stos = site & SITE_WRITE;
 	u8 *to, *from = NULL;
@@ -523,9 +532,9 @@ bool string_run(struct soft_cpu *c, u32 site)
 		n = MIN(c->r[RCX], RUN_BYTES / size) * size;
 		if (c->dflag || atomic_load_explicit(&c->exit_req, memory_order_relaxed))
 			return false;
-		n = run_length(h, c->r[RDI], true, n, &to);
+		n = find_run(c, c->r[RDI], ACC_WRITE, n, &to);
 		if (n && !stos)
-			n = run_length(h, c->r[RSI], false, n, &from);
+			n = find_run(c, c->r[RSI], ACC_READ, n, &from);
 		n -= n % size;
 		if (!n)
 			return false;

@@ -130,6 +130,21 @@ static int xsave_bounced(struct soft_cpu *c, gva_t lin, u64 components, u32 exte
 	return guest_write(c, lin, image, extent);
 }
 
+/* *host = the image's memory if it may be written directly and lies in one piece, else NULL. */
+static int pin_image(struct soft_cpu *c, gva_t lin, u32 extent, void **host)
+{
+	u32 first = MIN(extent, (u32)(PAGE_SIZE - (lin & ~PAGE_MASK)));
+	void *rest = NULL;
+	int r = soft_pin_write(c, lin, first, soft_acc(c, ACC_WRITE), host);
+
+	if (r != SOFT_OK || !*host || first == extent)
+		return r;
+	r = soft_pin_write(c, lin + first, extent - first, soft_acc(c, ACC_WRITE), &rest);
+	if (rest != (u8 *)*host + first)
+		*host = NULL;
+	return r;
+}
+
 int op_xsave(struct soft_cpu *c, const struct insn *i)
 {
 	bool optimized = (modrm_reg(i) & 7) == 6, wide = i->opsize == 8;
@@ -148,11 +163,9 @@ int op_xsave(struct soft_cpu *c, const struct insn *i)
 	if (lin & 63)
 		return fault_gp(c, 0);
 	soft_fpu_live(c);
-	if ((lin & ~PAGE_MASK) + extent <= PAGE_SIZE && soft_is_64bit(c)) {
-		r = soft_pin_write(c, lin, extent, soft_acc(c, ACC_WRITE), &host);
-		if (r != SOFT_OK)
-			return r;
-	}
+	r = soft_is_64bit(c) ? pin_image(c, lin, extent, &host) : SOFT_OK;
+	if (r != SOFT_OK)
+		return r;
 	if (!host)
 		return xsave_bounced(c, lin, components, extent, wide);
 	host_xsave(host, components, wide, optimized);
