@@ -572,8 +572,8 @@ bool soft_peek(struct soft_cpu *c, gva_t gva, u32 access, struct soft_xlat *x);
  * page cannot be entered (device memory, code page or dirty log for writes). */
 int soft_tlb_fill(struct soft_cpu *c, gva_t gva, u32 access, bool *filled);
 
-/* What user code found at @gva holds for the kernel, which may have lost it on MOV CR3. True: it has
- * been entered for @access of the kernel's. */
+/* What user code found at @gva holds for the kernel, which may have lost it on MOV CR3. True: it
+ * has been entered for @access of the kernel's. */
 bool soft_tlb_borrow(struct soft_cpu *c, gva_t gva, u32 access);
 
 static inline bool soft_canonical(gva_t gva)
