@@ -4,9 +4,11 @@
 #include "engine/soft/cache.h"
 #include "engine/soft/tlb.h"
 #include "engine/soft/window_map.h"
+#include "host/raw_call.h"
 
 #include <stdlib.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
 
 enum {
 	REGION_SHIFT = 30,
@@ -14,24 +16,25 @@ enum {
 	SLOTS_APART = 1 << (KERNEL_FOLD_BITS - SLOT_SHIFT),
 };
 
-#define LOWEST (64 * KIB) /* vm.mmap_min_addr */
+#define LOWEST (64l * KIB) /* vm.mmap_min_addr */
 #define SPAN   (2 * KERNEL_WINDOW + WINDOW_DISP - LOWEST)
 
 void kernel_window_create(struct soft_cpu *c)
 {
-	const int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE;
+	const u32 flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE;
 	struct kernel_window *k;
-	void *at;
+	long at;
 
 	if (!soft_uses(&c->vm->options, SOFT_KERNEL_WINDOW) || c->id)
 		return;
 	k = calloc(1, sizeof(*k));
 	if (!k)
 		return;
-	at = mmap((void *)LOWEST, SPAN, PROT_NONE, flags, -1, 0);
-	if (at != (void *)LOWEST) {
-		if (at != MAP_FAILED)
-			munmap(at, SPAN);
+	/* Not through a sanitizer, which would prepare shadows for all of it. */
+	at = raw_call(SYS_mmap, LOWEST, SPAN, PROT_NONE, flags, ~0ul, 0);
+	if (at != LOWEST) {
+		if (at > 0) /* a host that does not know MAP_FIXED_NOREPLACE */
+			raw_call(SYS_munmap, (u64)at, SPAN, 0, 0, 0, 0);
 		free(k);
 		return;
 	}
@@ -51,7 +54,7 @@ void kernel_window_destroy(struct soft_cpu *c)
 	pthread_mutex_lock(&c->vm->lock);
 	c->kernel_window = NULL;
 	pthread_mutex_unlock(&c->vm->lock);
-	munmap((void *)LOWEST, SPAN);
+	raw_call(SYS_munmap, LOWEST, SPAN, 0, 0, 0, 0);
 	free(k);
 }
 

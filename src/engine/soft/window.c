@@ -639,7 +639,7 @@ static void protect_part(struct soft_cpu *c, struct soft_window *w, struct windo
 	if (!(p->prot & PROT_WRITE))
 		return;
 	if (!window_set_prot(w, p->gva + (host - p->host), PAGE_SIZE, PROT_READ))
-		window_shut(w);
+		window_give_way(c, w);
 	if (p->shift == PAGE_SHIFT)
 		p->prot = PROT_READ;
 	note_stale(c, w, host);

@@ -120,10 +120,13 @@ void window_empty(struct soft_cpu *c, struct soft_window *w)
 	soft_fill64(w->large, 0, ARRAY_SIZE(w->large));
 }
 
-/* A change could not be made. A box has more of them than it can note: it starts over. */
-static void give_way(struct soft_cpu *c, struct soft_window *w)
+/*
+ * A change could not be made. A box has more of them than it can note, the kernel's window more
+ * mappings than the host allows: they start over.
+ */
+void window_give_way(struct soft_cpu *c, struct soft_window *w)
 {
-	if (w->box && c == &soft_tls_cpu)
+	if (!w->ctx || (w->box && c == &soft_tls_cpu))
 		window_empty(c, w);
 	else
 		window_shut(w);
@@ -132,7 +135,7 @@ static void give_way(struct soft_cpu *c, struct soft_window *w)
 void window_protect_page(struct soft_cpu *c, struct soft_window *w, struct window_page *p, u8 prot)
 {
 	if (!window_set_prot(w, p->gva, window_page_size(p), prot))
-		give_way(c, w);
+		window_give_way(c, w);
 	p->prot = prot;
 	c->counters[COUNT_WINDOW_UNMAPS]++;
 }
@@ -246,7 +249,7 @@ bool window_enter(struct soft_cpu *c, struct soft_window *w, struct window_mappi
 		     : !set_mapping(w, m.gva, 1ul << m.shift, prot, c->vm->physmap->fd,
 				    r->gpa + (m.host - (u64)r->hva))) ||
 	    !spare_watched(c->vm, w, window_page_index(r, m.host), &m)) {
-		window_shut(w); /* who knows what is there now */
+		window_give_way(c, w); /* who knows what is there now */
 		return false;
 	}
 	p->gva = m.gva;

@@ -45,5 +45,8 @@ bool window_allow_writing(struct soft_cpu *c, struct soft_window *w, struct wind
 /* Nothing is to be accessed in the window any more. */
 void window_shut(struct soft_window *w);
 
+/* A change to it could not be made. */
+void window_give_way(struct soft_cpu *c, struct soft_window *w);
+
 /* Unmap everything. */
 void window_empty(struct soft_cpu *c, struct soft_window *w);
