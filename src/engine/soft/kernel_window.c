@@ -17,7 +17,7 @@ enum {
 };
 
 #define LOWEST (64l * KIB) /* vm.mmap_min_addr */
-#define SPAN   (2 * KERNEL_WINDOW + WINDOW_DISP - LOWEST)
+#define SPAN   (2 * KERNEL_WINDOW + WINDOW_DISP + (1l << 20) - LOWEST)
 
 void kernel_window_create(struct soft_cpu *c)
 {
