@@ -344,6 +344,67 @@ static void stores_to_code_are_told(void **state)
 	assert_int_equal(f->stored_len, 4);
 }
 
+static void watched_pages_are_looked_for_once(void **state)
+{
+	struct fixture *f = *state;
+	_Atomic u8 *flags = f->vm.page_flags;
+	u64 value = 9;
+
+	flags[DATA / PAGE_SIZE] = flags[DATA / PAGE_SIZE + 1] = PAGE_HAS_CODE;
+	write8(f, PAGE, 1);
+	map_page(f, 0, (DATA + PAGE_SIZE) | ALL); /* not flushed: need not be seen */
+	write8(f, PAGE + 24, 2);
+	assert_int_equal(get(f, DATA + 24), 2);
+	assert_int_equal(f->stored_page, DATA / PAGE_SIZE);
+	assert_int_equal(f->stored_offset, 24);
+	soft_tlb_flush_page(&f->c, PAGE);
+	write8(f, PAGE + 24, 3);
+	assert_int_equal(get(f, DATA + PAGE_SIZE + 24), 3);
+	assert_int_equal(f->stored_page, DATA / PAGE_SIZE + 1);
+	assert_int_equal(f->stores, 3);
+	/* The same page, but no longer writable. */
+	map_page(f, 0, (DATA + PAGE_SIZE) | PTE_P);
+	soft_tlb_flush_page(&f->c, PAGE);
+	read8(f, PAGE);
+	assert_fault(f, soft_write(&f->c, PAGE, &value, 8, ACC_WRITE), PAGE, PF_P | PF_W);
+	map_page(f, 0, (DATA + PAGE_SIZE) | ALL);
+	soft_tlb_flush_page(&f->c, PAGE);
+	write8(f, PAGE, 4);
+	/* Nobody watches it any more. */
+	flags[DATA / PAGE_SIZE + 1] = 0;
+	write8(f, PAGE, 5);
+	assert_true(can_write(f, PAGE));
+	assert_int_equal(f->stores, 4);
+}
+
+static void watched_pages_are_those_of_their_address_space(void **state)
+{
+	enum { OTHER_PDPT = 0x6000, OTHER_PD = 0x7000, OTHER_PT = 0x8000 };
+	struct fixture *f = *state;
+	struct soft_cpu *c = &f->c;
+	_Atomic u8 *flags = f->vm.page_flags;
+
+	put(f, OTHER_PML4, OTHER_PDPT | ALL);
+	put(f, OTHER_PDPT + 8, OTHER_PD | ALL);
+	put(f, OTHER_PD, OTHER_PT | ALL);
+	put(f, OTHER_PT, (DATA + PAGE_SIZE) | ALL);
+	flags[DATA / PAGE_SIZE] = flags[DATA / PAGE_SIZE + 1] = PAGE_HAS_CODE;
+	f->access = ACC_USER;
+	c->cr4 |= CR4_PCIDE;
+	for (u64 n = 0; n < 6; n += 2) {
+		soft_load_cr3(c, PML4 | 1 | (n ? CR3_NOFLUSH : 0), false);
+		write8(f, PAGE, n);
+		soft_load_cr3(c, OTHER_PML4 | 2 | (n ? CR3_NOFLUSH : 0), false);
+		write8(f, PAGE, n + 1);
+		assert_int_equal(get(f, DATA), n);
+		assert_int_equal(get(f, DATA + PAGE_SIZE), n + 1);
+	}
+	/* The other half has a mapping of its own. */
+	f->access = 0;
+	write8(f, PAGE, 7);
+	assert_int_equal(get(f, DATA + PAGE_SIZE), 7);
+}
+
 static void write_tags_are_dropped_for_code(void **state)
 {
 	struct fixture *f = *state;
@@ -852,6 +913,8 @@ int main(void)
 		TEST(faults_name_the_page_and_change_nothing),
 		TEST(halves_do_not_share_entries),
 		TEST(stores_to_code_are_told),
+		TEST(watched_pages_are_looked_for_once),
+		TEST(watched_pages_are_those_of_their_address_space),
 		TEST(write_tags_are_dropped_for_code),
 		TEST(first_store_clears_the_dirty_log),
 		TEST(rom_keeps_its_bytes),

@@ -303,6 +303,37 @@ static void note_entry(struct soft_half *h, u32 i, gva_t gva, bool global, u8 sh
 		h->has_global[upper] = true;
 }
 
+/* Entry for page @tag could have had a write tag, but for somebody who wants to see stores to it.
+ */
+static void note_watched(struct soft_cpu *c, gva_t tag, u32 half, const struct soft_xlat *x)
+{
+	soft_half(c, half)->tlb_page[tlb_index(tag)].watched = true;
+	c->watched.tag = tag;
+	c->watched.half = half;
+	c->watched.x = *x;
+	c->watched.x.gpa &= PAGE_MASK;
+	c->watched.x.host -= x->gpa & ~PAGE_MASK;
+}
+
+/* Is that still known, so that a store there need not walk the guest's tables again? */
+static bool is_known_watched(struct soft_cpu *c, gva_t gva, u32 access, struct soft_xlat *x)
+{
+	const struct soft_half *h = soft_half(c, tlb_half(access));
+	u32 i = tlb_index(gva);
+
+	if (!is_long_mode(c))
+		gva = (u32)gva;
+	if ((access & ACC_KIND) != ACC_WRITE || (gva & PAGE_MASK) != c->watched.tag ||
+	    tlb_half(access) != c->watched.half || h->tlb[i].tag_read != c->watched.tag ||
+	    h->tlb[i].host != (u64)c->watched.x.host || !h->tlb_page[i].watched ||
+	    !page_is_watched(c, c->watched.x.page))
+		return false;
+	*x = c->watched.x;
+	x->gpa += gva & ~PAGE_MASK;
+	x->host += gva & ~PAGE_MASK;
+	return true;
+}
+
 /* Enter a RAM page. True when it is there for the kind of @access. */
 static bool tlb_enter(struct soft_cpu *c, gva_t gva, u32 access, const struct soft_xlat *x,
 		      u8 shift)
@@ -330,6 +361,7 @@ static bool tlb_enter(struct soft_cpu *c, gva_t gva, u32 access, const struct so
 	if (!page_is_watched(c, x->page))
 		return true;
 	tlb_set_tag(&e->tag_write, TLB_EMPTY(i));
+	note_watched(c, tag, tlb_half(access), x);
 	return !(access & ACC_WRITE);
 }
 
@@ -337,9 +369,12 @@ static bool tlb_enter(struct soft_cpu *c, gva_t gva, u32 access, const struct so
 static int lookup(struct soft_cpu *c, gva_t gva, u32 access, struct soft_xlat *x, bool *cached)
 {
 	u8 shift;
-	int status = translate(c, gva, access, x, &shift);
+	int status;
 
 	*cached = false;
+	if (is_known_watched(c, gva, access, x))
+		return SOFT_OK;
+	status = translate(c, gva, access, x, &shift);
 	if (status == SOFT_OK && x->host)
 		*cached = tlb_enter(c, is_long_mode(c) ? gva : (u32)gva, access, x, shift);
 	return status;

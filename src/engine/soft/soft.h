@@ -76,8 +76,9 @@ struct tlb_entry {
 	u64 delta; /* host - gva: what to add to an address in the page */
 };
 struct tlb_page {
-	u8 shift;   /* log2 of the size of the page that it is a part of */
-	bool local; /* not global */
+	u8 shift;     /* log2 of the size of the page that it is a part of */
+	bool local;   /* not global */
+	bool watched; /* may be written, but not unseen: a write tag is all that it lacks */
 };
 #define TLB_EMPTY(i) ((u64)((i) ^ (TLB_SIZE / 2)) << PAGE_SHIFT)
 
@@ -327,6 +328,17 @@ enum soft_activity {
 	SOFT_ACTIVITIES,
 };
 
+/* Where a guest page is, and what may be done there: see soft_translate(). */
+struct soft_xlat {
+	gpa_t gpa;
+	u8 *host;      /* RAM: hva of @gpa; NULL: device memory */
+	u64 page;      /* RAM: page index in page_flags */
+	u8 shift;      /* log2 of the size of the guest's page */
+	bool writable; /* a write tag may be filled: permitted, dirty bit set, not ROM */
+	bool global;
+	bool rom;
+};
+
 struct soft_cpu {
 	/* First: what translated code touches (short displacements do not matter, cache lines do).
 	 */
@@ -434,6 +446,13 @@ struct soft_cpu {
 	void *alt_stack;             /* for signal handlers */
 	struct thunk_slot *thunks;
 	u64 counters[SOFT_COUNTERS];
+	/* The page that was found watched latest (tlb_page.watched). Kernels that patch themselves
+	 * store to the same one again and again. */
+	struct {
+		gva_t tag;
+		u32 half;
+		struct soft_xlat x;
+	} watched;
 	_Alignas(64) struct soft_half super;
 	_Alignas(64) u8 fpu_area[CPU_XSAVE_MAX]; /* parked vector state, standard format */
 };
@@ -547,16 +566,6 @@ static inline u32 soft_acc(const struct soft_cpu *c, u32 kind)
 {
 	return kind | (c->cpl == 3 ? ACC_USER : 0);
 }
-
-struct soft_xlat {
-	gpa_t gpa;
-	u8 *host;      /* RAM: hva of @gpa; NULL: device memory */
-	u64 page;      /* RAM: page index in page_flags */
-	u8 shift;      /* log2 of the size of the guest's page */
-	bool writable; /* a write tag may be filled: permitted, dirty bit set, not ROM */
-	bool global;
-	bool rom;
-};
 
 /*
  * Walk the guest's tables for linear address @gva (already truncated outside 64-bit mode). Sets A,
