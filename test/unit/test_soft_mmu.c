@@ -20,6 +20,7 @@
  * 2 MiB of RAM at 0, ROM at 0xfff00000. Tables: the page at PAGE maps to gpa 0x20000, the next ones
  * to 0x21000 ... (linear map of 16 pages), and LARGE to the 2 MiB page at 0.
  */
+enum { FAR_OFFSET = 0x800 }; /* where soft_code_is_far() says yes */
 enum { PML4 = 0x1000, PDPT = 0x2000, PD = 0x3000, PT = 0x4000, OTHER_PML4 = 0x5000 };
 #define PAGE   0x40000000ul
 #define LARGE  0x40200000ul
@@ -51,6 +52,12 @@ bool soft_code_stored(struct soft_vm *vm, u64 page, u32 offset, u32 len)
 	current->stored_offset = offset;
 	current->stored_len = len;
 	return true;
+}
+
+bool soft_code_is_far(const struct soft_vm *vm, u64 page, u32 offset, u32 len)
+{
+	(void)vm, (void)page, (void)len;
+	return offset == FAR_OFFSET;
 }
 
 void soft_fpu_park(struct soft_cpu *c)
@@ -342,6 +349,11 @@ static void stores_to_code_are_told(void **state)
 	write8(f, PAGE + 4096 + 4092 - 4096, 7); /* crosses out of the code page */
 	assert_int_equal(f->stores, 2);
 	assert_int_equal(f->stored_len, 4);
+	f->c.code_changed = false;
+	write8(f, PAGE + FAR_OFFSET, 8);
+	assert_int_equal(f->stores, 2);
+	assert_false(f->c.code_changed);
+	assert_int_equal(get(f, DATA + FAR_OFFSET), 8);
 }
 
 static void watched_pages_are_looked_for_once(void **state)

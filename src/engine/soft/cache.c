@@ -707,10 +707,11 @@ bool cache_claim_page(struct soft_cpu *cpu, s64 page, u8 *host)
 /* Blocks left on the page decide what its granule map must keep. */
 static void recompute_granules(struct page_code *pc, s64 page)
 {
-	pc->granules = 0;
-	for (struct block *b = pc->blocks; b; b = b->page_next[page_slot(b, page)]) {
-		pc->granules |= known_granules(b, page_slot(b, page));
-	}
+	u64 granules = 0;
+
+	for (struct block *b = pc->blocks; b; b = b->page_next[page_slot(b, page)])
+		granules |= known_granules(b, page_slot(b, page));
+	__atomic_store_n(&pc->granules, granules, __ATOMIC_RELEASE); /* at once: others look */
 }
 
 static bool drop_overlapping(struct soft_vm *vm, struct page_code *pc, s64 page, u32 offset,
@@ -730,6 +731,21 @@ static bool drop_overlapping(struct soft_vm *vm, struct page_code *pc, s64 page,
 		}
 	}
 	return dropped;
+}
+
+/*
+ * Whoever translates says so before he reads bytes, with a full fence, and until the granules that
+ * they cover are in the map. So when nobody does, either the map is complete, or he will read what
+ * has been stored.
+ */
+bool soft_code_is_far(const struct soft_vm *vm, u64 page, u32 offset, u32 len)
+{
+	const struct page_code *pc = &vm->cache->pages[page];
+
+	if (atomic_load(&vm->translating))
+		return false;
+	return !len ||
+	       !(__atomic_load_n(&pc->granules, __ATOMIC_ACQUIRE) & granule_mask(offset, len));
 }
 
 bool soft_code_stored(struct soft_vm *vm, u64 page, u32 offset, u32 len)

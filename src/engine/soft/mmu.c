@@ -607,8 +607,10 @@ static void stored_to_watched(struct soft_cpu *c, u64 page, u32 offset, u32 len)
 	}
 	if (!(flags & PAGE_HAS_CODE))
 		return;
-	soft_fpu_park(c);
 	c->counters[COUNT_CODE_STORES]++;
+	if (soft_code_is_far(c->vm, page, offset, len))
+		return;
+	soft_fpu_park(c);
 	if (soft_code_stored(c->vm, page, offset, len))
 		c->code_changed = true;
 }

@@ -611,11 +611,15 @@ struct block *reload_or_translate(struct soft_cpu *c, const struct soft_xlat *x,
 {
 	u8 was = soft_doing(c, ACT_TRANSLATE);
 	u64 start = __builtin_ia32_rdtsc();
-	struct block *b = reload_block(c, x, mode);
-	u32 clock = b ? COUNT_LOADING_CYCLES : COUNT_TRANSLATION_CYCLES;
+	struct block *b;
+	u32 clock;
 
+	atomic_store(&c->vm->translating, true);
+	b = reload_block(c, x, mode);
+	clock = b ? COUNT_LOADING_CYCLES : COUNT_TRANSLATION_CYCLES;
 	if (!b)
 		b = soft_translate_block(c, x, mode, status);
+	atomic_store_explicit(&c->vm->translating, false, memory_order_release);
 	c->counters[clock] += __builtin_ia32_rdtsc() - start;
 	soft_doing(c, was);
 	return b;

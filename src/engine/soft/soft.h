@@ -491,6 +491,7 @@ struct soft_vm {
 	pthread_mutex_t world;  /* world.c: guards holder; leaf */
 	pthread_cond_t world_changed;
 	struct soft_cpu *_Atomic holder; /* has the world stopped, or is about to */
+	_Atomic bool translating;        /* a vCPU is reading guest code: see soft_code_is_far() */
 	_Atomic u64 epoch; /* counts pages that lost their write tags; changed under lock */
 	struct soft_cpu *cpu[64];
 	u32 cpus;
@@ -826,6 +827,12 @@ int soft_cache_create(struct soft_vm *vm, int fd, struct populate *populate, str
 /* Guest RAM has changed: drop everything. No vCPU is inside run(). */
 int soft_cache_resize(struct soft_vm *vm, struct err *e);
 void soft_cache_destroy(struct soft_vm *vm);
+
+/*
+ * A store of @len bytes at @offset of RAM page @page happened, and a full fence: is there no code
+ * near that it could concern? Without vm->lock, from inside run().
+ */
+bool soft_code_is_far(const struct soft_vm *vm, u64 page, u32 offset, u32 len);
 
 /* A store of @len bytes at @offset of RAM page @page happened: drop the blocks it overlaps. True if
  * any was dropped. */
