@@ -5,7 +5,7 @@ GUEST  ?= $(BUILD)/guest
 JOBS   ?= $(shell nproc)
 MEMORY ?= 512M
 
-.PHONY: all run test test-asan test-tsan test-kvm soak stress bench bench-code lint clang fuzz clean
+.PHONY: all run test test-asan test-tsan test-kvm test-kvm-smp soak stress bench bench-code lint clang fuzz clean
 
 all: $(BUILD)/build.ninja
 	@ninja -C $(BUILD) -j$(JOBS)
@@ -86,6 +86,14 @@ test-kvm:
 	@tools/fetch-kernel $(GUEST)
 	@tools/mkinitramfs $(GUEST) $(GUEST)/initramfs
 	@test/kvm/nested.py --build $(BUILD)
+
+# The same with several processors, which takes ten minutes and is not part of make test.
+test-kvm-smp:
+	@tools/deps build run test
+	@$(MAKE) --no-print-directory all
+	@tools/fetch-kernel $(GUEST)
+	@tools/mkinitramfs $(GUEST) $(GUEST)/initramfs
+	@test/kvm/nested.py --build $(BUILD) --smp
 
 # DISK=1 adds real programs on the Debian disk, PARALLEL=1 two processors against one; BENCH_ARGS go to bench/run.py as they are.
 bench:

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The kvm engine on a processor that virtualizes: test/kvm/nested.py --build DIR
+"""The kvm engine on a processor that virtualizes: test/kvm/nested.py --build DIR [--smp]
 
 QEMU emulates a processor with SVM. On it runs Debian's kernel with Debian's kvm-amd module, and there the
 conformance guests, the engine's own tests and Debian's kernel once more, each under doppel --engine kvm, with
@@ -17,6 +17,9 @@ What QEMU 7.2's emulation of SVM loses, and how the run gets over it:
   right and say so (test/guest/lib/shadow.c). Debian as a guest looks again within four seconds, when the timer of
   its watchdog for soft lockups interrupts HLT on each processor. (A tick that goes on in HLT, nohz=off, would look
   at once, and is too much for a host that is busy with other things.)
+
+With --smp QEMU has two such processors, and other things run, which take longer: the conformance guests for several
+processors on four, memory order among them, and Debian's kernel on four and on sixteen.
 
 The report is one line per case in the Test Anything Protocol. The console's log is kept on failure.
 """
@@ -38,6 +41,8 @@ conformance = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(conformance)
 
 PLACE = "kvm-nested"
+SMP_PLACE = "kvm-nested-smp"
+TIMEOUT, SMP_TIMEOUT = 330, 900
 ENDLESS = conformance.left_out(PLACE, "the end")
 TOLD = conformance.told(PLACE)
 WORK_SECONDS = 8
@@ -49,7 +54,7 @@ SORTED = hashlib.md5("".join(f"{n}\n" for n in range(20000, 0, -1)).encode()).he
 
 LIBRARIES = re.compile(r"(/\S+) \(0x")
 
-SCRIPT = """#!/bin/sh
+PROLOGUE = """#!/bin/sh
 cd /test
 stty -echo
 cat >/dev/null &
@@ -66,6 +71,9 @@ trial() {
 	echo "@@ end $name $(seconds) $status"
 }
 doppel="/test/doppel run --net none --no-reboot --engine kvm"
+"""
+
+SCRIPT = PROLOGUE + """\
 limit=120
 trial check /test/doppel check
 trial engine /test/test_engine kvm
@@ -98,6 +106,20 @@ limit=120
 for elf in $endless; do
 	trial "$elf:user" $doppel -m 64M --kernel "$elf"
 done
+"""
+
+SMP_SCRIPT = PROLOGUE + """\
+limit=300
+for chips in user kernel; do
+	for elf in engine-smp.elf engine-smp_memory.elf; do
+		trial "$elf:$chips" $doppel,chips=$chips -m 64M -c 4 --kernel "$elf" --append "$told"
+	done
+	for cpus in 4 16; do
+		trial "debian:$chips:$cpus" $doppel,chips=$chips -m 256M -c $cpus --kernel vmlinuz --initrd initramfs \\
+			--append 'console=ttyS0 quiet doppel.cmd="grep -c ^processor /proc/cpuinfo; for i in 1 2 3 4; do seq 1 20000 | sort -rn | md5sum & done; wait"'
+	done
+done
+echo "@@ all done"
 """
 
 # Of Debian with the kernel's chips, before it reboots.
@@ -163,13 +185,13 @@ def trials(log):
     return found
 
 
-def make_initramfs(build, directory, elves, only):
+def make_initramfs(build, directory, elves, only, script_text=SCRIPT):
     """Debian's kernel as the host of virtual machines, with all they need, in a file of @directory."""
     guest = os.path.join(build, "guest")
     script = os.path.join(directory, "run")
     with open(script, "w", encoding="ascii") as file:
         names = [os.path.basename(elf) for elf in elves]
-        script_text = SCRIPT.replace("$only", only).replace("else\n$first_life", "else " + FIRST_LIFE)
+        script_text = script_text.replace("$only", only).replace("else\n$first_life", "else " + FIRST_LIFE)
         script_text = script_text.replace("$told", TOLD)
         script_text = script_text.replace("$left_out", "|".join(f"{name}:kernel" for name in USER_ONLY))
         script_text = script_text.replace("$guests", " ".join(n for n in names if n not in ENDLESS))
@@ -249,14 +271,14 @@ class Report:
                 print(f"# {name}: {line.removeprefix('# ')}")
 
 
-def report_guest(report, trial, elf, chips):
+def report_guest(report, trial, elf, chips, place=PLACE):
     """The cases of one conformance guest; those listed as not for this engine may fail."""
     name = os.path.basename(elf)
     shown = f"{name} (chips={chips})"
     if trial is None or (trial.status is None and name not in ENDLESS):
         report.case(False, shown, "did not run to its end")
         return
-    for case in conformance.cases(trial.lines, name, PLACE):
+    for case in conformance.cases(trial.lines, name, place):
         report.case(case.verdict != "failed", f"{shown} {case.text}",
                     "# SKIP " + case.reason if case.verdict == "skipped" else "")
     if name in ENDLESS:
@@ -321,23 +343,7 @@ def report_moving(report, trial, name):
         report.case(moves >= 3, f"{name}: {moves} times from {origin} to {to}")
 
 
-def main():
-    parser = argparse.ArgumentParser(description="test the kvm engine under emulated SVM")
-    parser.add_argument("--build", default=os.path.join(ROOT, "build"))
-    parser.add_argument("--timeout", type=float,
-                        default=330 * float(os.environ.get("DOPPEL_PATIENCE", "1")))
-    parser.add_argument("--only", default="*", help="run only what this shell pattern names")
-    parser.add_argument("--qemu", action="append", default=[], help="another argument for QEMU")
-    options = parser.parse_args()
-    options.build = os.path.realpath(options.build)
-    elves = sorted(glob.glob(os.path.join(options.build, "test/engine/engine-*.elf")))
-    log_file = os.path.join(options.build, "test-kvm.log")
-    started = time.monotonic()
-    with tempfile.TemporaryDirectory() as directory:
-        log, complete = boot(options, make_initramfs(options.build, directory, elves, options.only),
-                             log_file)
-    report = Report()
-    found = trials(log)
+def report_all(report, found, elves):
     for name in ("check", "engine", "parts", "crossing", "vcpus", "chips"):
         report_program(report, found.get(name), name)
     for elf in elves:
@@ -353,6 +359,42 @@ def main():
     report_kernel_chips(report, found.get("debian:kernel"))
     report_moving(report, found.get("moving1"), "one processor that changes its engine")
     report_moving(report, found.get("moving2"), "two processors that change their engine")
+
+
+def report_smp(report, found, elves):
+    for chips in ("user", "kernel"):
+        for elf in elves:
+            report_guest(report, found.get(f"{os.path.basename(elf)}:{chips}"), elf, chips, SMP_PLACE)
+        for cpus in ("4", "16"):
+            trial = found.get(f"debian:{chips}:{cpus}")
+            good = trial and trial.status == 0 and cpus in trial.lines and "\n".join(trial.lines).count(SORTED) == 4
+            report.case(bool(good), f"Debian with {cpus} processors (chips={chips})")
+
+
+def main():
+    parser = argparse.ArgumentParser(description="test the kvm engine under emulated SVM")
+    parser.add_argument("--build", default=os.path.join(ROOT, "build"))
+    parser.add_argument("--timeout", type=float, help="in seconds, before DOPPEL_PATIENCE stretches it")
+    parser.add_argument("--only", default="*", help="run only what this shell pattern names")
+    parser.add_argument("--qemu", action="append", default=[], help="another argument for QEMU")
+    parser.add_argument("--smp", action="store_true", help="several processors")
+    options = parser.parse_args()
+    options.build = os.path.realpath(options.build)
+    options.timeout = (options.timeout or (SMP_TIMEOUT if options.smp else TIMEOUT)) * \
+        float(os.environ.get("DOPPEL_PATIENCE", "1"))
+    elves = sorted(glob.glob(os.path.join(options.build, "test/engine/engine-*.elf")))
+    if options.smp:
+        options.qemu += ["-smp", "2"]
+        elves = [elf for elf in elves if os.path.basename(elf) in ("engine-smp.elf", "engine-smp_memory.elf")]
+    log_file = os.path.join(options.build, "test-kvm-smp.log" if options.smp else "test-kvm.log")
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory() as directory:
+        initramfs = make_initramfs(options.build, directory, elves, options.only,
+                                   SMP_SCRIPT if options.smp else SCRIPT)
+        log, complete = boot(options, initramfs, log_file)
+    report = Report()
+    found = trials(log)
+    (report_smp if options.smp else report_all)(report, found, elves)
     report.case(complete, "everything ran")
     for name, trial in found.items():
         report.trial(name, trial)
