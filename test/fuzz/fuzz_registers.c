@@ -133,7 +133,7 @@ static void ask(struct guest *g, const struct host *h, const struct step *s)
 		return;
 	/* AVX2, AVX-512 F, DQ, BW, VL */
 	query(h, leaf, 0, of_host);
-	check(!(out[EBX] & ~of_host[EBX] & 0xc0030020));
+	check((out[EBX] & ~of_host[EBX] & 0xc0030020) == 0);
 }
 
 static void run(struct guest *g, const struct host *h, const struct step *s)
