@@ -287,8 +287,7 @@ CODE(asks, 64,
      "mov $0, %eax\n xor %ecx, %ecx\n cpuid\n mov %ebx, %r8d\n mov $1, %eax\n cpuid\n"
      "mov %ebx, %r9d\n xor %ecx, %ecx\n xgetbv\n mov %eax, %r10d\n rdtsc\n shl $32, %rdx\n"
      "or %rdx, %rax\n mov %rax, %r11\n int3");
-CODE(asks_more, 64,
-     "rdpid %r12\n mov $0x33, %eax\n lsl %eax, %r13d\n sgdt 0x40000\n int3\n");
+CODE(asks_more, 64, "rdpid %r12\n mov $0x33, %eax\n lsl %eax, %r13d\n sgdt 0x40000\n int3\n");
 /* More than there are breakpoints for. */
 CODE(asks_often, 64,
      "xor %ecx, %ecx\n xgetbv\n xgetbv\n rdpid %r12\n rdpid %r13\n rdpid %r14\n int3");
