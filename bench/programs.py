@@ -191,7 +191,7 @@ def run(results, options, machine):
             argv = ["unshare", "--user", "--map-root-user", "--mount", "--pid", "--fork", "--kill-child",
                     "sh", "-c", ENTER.format(root=root)]
         else:
-            argv = machine(name, append="root=/dev/vda rw quiet", memory="1G", disk=options.image)
+            argv = machine(name, append="root=/dev/vda rw quiet", memory="2G", disk=options.image)
         contenders.append(Contender(results, name, argv))
     try:
         for row in PROGRAMS:
