@@ -656,14 +656,15 @@ static bool is_in(u64 rip, const u8 *from, const u8 *to)
 /*
  * It has stopped with registers @now on the way into guest code, or in guest code that went to the
  * stub, which gets what it deserves: it is as if it had not run (*is_back). The orders are carried
- * out all the same.
+ * out all the same, or -EIO.
  */
 static int stop_in_stub(struct box *b, struct user_regs_struct *now, int signal, bool *is_back)
 {
 	int r;
 
 	*is_back = b->ready && signal == KICK && is_in(now->rip, box_stub_batch, box_stub_end);
-	if (b->ready && signal == SIGILL && is_in(now->rip, box_stub_batch, box_stub_enter))
+	if (b->ready && ((signal == SIGILL && is_in(now->rip, box_stub_batch, box_stub_enter)) ||
+			 (signal == SIGSEGV && is_in(now->rip, box_stub_enter, box_stub_end))))
 		return -EIO;
 	if (!*is_back || !is_in(now->rip, box_stub_batch, box_stub_enter))
 		return 0;
