@@ -469,6 +469,32 @@ static void dead_boxes_are_done_without(void **state)
 		assert_null(m->c->window[n]);
 }
 
+/* More pages than a window has room for: 70 times the first 2 MiB. */
+CODE(wanders, 64,
+     "mov $0x200000, %ebx\n 1: mov 0x40000(%rbx), %eax\n add %eax, %edx\n mov 0x80000(%rbx), %eax\n"
+     "add %eax, %edx\n add $0x1000, %rbx\n cmp $0x8e00000, %rbx\n jb 1b\n int3");
+
+static void more_pages_than_there_is_room_for(void **state)
+{
+	struct soft_machine *m = need_boxes(state);
+	u64 runs;
+
+	for (u32 n = 1; n <= 72; n++)
+		machine_put(m, AT_PD + 8 * n, 8, AT_PT | ALL);
+	m->c->r[RDX] = 0;
+	assert_int_equal(run_user(m, CODE_OF(wanders)), VEC_BP);
+	assert_int_equal(m->c->r[RBX], 0x8e00000);
+	assert_int_equal(count(m, COUNT_BOXES), 1);
+	assert_true(count(m, COUNT_WINDOW_MAPS) > WINDOW_PAGES);
+	assert_false(m->c->ctx->window->is_full);
+	/* It is still of use. */
+	runs = count(m, COUNT_BOX_RUNS);
+	assert_int_equal(run_user(m, CODE_OF(stores)), VEC_BP);
+	assert_int_equal(m->c->r[RAX], 12);
+	assert_true(count(m, COUNT_BOX_RUNS) > runs);
+	assert_int_equal(count(m, COUNT_BOXES), 1);
+}
+
 static void *kill_soon(void *unused)
 {
 	(void)unused;
@@ -533,6 +559,7 @@ int main(void)
 		TEST(kicks_are_seen),
 		TEST(dead_boxes_are_done_without),
 		TEST(box_that_dies_with_registers_ends_the_run),
+		TEST(more_pages_than_there_is_room_for),
 		TEST(dirty_log_sees_stores),
 	};
 

@@ -18,6 +18,7 @@ enum {
 			   granted */
 	EVICTIONS = 4,  /* in a tick */
 	PATIENCE_US = 500,
+	COLD_PATIENCE_US = 2000,
 	CALM = 80,
 	FAILURES = 5,
 	CPUID = 0xa2, /* behind 0F */
@@ -597,15 +598,17 @@ static int run(struct soft_cpu *c, struct soft_window *w)
  * Page faults, system calls and pages to be mapped cost more here than in translated code. Where
  * they come in great numbers the box has a recess, until there are few again. Since what is few
  * depends, and stops that are no calls for the kernel are not seen in translated code, it is tried
- * again, too, after a while, which gets longer with each trial that fails.
+ * again, too, after a while, which gets longer with each trial that fails. More is borne with while
+ * the alternative is to translate what has not been translated yet.
  */
-void direct_tick(struct soft_window *w, u64 entries)
+void direct_tick(struct soft_window *w, u64 entries, bool cold)
 {
 	w->tick_spent = 0;
+	w->is_cold = cold;
 	w->evictions = 0;
 	if (!w->recess)
 		w->failures = w->traps = 0;
-	else if (entries + w->traps < CALM)
+	else if (cold || entries + w->traps < CALM)
 		w->recess = false;
 	else if (++w->absent > 1u << w->failures) {
 		w->failures = MIN(w->failures + 1, (u32)FAILURES);
@@ -619,7 +622,8 @@ void direct_account(struct soft_cpu *c, struct soft_window *w, u64 spent, u64 in
 	w->spent += spent;
 	w->tick_spent += (s64)spent - (s64)in_box * DIRECT_GAIN / 100;
 	if (!c->vm->options.direct_heat ||
-	    w->tick_spent < (s64)(c->vm->cpuid->tsc_hz / 1000000 * PATIENCE_US))
+	    w->tick_spent < (s64)(c->vm->cpuid->tsc_hz / 1000000 *
+				  (w->is_cold ? COLD_PATIENCE_US : PATIENCE_US)))
 		return;
 	w->recess = true;
 	w->absent = 0;

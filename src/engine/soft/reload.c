@@ -610,7 +610,7 @@ struct block *reload_or_translate(struct soft_cpu *c, const struct soft_xlat *x,
 				  int *status)
 {
 	u8 was = soft_doing(c, ACT_TRANSLATE);
-	u64 start = __builtin_ia32_rdtsc();
+	u64 start = __builtin_ia32_rdtsc(), cycles;
 	struct block *b;
 	u32 clock;
 
@@ -620,7 +620,10 @@ struct block *reload_or_translate(struct soft_cpu *c, const struct soft_xlat *x,
 	if (!b)
 		b = soft_translate_block(c, x, mode, status);
 	atomic_store_explicit(&c->vm->translating, false, memory_order_release);
-	c->counters[clock] += __builtin_ia32_rdtsc() - start;
+	cycles = __builtin_ia32_rdtsc() - start;
+	c->counters[clock] += cycles;
+	if (mode & MODE_USER)
+		c->tick_translating += cycles;
 	soft_doing(c, was);
 	return b;
 }

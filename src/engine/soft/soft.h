@@ -446,6 +446,7 @@ struct soft_cpu {
 	void *alt_stack;             /* for signal handlers */
 	struct thunk_slot *thunks;
 	u64 counters[SOFT_COUNTERS];
+	u64 tick_translating; /* cycles that translating user code took since the latest tick */
 	/* The page that was found watched latest (tlb_page.watched). Kernels that patch themselves
 	 * store to the same one again and again. */
 	struct {

@@ -36,6 +36,7 @@ enum {
 	BOX_DROPS_MAX = 4, /* up to this one */
 	BUSY = 40,         /* system calls and exceptions in one */
 	TICK_NS = 1000000,
+	COLD_NS = 400000,     /* spent translating a program that might run by itself */
 	JUDGED_TICKS = 8,     /* until a window is judged */
 	FAULT_NS = 3000,      /* what a signal costs, about */
 	GAIN = 30,            /* per cent of the time in user code that a window earns, about */
@@ -242,7 +243,7 @@ static void give_up(struct soft_cpu *c, struct soft_window *w)
 	w->spent = w->in_box = 0;
 	w->debt = 0;
 	w->absent = w->failures = w->traps = 0;
-	w->is_full = w->recess = false;
+	w->is_full = w->recess = w->is_cold = false;
 	w->root_stores = w->ticks = w->user_ticks = 0;
 	window_empty(c, w);
 	if (root != WINDOW_FREE)
@@ -429,9 +430,9 @@ static u32 heat_wanted(const struct soft_cpu *c)
 }
 
 /* Ticks in the kernel count for windows that are there. */
-static void tick_window(struct soft_cpu *c, struct soft_window *w, u64 now, u64 entries)
+static void tick_window(struct soft_cpu *c, struct soft_window *w, u64 now, u64 entries, bool cold)
 {
-	direct_tick(w, entries);
+	direct_tick(w, entries, cold);
 	w->ticks++;
 	w->user_ticks += c->cpl == 3;
 	if (w->ticks >= JUDGED_TICKS || w->is_full)
@@ -451,6 +452,7 @@ void window_tick(struct soft_cpu *c)
 {
 	u64 now = __builtin_ia32_rdtsc();
 	u64 entries;
+	bool cold;
 
 	if (tick_ns(c, now - c->tick_tsc) < TICK_NS)
 		return;
@@ -458,13 +460,17 @@ void window_tick(struct soft_cpu *c)
 	if (c->seed)
 		box_release(c->seed);
 	entries = count_entries(c);
+	cold = tick_ns(c, c->tick_translating) > COLD_NS;
+	c->tick_translating = 0;
 	c->ctx->box_cooling -= c->ctx->box_cooling > 0;
 	if (c->ctx->window)
-		tick_window(c, c->ctx->window, now, entries);
+		tick_window(c, c->ctx->window, now, entries, cold);
 	else if (!may_have_window(c))
 		return;
 	else if (c->ctx->cooling)
 		c->ctx->cooling--;
+	else if (cold && may_have_box(c))
+		promote(c);
 	else if (!(entries > BUSY && may_have_box(c)) && ++c->ctx->heat >= heat_wanted(c))
 		promote(c);
 }
@@ -738,10 +744,6 @@ static bool map_for(struct soft_cpu *c, struct soft_window *w, gva_t gva, bool w
 		return window_allow_writing(c, w, p, gva);
 	if (!w->ctx && !kernel_window_admits(c, gva))
 		return false;
-	if (w->is_full && !w->ctx) { /* which is not judged */
-		window_empty(c, w);
-		w->is_full = false;
-	}
 	if (!window_enter(c, w,
 			  (struct window_mapping){.gva = gva,
 						  .host = (u64)x.host & PAGE_MASK,

@@ -50,6 +50,7 @@ struct soft_window {
 	u32 steps;              /* blocks of it that may run before that is taken for granted */
 	s64 tick_spent;         /* cycles spent since the last tick, less what was gained, */
 	u32 evictions;          /* and of breakpoints */
+	bool is_cold;           /* the program runs code for the first time */
 	bool recess;            /* enough: code is translated, */
 	u32 absent;             /* since so many ticks, */
 	u32 failures;           /* after as many trials in succession, */

@@ -210,6 +210,36 @@ static bool spare_watched(struct soft_vm *vm, struct soft_window *w, u64 page,
 	return done;
 }
 
+/* Forget pages that are not mapped any more. */
+static void compact(struct soft_window *w)
+{
+	u32 kept = 0;
+
+	soft_fill64((u64 *)(void *)w->hash, 0, sizeof(w->hash) / (sizeof(u64)));
+	for (u32 n = 0; n < w->pages; n++)
+		if (w->page[n].prot)
+			w->page[kept++] = w->page[n];
+	for (u32 n = 0; n < kept; n++)
+		*place_of(w, w->page[n].gva, w->page[n].shift) = (u16)(n + 1);
+	w->pages = kept;
+}
+
+/*
+ * A program may have more pages than its window has room for, or those before it that had the same
+ * root table may have left theirs. If forgetting these helps little, a box and the kernel's window
+ * start over.
+ */
+static bool make_room(struct soft_cpu *c, struct soft_window *w)
+{
+	compact(w);
+	if (w->pages < WINDOW_PAGES - WINDOW_PAGES / 4)
+		return true;
+	w->is_full = w->ctx && !w->box;
+	if (!w->is_full)
+		window_empty(c, w);
+	return !w->is_full;
+}
+
 /* Enter and map. vm->lock held. False: no room, or the place is taken. */
 bool window_enter(struct soft_cpu *c, struct soft_window *w, struct window_mapping m)
 {
@@ -225,8 +255,9 @@ bool window_enter(struct soft_cpu *c, struct soft_window *w, struct window_mappi
 		m.writable = false;
 	place = place_of(w, m.gva, m.shift);
 	if (!*place && w->pages == WINDOW_PAGES) {
-		w->is_full = true;
-		return false;
+		if (!make_room(c, w))
+			return false;
+		place = place_of(w, m.gva, m.shift);
 	}
 	if (!*place) {
 		w->page[w->pages] = (struct window_page){.gva = m.gva, .shift = m.shift};
