@@ -20,6 +20,7 @@ enum {
 	PATIENCE_US = 500,
 	COLD_PATIENCE_US = 2000,
 	CALM = 80,
+	TRAPS_LIKELY = 8, /* how many there would be in a whole tick for each up to a recess */
 	FAILURES = 5,
 	CPUID = 0xa2, /* behind 0F */
 	SITES = BOX_BREAKS,
@@ -608,7 +609,7 @@ void direct_tick(struct soft_window *w, u64 entries, bool cold)
 	w->evictions = 0;
 	if (!w->recess)
 		w->failures = w->traps = 0;
-	else if (cold || entries + w->traps < CALM)
+	else if (cold || entries + TRAPS_LIKELY * w->traps < CALM)
 		w->recess = false;
 	else if (++w->absent > 1u << w->failures) {
 		w->failures = MIN(w->failures + 1, (u32)FAILURES);
