@@ -18,8 +18,9 @@ What QEMU 7.2's emulation of SVM loses, and how the run gets over it:
   its watchdog for soft lockups interrupts HLT on each processor. (A tick that goes on in HLT, nohz=off, would look
   at once, and is too much for a host that is busy with other things.)
 
-With --smp QEMU has two such processors, and other things run, which take longer: the conformance guests for several
-processors on four, memory order among them, and Debian's kernel on four and on sixteen.
+With --smp QEMU has two such processors, and other things run, which take longer: the conformance guest about memory
+order on four, and Debian's kernel on four and on sixteen. (Not engine-smp.elf, which runs on four that share QEMU's
+one otherwise: where an interrupt for QEMU's second processor is lost, no byte to the console makes it look.)
 
 The report is one line per case in the Test Anything Protocol. The console's log is kept on failure.
 """
@@ -111,9 +112,7 @@ done
 SMP_SCRIPT = PROLOGUE + """\
 limit=300
 for chips in user kernel; do
-	for elf in engine-smp.elf engine-smp_memory.elf; do
-		trial "$elf:$chips" $doppel,chips=$chips -m 64M -c 4 --kernel "$elf" --append "$told"
-	done
+	trial "engine-smp_memory.elf:$chips" $doppel,chips=$chips -m 64M -c 4 --kernel engine-smp_memory.elf --append "$told"
 	for cpus in 4 16; do
 		trial "debian:$chips:$cpus" $doppel,chips=$chips -m 256M -c $cpus --kernel vmlinuz --initrd initramfs \\
 			--append 'console=ttyS0 quiet doppel.cmd="grep -c ^processor /proc/cpuinfo; for i in 1 2 3 4; do seq 1 20000 | sort -rn | md5sum & done; wait"'
@@ -385,7 +384,7 @@ def main():
     elves = sorted(glob.glob(os.path.join(options.build, "test/engine/engine-*.elf")))
     if options.smp:
         options.qemu += ["-smp", "2"]
-        elves = [elf for elf in elves if os.path.basename(elf) in ("engine-smp.elf", "engine-smp_memory.elf")]
+        elves = [elf for elf in elves if os.path.basename(elf) == "engine-smp_memory.elf"]
     log_file = os.path.join(options.build, "test-kvm-smp.log" if options.smp else "test-kvm.log")
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as directory:
