@@ -49,6 +49,7 @@ struct cpuid_model {
 	u32 phys_bits; /* MAXPHYADDR */
 	bool is_amd;   /* the vendor is AMD or Hygon: their registers and leaves, else Intel's */
 	bool has_hypervisor; /* the 0x40000000 leaves and the paravirtual clock are there */
+	bool one_engine;     /* as in struct cpuid_request */
 };
 
 /* A moment on the TSC and on the host's clock. */
@@ -65,6 +66,7 @@ struct cpuid_request {
 	bool paravirt;   /* the machine takes calls to wake, interrupt and account for processors */
 	bool any_tsc_hz; /* nobody asks how fast the TSC runs: do not spend time on it */
 	bool hide_hypervisor; /* leave out the hypervisor bit and the 0x40000000 leaves */
+	bool one_engine; /* which may offer what no other could go on with: paravirtual features */
 };
 
 /* A host to build a model for: its CPUID, its XCR0, and the frequency of its TSC. */

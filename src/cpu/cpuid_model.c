@@ -433,6 +433,7 @@ int cpuid_model_build(struct cpuid_model *m, const struct cpuid_request *req,
 	m->is_amd = vendor_is_amd(&b);
 	m->arch_capabilities = m->is_amd ? 0 : CPUID_ARCH_CAPABILITIES;
 	m->has_hypervisor = !req->hide_hypervisor;
+	m->one_engine = req->one_engine;
 	m->phys_bits = host_phys_bits(&b);
 	m->xcr0 = usable_xcr0(src->xcr0);
 

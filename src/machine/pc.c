@@ -291,8 +291,10 @@ static void unbuild_cpu_model(struct pc *pc)
 /* What all engines can do: any of them may have to go on with the guest. */
 static int build_cpu_model(struct pc *pc, struct err *e)
 {
-	struct cpuid_request request = {
-		.since = &pc->start, .vcpus = pc->config.vcpus, .paravirt = true};
+	struct cpuid_request request = {.since = &pc->start,
+					.vcpus = pc->config.vcpus,
+					.paravirt = true,
+					.one_engine = pc->config.engines == 1};
 	int r;
 
 	for (u32 i = 0; i < pc->config.engines; i++)

@@ -124,7 +124,8 @@ echo "@@ all done"
 """
 
 # Of Debian with the kernel's chips, before it reboots.
-FIRST_LIFE = ("grep -c ^processor /proc/cpuinfo; seq 1 20000 | sort -rn | md5sum; "
+FIRST_LIFE = ("grep -c ^processor /proc/cpuinfo; dmesg | grep -e PV.IPIs -e PV.spin -e remote.TLB; "
+              "seq 1 20000 | sort -rn | md5sum; "
               "dd if=/dev/hwrng bs=64 count=200 2>/dev/null | wc -c; cat /proc/interrupts")
 
 MOVING = """#!/bin/sh
@@ -325,6 +326,8 @@ def report_kernel_chips(report, trial):
                 "Debian with two processors and the kernel's chips")
     report.case(SORTED in text, "Debian computes with the kernel's chips")
     report.case("12800" in text, "virtio-rng delivers with the kernel's chips")
+    report.case(all(hint in text for hint in ("setup PV IPIs", "PV spinlocks enabled", "pv remote TLB flush")),
+                "Debian uses KVM's hints")
     report.case("second life" in text, "Debian reboots with the kernel's chips")
     vectors = re.findall(r"^ *\d+: +(\d+) +(\d+) +PCI-MSI .*virtio", text, re.M)
     report.case(sum(int(n) for row in vectors for n in row) > 50 and

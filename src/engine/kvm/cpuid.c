@@ -153,6 +153,26 @@ static void limit_clock(struct cpuid_model *m)
 		*reg &= ~(clocksource2 | stable);
 }
 
+bool kvm_has_paravirt(const struct kvm_vm *vm)
+{
+	return vm->cpuid->one_engine && vm->cpuid->has_hypervisor;
+}
+
+/*
+ * It accounts for the time a vCPU waits, and leaves TLB flushes to those that do. To wake and to
+ * interrupt vCPUs it has to have their local APICs. @offered: by KVM_GET_SUPPORTED_CPUID.
+ */
+static u32 paravirt_features(const struct kvm_vm *vm, u32 offered)
+{
+	const u32 steal_time = 1u << 5, unhalt = 1u << 7, tlb_flush = 1u << 9, send_ipi = 1u << 11,
+		  sched_yield = 1u << 13;
+
+	if (!kvm_has_paravirt(vm) || !(offered & steal_time))
+		return 0;
+	return offered & (steal_time | tlb_flush |
+			  (vm->options.kernel_chips ? unhalt | send_ipi | sched_yield : 0));
+}
+
 /* What the guest reads there is the kernel's: it answers. */
 static void limit_capabilities(int device, struct cpuid_model *m)
 {
@@ -190,11 +210,18 @@ int kvm_cpuid_set(struct kvm_vcpu *v, struct err *e)
 {
 	const struct cpuid_model *m = v->vm->cpuid;
 	struct cpuid_list *list = calloc(1, sizeof(*list));
+	u32 paravirt;
 	int r;
 
 	_Static_assert((int)CPUID_MAX_LEAVES <= (int)MAX_ENTRIES, "each leaf is an entry");
 	if (!list)
 		return err_set(e, -ENOMEM, "out of memory");
+	r = get_supported(v->vm->device, list, e);
+	if (r) {
+		free(list);
+		return r;
+	}
+	paravirt = paravirt_features(v->vm, supported(list, 0x40000001, 0, EAX));
 	list->header.nent = m->count;
 	for (u32 i = 0; i < m->count; i++) {
 		const struct cpuid_leaf *l = &m->leaf[i];
@@ -205,7 +232,7 @@ int kvm_cpuid_set(struct kvm_vcpu *v, struct err *e)
 			.function = l->leaf,
 			.index = l->subleaf,
 			.flags = l->has_subleaf ? KVM_CPUID_FLAG_SIGNIFCANT_INDEX : 0,
-			.eax = reg[EAX],
+			.eax = reg[EAX] | (l->leaf == 0x40000001 ? paravirt : 0),
 			.ebx = reg[EBX],
 			.ecx = reg[ECX],
 			.edx = reg[EDX],

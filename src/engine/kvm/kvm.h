@@ -147,6 +147,9 @@ const struct engine_chips *kvm_chips(struct engine_vm *vm);
 /* cpuid.c: take from @m what the kernel cannot do, and add what mitigates for real. */
 int kvm_cpuid_limit(int device, struct cpuid_model *m, struct err *e);
 int kvm_cpuid_set(struct kvm_vcpu *v, struct err *e);
+/* Are guests offered what the kernel does for those that know about it? No other engine could go on
+ * with them. */
+bool kvm_has_paravirt(const struct kvm_vm *vm);
 
 /* msr.c */
 int kvm_msr_filter(struct kvm_vm *vm, struct err *e);

@@ -33,6 +33,7 @@ static const struct held_range {
 	{MSR_EFER, 5, READ | WRITE},    /* to SFMASK */
 	{MSR_FS_BASE, 4, READ | WRITE}, /* to TSC_AUX */
 	{MSR_VIRT_SPEC_CTRL, 1, READ | WRITE},
+	{MSR_KVM_STEAL_TIME, 1, READ | WRITE}, /* last: see held_ranges() */
 };
 
 enum { APIC_RANGES = 3 };
@@ -42,7 +43,7 @@ static const struct held_range *held_ranges(const struct kvm_vm *vm, u32 *count)
 {
 	const u32 first = vm->options.kernel_chips ? 0 : APIC_RANGES;
 
-	*count = ARRAY_SIZE(kvm_held) - first;
+	*count = ARRAY_SIZE(kvm_held) - first - !kvm_has_paravirt(vm);
 	return kvm_held + first;
 }
 
@@ -162,6 +163,7 @@ static const struct {
 	{MSR_TSC_AUX, offsetof(struct cpu_msrs, tsc_aux)},
 	{MSR_SPEC_CTRL, offsetof(struct cpu_msrs, spec_ctrl)},
 	{MSR_VIRT_SPEC_CTRL, offsetof(struct cpu_msrs, virt_spec_ctrl)},
+	{MSR_KVM_STEAL_TIME, offsetof(struct cpu_msrs, kvm_steal_time)}, /* last, too */
 };
 
 static u64 *field_of(struct cpu_msrs *m, u32 index)
@@ -177,11 +179,12 @@ void kvm_msr_find_held(struct kvm_vcpu *v)
 {
 	const struct kvm_device_attr offset = {.group = KVM_VCPU_TSC_CTRL,
 					       .attr = KVM_VCPU_TSC_OFFSET};
+	const u32 count = ARRAY_SIZE(saved) - !kvm_has_paravirt(v->vm);
 
 	v->helds = 0;
 	/* KVM_GET_MSRS reads up to the first that it does not know. */
-	for (u32 i = 0, known; i < ARRAY_SIZE(saved); i += known + 1) {
-		struct msr_list list = {.header.nmsrs = ARRAY_SIZE(saved) - i};
+	for (u32 i = 0, known; i < count; i += known + 1) {
+		struct msr_list list = {.header.nmsrs = count - i};
 		int r;
 
 		for (u32 n = 0; n < list.header.nmsrs; n++)
