@@ -448,6 +448,14 @@ static u64 count_entries(struct soft_cpu *c)
 	return c->tick_entries - before;
 }
 
+/* Has the address space shown, with one more tick, that a window will pay? */
+static bool is_hot(struct soft_cpu *c, u64 entries, bool cold)
+{
+	if (may_have_box(c) && (cold || entries > BUSY))
+		return cold;
+	return ++c->ctx->heat >= heat_wanted(c);
+}
+
 void window_tick(struct soft_cpu *c)
 {
 	u64 now = __builtin_ia32_rdtsc();
@@ -469,9 +477,7 @@ void window_tick(struct soft_cpu *c)
 		return;
 	else if (c->ctx->cooling)
 		c->ctx->cooling--;
-	else if (cold && may_have_box(c))
-		promote(c);
-	else if (!(entries > BUSY && may_have_box(c)) && ++c->ctx->heat >= heat_wanted(c))
+	else if (is_hot(c, entries, cold))
 		promote(c);
 }
 
