@@ -11,18 +11,18 @@
 #include <sys/mman.h>
 
 enum {
-	USER_CS = 0x33, /* the selectors of the host's user code, */
-	USER_SS = 0x2b, /* which are those that Linux uses as a guest, too */
-	AHEAD = 32,     /* pages around a missing one that are looked at, too: a power of two */
-	STEPS = 2000,   /* blocks of a page that cannot be run directly, before that is taken for
-			   granted */
-	EVICTIONS = 4,  /* in a tick */
-	PATIENCE_US = 500,
-	COLD_PATIENCE_US = 2000,
-	CALM = 80,
+	USER_CS = 0x33,    /* the selectors of the host's user code, */
+	USER_SS = 0x2b,    /* which are those that Linux uses as a guest, too */
+	AHEAD = 32,        /* pages around a missing one that are looked at, too: a power of two */
+	STEPS = 2000,      /* blocks of a page that cannot be run directly, before that is taken for
+			      granted */
+	EVICTIONS = 4,     /* in a tick */
+	PATIENCE_US = 500, /* that may be lost in a tick, */
+	COLD_PATIENCE_US = 2000, /* and while the program's code is new */
+	CALM = 80,               /* calls for the kernel in a tick: fewer are few */
 	TRAPS_LIKELY = 8, /* how many there would be in a whole tick for each up to a recess */
-	FAILURES = 5,
-	CPUID = 0xa2, /* behind 0F */
+	FAILURES = 5,     /* with more, trials come no later */
+	CPUID = 0xa2,     /* behind 0F */
 	SITES = BOX_BREAKS,
 	XSTATE_BV = 512,
 	SW_RESERVED = 464, /* the host kernel's, up to XSTATE_BV */

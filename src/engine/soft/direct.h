@@ -8,9 +8,10 @@
  * by the guest's rules, or the page that was missing is mapped.
  *
  * Some instructions would tell the host's state instead of failing (CPUID, RDTSC, SGDT, LSL, XSAVE
- * ...). A page that has the bytes of one anywhere is not made executable; its code is translated,
- * as is all code while the processor is in a state that the host cannot have. Pages that are
- * executable in a box are watched like pages with translated code: a store to one takes it away.
+ * ...). Where they can they are made to fault, or guarded by a breakpoint each; the code of a page
+ * with too many is translated, as is all code while the processor is in a state that the host
+ * cannot have. Pages that are executable in a box are watched like pages with translated code: a
+ * store to one takes it away.
  *
  * Safety. A box has access to the pages of guest RAM that its address space maps, and can do
  * nothing but compute; the monitor takes nothing from it but the registers it stopped with.
