@@ -101,9 +101,9 @@ wall=$(($(date +%s) - wall_started))
 most=$((($(uptime_cs) - started) / 100))
 [ $wall -ge $((least - 2)) ] && [ $wall -le $((most + 2)) ] ||
 	bad "$least to $most s of uptime, $wall s of wall time"
-# Not of the work: a processor that is emulated has no steady clock to offer, so that Linux takes the TSCs of several for
-# "unsynchronized" if it manages to measure one at all (what it finds by comparing them reads otherwise), and the host's
-# weaknesses.
+# Not of the work: a processor that is emulated has no steady clock to offer, so that Linux takes the TSCs of
+# several for "unsynchronized" if it manages to measure one at all (what it finds by comparing them reads
+# otherwise), and the host's weaknesses.
 complaints=$(dmesg -r | grep -iE 'unstable|stall|lockup|skew|warped|bug:|warning:|oops|backward' |
 	grep -vE 'could not calculate TSC|TSCs unsynchronized|Unstable clock detected|RETBleed|Spectre')
 [ -z "$complaints" ] || bad "the kernel: $complaints"
