@@ -205,23 +205,30 @@ int kvm_cpuid_limit(int device, struct cpuid_model *m, struct err *e)
 	return r;
 }
 
+int kvm_cpuid_find_paravirt(struct kvm_vm *vm, struct err *e)
+{
+	struct cpuid_list *list = calloc(1, sizeof(*list));
+	int r;
+
+	if (!list)
+		return err_set(e, -ENOMEM, "out of memory");
+	r = get_supported(vm->device, list, e);
+	if (!r)
+		vm->paravirt = paravirt_features(vm, supported(list, 0x40000001, 0, EAX));
+	free(list);
+	return r;
+}
+
 /* The kernel keeps up what depends on CR4 and XCR0 (OSXSAVE, size of the XSAVE area). */
 int kvm_cpuid_set(struct kvm_vcpu *v, struct err *e)
 {
 	const struct cpuid_model *m = v->vm->cpuid;
 	struct cpuid_list *list = calloc(1, sizeof(*list));
-	u32 paravirt;
 	int r;
 
 	_Static_assert((int)CPUID_MAX_LEAVES <= (int)MAX_ENTRIES, "each leaf is an entry");
 	if (!list)
 		return err_set(e, -ENOMEM, "out of memory");
-	r = get_supported(v->vm->device, list, e);
-	if (r) {
-		free(list);
-		return r;
-	}
-	paravirt = paravirt_features(v->vm, supported(list, 0x40000001, 0, EAX));
 	list->header.nent = m->count;
 	for (u32 i = 0; i < m->count; i++) {
 		const struct cpuid_leaf *l = &m->leaf[i];
@@ -232,7 +239,7 @@ int kvm_cpuid_set(struct kvm_vcpu *v, struct err *e)
 			.function = l->leaf,
 			.index = l->subleaf,
 			.flags = l->has_subleaf ? KVM_CPUID_FLAG_SIGNIFCANT_INDEX : 0,
-			.eax = reg[EAX] | (l->leaf == 0x40000001 ? paravirt : 0),
+			.eax = reg[EAX] | (l->leaf == 0x40000001 ? v->vm->paravirt : 0),
 			.ebx = reg[EBX],
 			.ecx = reg[ECX],
 			.edx = reg[EDX],

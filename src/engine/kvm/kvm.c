@@ -233,6 +233,8 @@ static int vm_init(struct kvm_vm *vm, struct engine_host *host, struct err *e)
 	r = kvm_kick_init(e);
 	if (!r && !host)
 		r = kvm_cpuid_limit(vm->device, vm->cpuid, e);
+	if (!r && kvm_has_paravirt(vm))
+		r = kvm_cpuid_find_paravirt(vm, e);
 	if (r)
 		return r;
 	r = vm->fd = create_fd(vm->device, e);

@@ -72,6 +72,7 @@ struct kvm_vm {
 	struct kvm_slot slot[PHYSMAP_MAX_REGIONS];
 	u32 slots;
 	struct kvm_options options;
+	u32 paravirt; /* features of leaf 0x40000001 besides the model's */
 	struct kvm_chips chips;
 
 	/* Dirty log of the monitor's own stores; the kernel keeps that of the guest's. */
@@ -147,6 +148,8 @@ const struct engine_chips *kvm_chips(struct engine_vm *vm);
 /* cpuid.c: take from @m what the kernel cannot do, and add what mitigates for real. */
 int kvm_cpuid_limit(int device, struct cpuid_model *m, struct err *e);
 int kvm_cpuid_set(struct kvm_vcpu *v, struct err *e);
+/* Sets vm->paravirt. */
+int kvm_cpuid_find_paravirt(struct kvm_vm *vm, struct err *e);
 /* Are guests offered what the kernel does for those that know about it? No other engine could go on
  * with them. */
 bool kvm_has_paravirt(const struct kvm_vm *vm);
