@@ -413,6 +413,15 @@ static void *kick_and_end(void *opaque)
 	return NULL;
 }
 
+/* The next run() goes on until something else ends it. */
+static void prepare_to_spin(struct soft_machine *m)
+{
+	memcpy(m->ram + AT_CODE, spins_start, (u64)(spins_end - spins_start));
+	machine_own_signals();
+	user_state(m);
+	m->c->rip = AT_CODE;
+}
+
 static void kicks_are_seen(void **state)
 {
 	struct soft_machine *m = need_boxes(state);
@@ -420,10 +429,7 @@ static void kicks_are_seen(void **state)
 	struct vm_exit exit;
 	pthread_t thread;
 
-	memcpy(m->ram + AT_CODE, spins_start, (u64)(spins_end - spins_start));
-	machine_own_signals();
-	user_state(m);
-	m->c->rip = AT_CODE;
+	prepare_to_spin(m);
 	assert_int_equal(pthread_create(&thread, NULL, kick_and_end, &kicker), 0);
 	do {
 		assert_int_equal(soft_engine.run(m->vcpu, &exit), 0);
@@ -509,10 +515,7 @@ static void box_that_dies_with_registers_ends_the_run(void **state)
 	struct vm_exit exit;
 	pthread_t thread;
 
-	memcpy(m->ram + AT_CODE, spins_start, (u64)(spins_end - spins_start));
-	machine_own_signals();
-	user_state(m);
-	m->c->rip = AT_CODE;
+	prepare_to_spin(m);
 	assert_int_equal(pthread_create(&thread, NULL, kill_soon, NULL), 0);
 	assert_int_equal(soft_engine.run(m->vcpu, &exit), 0);
 	pthread_join(thread, NULL);
