@@ -42,14 +42,24 @@ static void user_state(struct soft_machine *m)
 	soft_update_mode(c);
 }
 
-static int setup(void **state)
+static int setup_with(void **state, const char *options)
 {
-	struct soft_machine *m = machine_new_with("direct-heat=0");
+	struct soft_machine *m = machine_new_with(options);
 
 	machine_long_mode(m);
 	machine_set_gate(m, VEC_BP, DESC_INTERRUPT_GATE, 3, 0, SEL_CODE64, 0);
 	*state = m;
 	return 0;
+}
+
+static int setup(void **state)
+{
+	return setup_with(state, "direct-heat=0");
+}
+
+static int setup_patient(void **state)
+{
+	return setup_with(state, "direct=on");
 }
 
 static int teardown(void **state)
@@ -440,6 +450,34 @@ static void kicks_are_seen(void **state)
 	assert_true(m->c->r[RAX] > 1000);
 }
 
+/* Until the loop runs in a box, or long enough has passed. */
+static void *end_in_box(void *opaque)
+{
+	struct soft_machine *m = opaque;
+
+	for (u32 n = 0;
+	     n < 5000 && !__atomic_load_n(&m->c->counters[COUNT_BOXES], __ATOMIC_RELAXED); n++)
+		usleep(1000);
+	__atomic_store_n((u32 *)(void *)(m->ram + AT_DATA), 1, __ATOMIC_RELEASE);
+	return NULL;
+}
+
+static void one_tick_is_enough(void **state)
+{
+	struct soft_machine *m = need_boxes(state);
+	struct vm_exit exit;
+	pthread_t thread;
+
+	prepare_to_spin(m);
+	window_tick(m->c);
+	assert_int_equal(count(m, COUNT_BOXES), 0);
+	assert_int_equal(pthread_create(&thread, NULL, end_in_box, m), 0);
+	assert_int_equal(soft_engine.run(m->vcpu, &exit), 0);
+	pthread_join(thread, NULL);
+	assert_int_equal(exit.type, EXIT_HLT);
+	assert_int_equal(count(m, COUNT_BOXES), 1);
+}
+
 /* Children of this process: all of them are boxes. Returns how many were killed. */
 static u32 kill_boxes(void)
 {
@@ -560,6 +598,7 @@ int main(void)
 		TEST(guest_may_use_any_address),
 		TEST(vector_state_goes_along),
 		TEST(kicks_are_seen),
+		cmocka_unit_test_setup_teardown(one_tick_is_enough, setup_patient, teardown),
 		TEST(dead_boxes_are_done_without),
 		TEST(box_that_dies_with_registers_ends_the_run),
 		TEST(more_pages_than_there_is_room_for),

@@ -2,6 +2,7 @@
 
 #include "engine/soft/decode.h"
 #include "engine/soft/system.h"
+#include "engine/soft/ticker.h"
 #include "engine/soft/util.h"
 #include "engine/soft/window.h"
 #include "host/box.h"
@@ -33,12 +34,16 @@ void direct_create(struct soft_cpu *c)
 	if (c->vm->is_confined || c->vm->physmap->fd < 0 ||
 	    !soft_uses(&c->vm->options, SOFT_DIRECT) || c->id >= SOFT_DIRECT_CPUS)
 		return;
-	if (box_create(c->vm->physmap->fd, &c->vm->crowd, &c->seed))
+	if (box_create(c->vm->physmap->fd, &c->vm->crowd, &c->seed)) {
 		c->seed = NULL;
+		return;
+	}
+	ticker_create(c->vm);
 }
 
 void direct_destroy(struct soft_cpu *c)
 {
+	ticker_forget(c);
 	if (c->seed)
 		box_destroy(c->seed);
 	c->seed = NULL;
@@ -609,7 +614,7 @@ void direct_tick(struct soft_window *w, u64 entries, bool cold)
 	w->evictions = 0;
 	if (!w->recess)
 		w->failures = w->traps = 0;
-	else if (cold || entries + TRAPS_LIKELY * w->traps < CALM)
+	else if (cold || entries + TRAPS_LIKELY * (u64)w->traps < CALM)
 		w->recess = false;
 	else if (++w->absent > 1u << w->failures) {
 		w->failures = MIN(w->failures + 1, (u32)FAILURES);

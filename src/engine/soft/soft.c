@@ -12,6 +12,7 @@
 #include "engine/soft/places.h"
 #include "engine/soft/reload.h"
 #include "engine/soft/run.h"
+#include "engine/soft/ticker.h"
 #include "engine/soft/tlb.h"
 #include "engine/soft/translate.h"
 #include "engine/soft/util.h"
@@ -140,6 +141,7 @@ static void vm_free(struct soft_vm *vm)
 {
 	reload_close(vm);
 	soft_cache_destroy(vm);
+	ticker_destroy(vm);
 	free((void *)vm->page_flags);
 	pthread_mutex_destroy(&vm->lock);
 	pthread_mutex_destroy(&vm->world);
@@ -779,6 +781,8 @@ static int take_requests(struct soft_cpu *c)
 		window_tick(c);
 		return soft_deliver_interrupt(c, c->irq_vector);
 	}
+	if (req & REQ_TICK)
+		window_tick(c);
 	if (req & REQ_KICK)
 		return exit_kicked(c);
 	if (c->nmi_pending && !c->nmi_blocked && !c->shadow && !c->shadow_mov_ss) {

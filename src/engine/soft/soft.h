@@ -253,11 +253,14 @@ enum soft_leave {
  */
 enum soft_arrival { ARRIVAL_ANY, ARRIVAL_FORWARD, ARRIVAL_BACKWARD };
 
+enum { SOFT_CPUS = 64 };
+
 /* Bits of exit_req. */
 enum {
 	REQ_KICK = 1 << 0, /* return EXIT_KICKED */
 	REQ_PASS = 1 << 1, /* another thread wants soft_pass() called: see world.c */
 	REQ_LOOK = 1 << 2, /* can user code be run directly again? See direct.c */
+	REQ_TICK = 1 << 3, /* window_tick() is to be called: see ticker.h */
 };
 
 enum soft_stub {
@@ -494,10 +497,11 @@ struct soft_vm {
 	struct soft_cpu *_Atomic holder; /* has the world stopped, or is about to */
 	_Atomic bool translating;        /* a vCPU is reading guest code: see soft_code_is_far() */
 	_Atomic u64 epoch; /* counts pages that lost their write tags; changed under lock */
-	struct soft_cpu *cpu[64];
+	struct soft_cpu *cpu[SOFT_CPUS];
 	u32 cpus;
 	u32 windows; /* of all vCPUs, not boxes; under lock */
 	struct box_crowd crowd;
+	struct ticker *ticker;   /* ticker.h; NULL: none */
 	bool is_confined;        /* no process can be made */
 	u64 xsave_mask;          /* XCR0 bits the host saves and restores */
 	u64 start_tsc, start_ns; /* when it was made: what a cycle is in time */

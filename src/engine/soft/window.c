@@ -23,6 +23,7 @@
 #include "engine/soft/decode.h"
 #include "engine/soft/direct.h"
 #include "engine/soft/kernel_window.h"
+#include "engine/soft/ticker.h"
 #include "engine/soft/tlb.h"
 #include "engine/soft/util.h"
 #include "host/box.h"
@@ -31,18 +32,19 @@
 #include <sys/mman.h>
 
 enum {
-	COOLING = 500,     /* ticks, */
-	BOX_COOLING = 30,  /* at first; twice as many with each box that was no gain, */
-	BOX_DROPS_MAX = 4, /* up to this one */
-	BUSY = 40,         /* system calls and exceptions in one */
-	TICK_NS = 1000000,
-	COLD_NS = 400000,     /* spent translating a program that might run by itself */
-	JUDGED_TICKS = 8,     /* until a window is judged */
-	FAULT_NS = 3000,      /* what a signal costs, about */
-	GAIN = 30,            /* per cent of the time in user code that a window earns, about */
-	BOX_STOP_NS = 7000,   /* what it costs to start and stop one, about, */
-	BOX_CHANGE_NS = 2000, /* and to change a mapping */
-	DEBT_MS = 50,         /* what it may owe */
+	COOLING = 500,           /* ticks, */
+	BOX_COOLING = 30,        /* at first; twice as many with each box that was no gain, */
+	BOX_DROPS_MAX = 4,       /* up to this one */
+	TICK_NS = 1000000,       /* at least */
+	GUEST_TICK_NS = 4000000, /* what the guest's own take; in one of these: */
+	BUSY = 40,               /* system calls and exceptions, */
+	COLD_NS = 400000,        /* spent translating a program that might run by itself */
+	JUDGED_TICKS = 8,        /* until a window is judged */
+	FAULT_NS = 3000,         /* what a signal costs, about */
+	GAIN = 30,               /* per cent of the time in user code that a window earns, about */
+	BOX_STOP_NS = 7000,      /* what it costs to start and stop one, about, */
+	BOX_CHANGE_NS = 2000,    /* and to change a mapping */
+	DEBT_MS = 50,            /* what it may owe */
 	BOX_DEBT_MS = 120,
 	ROOT_STORES = 64,   /* a root table that is written more often is none any more */
 	ROOT_ENTRIES = 256, /* of the lower half */
@@ -448,37 +450,61 @@ static u64 count_entries(struct soft_cpu *c)
 	return c->tick_entries - before;
 }
 
-/* Has the address space shown, with one more tick, that a window will pay? */
-static bool is_hot(struct soft_cpu *c, u64 entries, bool cold)
+/* What a whole tick may have is in one of @ns at most: */
+static u64 share(u64 of_tick, u64 ns)
 {
-	if (may_have_box(c) && (cold || entries > BUSY))
+	return of_tick * MIN(ns, (u64)GUEST_TICK_NS) / GUEST_TICK_NS;
+}
+
+/* Has the address space shown, with one more tick, that a window will pay? */
+static bool is_hot(struct soft_cpu *c, u64 busy, u64 entries, bool cold)
+{
+	if (may_have_box(c) && (cold || entries > busy))
 		return cold;
 	return ++c->ctx->heat >= heat_wanted(c);
 }
 
-void window_tick(struct soft_cpu *c)
+/* While user code is translated that might run by itself, even if the kernel has just been called:
+ * @entries times since the last tick. */
+static void look_sooner(struct soft_cpu *c, u64 entries)
 {
-	u64 now = __builtin_ia32_rdtsc();
-	u64 entries;
-	bool cold;
-
-	if (tick_ns(c, now - c->tick_tsc) < TICK_NS)
+	if (c->ctx->window || c->ctx->cooling || !may_have_box(c) ||
+	    !(entries || may_have_window(c)))
 		return;
-	c->tick_tsc = now;
-	if (c->seed)
-		box_release(c->seed);
-	entries = count_entries(c);
-	cold = tick_ns(c, c->tick_translating) > COLD_NS;
+	soft_fpu_park(c);
+	ticker_ask(c);
+}
+
+static void take_tick(struct soft_cpu *c, u64 ns, u64 entries)
+{
+	bool cold = tick_ns(c, c->tick_translating) > share(COLD_NS, ns);
+
 	c->tick_translating = 0;
 	c->ctx->box_cooling -= c->ctx->box_cooling > 0;
 	if (c->ctx->window)
-		tick_window(c, c->ctx->window, now, entries, cold);
+		tick_window(c, c->ctx->window, c->tick_tsc, entries, cold);
 	else if (!may_have_window(c))
 		return;
 	else if (c->ctx->cooling)
 		c->ctx->cooling--;
-	else if (is_hot(c, entries, cold))
+	else if (is_hot(c, share(BUSY, ns), entries, cold))
 		promote(c);
+}
+
+void window_tick(struct soft_cpu *c)
+{
+	u64 now = __builtin_ia32_rdtsc(), ns = tick_ns(c, now - c->tick_tsc), entries;
+
+	if (ns < TICK_NS) {
+		look_sooner(c, 0);
+		return;
+	}
+	entries = count_entries(c);
+	c->tick_tsc = now;
+	if (c->seed)
+		box_release(c->seed);
+	take_tick(c, ns, entries);
+	look_sooner(c, entries);
 }
 
 bool window_is_due(const struct soft_cpu *c)
