@@ -97,16 +97,6 @@ void windows_code_stored(struct soft_vm *vm, u64 page)
 	(void)vm, (void)page;
 }
 
-void kernel_window_create(struct soft_cpu *c)
-{
-	(void)c;
-}
-
-void kernel_window_destroy(struct soft_cpu *c)
-{
-	(void)c;
-}
-
 void kernel_window_look(struct soft_cpu *c)
 {
 	(void)c;

@@ -112,7 +112,7 @@ static bool fill_window(struct soft_cpu *c, const greg_t *reg, u64 address)
 		insn_decode(&i, bytes, len, 64);
 		filled = i.len && window_fault(c, &i, r, address, reg[REG_ERR] & PF_WRITE);
 	}
-	if (b && !filled && !(c->mode & MODE_USER)) {
+	if (b && !filled && !(c->mode & MODE_USER) && atomic_load(&c->kernel_agrees)) {
 		pthread_mutex_lock(&c->vm->lock);
 		kernel_window_refuse(c, b);
 		pthread_mutex_unlock(&c->vm->lock);

@@ -13,125 +13,20 @@
 enum {
 	REGION_SHIFT = 30,
 	SLOT_SHIFT = 39,
+	STARTS = 16, /* anew, at most: its tables do not stay the same */
 	SLOTS_APART = 1 << (KERNEL_FOLD_BITS - SLOT_SHIFT),
 };
 
 #define LOWEST (64l * KIB) /* vm.mmap_min_addr */
 #define SPAN   (2 * KERNEL_WINDOW + WINDOW_DISP + (1l << 20) - LOWEST)
 
-void kernel_window_create(struct soft_cpu *c)
-{
-	const u32 flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE;
-	struct kernel_window *k;
-	long at;
-
-	if (!soft_uses(&c->vm->options, SOFT_KERNEL_WINDOW) || c->id)
-		return;
-	k = calloc(1, sizeof(*k));
-	if (!k)
-		return;
-	/* Not through a sanitizer, which would prepare shadows for all of it. */
-	at = raw_call(SYS_mmap, LOWEST, SPAN, PROT_NONE, flags, ~0ul, 0);
-	if (at != LOWEST) {
-		if (at > 0) /* a host that does not know MAP_FIXED_NOREPLACE */
-			raw_call(SYS_munmap, (u64)at, SPAN, 0, 0, 0, 0);
-		free(k);
-		return;
-	}
-	k->w.base = (u8 *)KERNEL_WINDOW;
-	k->w.fold = KERNEL_FOLD;
-	k->w.root = WINDOW_FREE;
-	k->w.fault = k->w.away = NO_PAGE;
-	c->kernel_window = k;
-}
-
-void kernel_window_destroy(struct soft_cpu *c)
-{
-	struct kernel_window *k = c->kernel_window;
-
-	if (!k)
-		return;
-	pthread_mutex_lock(&c->vm->lock);
-	c->kernel_window = NULL;
-	pthread_mutex_unlock(&c->vm->lock);
-	raw_call(SYS_munmap, LOWEST, SPAN, 0, 0, 0, 0);
-	free(k);
-}
-
-void kernel_window_leave(struct soft_cpu *c)
-{
-	if (c && c->kernel_window)
-		window_empty(c, &c->kernel_window->w);
-}
-
-static bool is_usable(const struct soft_cpu *c)
-{
-	const struct soft_vm *vm = c->vm;
-
-	return !c->cpl && (c->mode & (MODE_BITS | MODE_INTERPRET)) == MODE_BITS_64 &&
-	       c->cr4 & CR4_PGE && (c->rip | c->msr.lstar) >> 63 && vm->cpus == 1 &&
-	       vm->physmap->fd >= 0 && !vm->dirty_log && !c->kernel_window->w.is_void;
-}
-
-static void compare(struct soft_cpu *c)
-{
-	__typeof__(c->exc) exc = c->exc;
-
-	kernel_window_look(c);
-	if (c->kernel_window->w.stale)
-		window_revalidate(c, &c->kernel_window->w);
-	c->exc = exc;
-}
-
-void kernel_window_settle(struct soft_cpu *c)
-{
-	compare(c);
-	if (c->kernel_window->w.is_void)
-		soft_update_mode(c);
-}
-
-u32 kernel_window_mode(struct soft_cpu *c)
-{
-	if (!c->kernel_window || !is_usable(c))
-		return 0;
-	if (c->kernel_window->w.stale)
-		compare(c);
-	return c->kernel_window->w.is_void ? 0 : MODE_WINDOW;
-}
-
-void kernel_window_flush(struct soft_cpu *c)
-{
-	if (c->kernel_window && c->kernel_window->w.pages)
-		c->kernel_window->w.stale = true;
-}
-
-void kernel_window_flush_page(struct soft_cpu *c, gva_t gva)
-{
-	struct soft_window *w = kernel_window_of(c);
-	struct window_page *p;
-
-	if (!w || !w->pages || !(gva >> 63))
-		return;
-	kernel_window_look(c);
-	/* Pages of a larger one may be entered one by one. */
-	if (w->has_pieces && window_may_be_large(w, gva))
-		w->stale = true;
-	p = window_page_at(w, gva);
-	if (!p || !p->prot || (p->gva ^ gva) >> p->shift)
-		return;
-	soft_fpu_park(c);
-	pthread_mutex_lock(&c->vm->lock);
-	window_protect_page(c, w, p, PROT_NONE);
-	pthread_mutex_unlock(&c->vm->lock);
-}
-
 /* ---- tables that share places ---- */
 
 /* The table at @gpa, or NULL. */
-static const u64 *table_at(const struct soft_cpu *c, u64 gpa)
+static const u64 *table_at(const struct soft_vm *vm, u64 gpa)
 {
-	const gpa_t at = gpa & (BIT(c->vm->cpuid->phys_bits) - 1) & PAGE_MASK;
-	const struct physmap *pm = c->vm->physmap;
+	const gpa_t at = gpa & (BIT(vm->cpuid->phys_bits) - 1) & PAGE_MASK;
+	const struct physmap *pm = vm->physmap;
 
 	for (u32 i = 0; i < pm->count; i++)
 		if (at - pm->region[i].gpa < pm->region[i].size)
@@ -155,11 +50,11 @@ static bool has_any(const u64 *table, const u64 used[8])
 }
 
 /* Is anything mapped at the places of the regions @used of entry @slot of @root? */
-static bool is_shared(const struct soft_cpu *c, const u64 *root, u32 slot, const u64 used[8])
+static bool is_shared(const struct soft_vm *vm, const u64 *root, u32 slot, const u64 used[8])
 {
 	for (u32 other = SLOTS_APART; other < SLOTS; other += SLOTS_APART) {
 		u64 e = entry_of(root, SLOTS + (slot ^ other));
-		const u64 *table = e & PTE_P ? table_at(c, e) : NULL;
+		const u64 *table = e & PTE_P ? table_at(vm, e) : NULL;
 
 		if (e & PTE_P && (!table || has_any(table, used)))
 			return true;
@@ -167,40 +62,237 @@ static bool is_shared(const struct soft_cpu *c, const u64 *root, u32 slot, const
 	return false;
 }
 
-bool kernel_window_admits(struct soft_cpu *c, gva_t gva)
+/* What of a root table's entry decides what is behind it. */
+static u64 meaning(const struct soft_vm *vm, u64 entry)
 {
-	struct kernel_window *k = c->kernel_window;
-	const u64 *root = table_at(c, c->cr3);
-	u32 slot = (u32)(gva >> SLOT_SHIFT) % SLOTS, region = (u32)(gva >> REGION_SHIFT) % 512;
-	u64 used[8] = {0};
+	const u64 address = (BIT(vm->cpuid->phys_bits) - 1) & PAGE_MASK;
 
-	bitmap_set(used, region);
-	if (!root || is_shared(c, root, slot, used))
-		return false;
-	bitmap_set(k->slots, slot);
-	bitmap_set(k->regions[slot], region);
-	return true;
+	return entry & PTE_P ? entry & (address | PTE_P | PTE_RW | PTE_US | PTE_NX) : 0;
 }
 
-void kernel_window_look(struct soft_cpu *c)
+/* Has @root at @slot what those that use the window have, and nothing at the places of @used? */
+static bool has_slot(const struct soft_vm *vm, const u64 *root, u32 slot, const u64 used[8])
 {
-	struct kernel_window *k = c->kernel_window;
-	const u64 *root;
+	return meaning(vm, entry_of(root, SLOTS + slot)) == vm->kernel_window->entry[slot] &&
+	       !is_shared(vm, root, slot, used);
+}
 
-	if (!k || !k->w.pages || k->w.is_void)
-		return;
-	root = table_at(c, c->cr3);
+static bool has_all(const struct soft_vm *vm, const u64 *root)
+{
+	const struct kernel_window *k = vm->kernel_window;
+
 	for (u32 n = 0; n < ARRAY_SIZE(k->slots); n++)
 		for (u64 left = k->slots[n]; left; left &= left - 1) {
 			u32 slot = n * 64 + (u32)__builtin_ctzl(left);
 
-			if (root && !is_shared(c, root, slot, k->regions[slot]))
-				continue;
-			pthread_mutex_lock(&c->vm->lock);
-			window_shut(&k->w);
-			pthread_mutex_unlock(&c->vm->lock);
+			if (!has_slot(vm, root, slot, k->regions[slot]))
+				return false;
+		}
+	return true;
+}
+
+/*
+ * A vCPU says that it uses the window after its root table has changed and before it looks at the
+ * regions; who adds one looks at the others' root tables after that. So one of them sees the other.
+ */
+static void look(struct soft_cpu *c)
+{
+	const u64 *root = table_at(c->vm, c->cr3);
+
+	atomic_store(&c->kernel_agrees, true);
+	atomic_thread_fence(memory_order_seq_cst);
+	if (!root || !has_all(c->vm, root))
+		atomic_store(&c->kernel_agrees, false);
+}
+
+void kernel_window_look(struct soft_cpu *c)
+{
+	if (!c->vm->kernel_window)
+		return;
+	if (atomic_load(&c->kernel_agrees))
+		look(c);
+	else
+		c->kernel_mode = 0; /* SYSCALL may lead to another mode now */
+}
+
+/* Can the others that use the window have @used of @slot in it, too? */
+static bool others_have(const struct soft_cpu *c, u32 slot, const u64 used[8])
+{
+	const struct soft_vm *vm = c->vm;
+
+	for (u32 n = 0; n < vm->cpus; n++) {
+		const struct soft_cpu *other = vm->cpu[n];
+		const u64 *root;
+
+		if (!other || other == c || !atomic_load(&other->kernel_agrees))
+			continue;
+		root = table_at(vm, __atomic_load_n(&other->cr3, __ATOMIC_RELAXED));
+		if (!root || !has_slot(vm, root, slot, used))
+			return false;
+	}
+	return true;
+}
+
+bool kernel_window_admits(struct soft_cpu *c, gva_t gva)
+{
+	struct kernel_window *k = c->vm->kernel_window;
+	const u64 *root = table_at(c->vm, c->cr3);
+	u32 slot = (u32)(gva >> SLOT_SHIFT) % SLOTS, region = (u32)(gva >> REGION_SHIFT) % 512;
+	u64 used[8] = {0};
+	bool is_new = !bitmap_test(k->regions[slot], region);
+
+	if (!root)
+		return false;
+	if (!bitmap_test(k->slots, slot))
+		k->entry[slot] = meaning(c->vm, entry_of(root, SLOTS + slot));
+	bitmap_set(used, region);
+	bitmap_set(k->regions[slot], region);
+	bitmap_set(k->slots, slot);
+	atomic_thread_fence(memory_order_seq_cst);
+	if (has_slot(c->vm, root, slot, used) && (!is_new || others_have(c, slot, used)))
+		return true;
+	if (is_new)
+		bitmap_clear(k->regions[slot], region);
+	return false;
+}
+
+/* With nothing in it, for the root table that @c has. False: others use it, or it has been done too
+ * often. */
+static bool start_over(struct soft_cpu *c)
+{
+	struct kernel_window *k = c->vm->kernel_window;
+	bool can = true;
+
+	soft_fpu_park(c);
+	pthread_mutex_lock(&c->vm->lock);
+	for (u32 n = 0; n < c->vm->cpus; n++)
+		can &= !c->vm->cpu[n] || !atomic_load(&c->vm->cpu[n]->kernel_agrees);
+	can &= k->starts < STARTS;
+	if (can) {
+		k->starts++;
+		window_empty(c, &k->w);
+		soft_fill64(k->slots, 0, ARRAY_SIZE(k->slots));
+		soft_fill64(&k->regions[0][0], 0, sizeof(k->regions) / sizeof(u64));
+		atomic_store(&c->kernel_agrees, true);
+	}
+	pthread_mutex_unlock(&c->vm->lock);
+	return can;
+}
+
+/* ---- use ---- */
+
+void kernel_window_create(struct soft_vm *vm)
+{
+	const u32 flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE;
+	struct kernel_window *k;
+	long at;
+
+	if (!soft_uses(&vm->options, SOFT_KERNEL_WINDOW))
+		return;
+	k = calloc(1, sizeof(*k));
+	if (!k)
+		return;
+	/* Not through a sanitizer, which would prepare shadows for all of it. */
+	at = raw_call(SYS_mmap, LOWEST, SPAN, PROT_NONE, flags, ~0ul, 0);
+	if (at != LOWEST) {
+		if (at > 0) /* a host that does not know MAP_FIXED_NOREPLACE */
+			raw_call(SYS_munmap, (u64)at, SPAN, 0, 0, 0, 0);
+		free(k);
+		return;
+	}
+	k->w.base = (u8 *)KERNEL_WINDOW;
+	k->w.fold = KERNEL_FOLD;
+	k->w.root = WINDOW_FREE;
+	k->w.fault = k->w.away = NO_PAGE;
+	vm->kernel_window = k;
+}
+
+void kernel_window_destroy(struct soft_vm *vm)
+{
+	if (!vm->kernel_window)
+		return;
+	raw_call(SYS_munmap, LOWEST, SPAN, 0, 0, 0, 0);
+	free(vm->kernel_window);
+	vm->kernel_window = NULL;
+}
+
+void kernel_window_leave(struct soft_vm *vm)
+{
+	for (u32 n = 0; n < vm->cpus && vm->kernel_window; n++)
+		if (vm->cpu[n]) {
+			window_empty(vm->cpu[n], &vm->kernel_window->w);
 			return;
 		}
+}
+
+/* Stores by a kernel without CR0.WP reach pages that others must not store to. */
+static bool is_usable(const struct soft_cpu *c)
+{
+	const struct soft_vm *vm = c->vm;
+
+	return !c->cpl && (c->mode & (MODE_BITS | MODE_INTERPRET)) == MODE_BITS_64 &&
+	       c->cr0 & CR0_WP && c->cr4 & CR4_PGE && (c->rip | c->msr.lstar) >> 63 &&
+	       vm->physmap->fd >= 0 && !vm->dirty_log;
+}
+
+/* Compare all its pages with the guest's tables. */
+static void compare(struct soft_cpu *c)
+{
+	__typeof__(c->exc) exc = c->exc;
+
+	c->kernel_stale = false;
+	window_revalidate(c, &c->vm->kernel_window->w);
+	c->exc = exc;
+}
+
+void kernel_window_settle(struct soft_cpu *c)
+{
+	kernel_window_look(c);
+	if (!atomic_load(&c->kernel_agrees))
+		soft_update_mode(c);
+	else if (c->kernel_stale)
+		compare(c);
+}
+
+u32 kernel_window_mode(struct soft_cpu *c)
+{
+	if (!c->vm->kernel_window)
+		return 0;
+	if (!is_usable(c)) {
+		atomic_store(&c->kernel_agrees, false);
+		return 0;
+	}
+	if (!atomic_load(&c->kernel_agrees) || c->kernel_stale)
+		look(c);
+	if (!atomic_load(&c->kernel_agrees) && !start_over(c))
+		return 0;
+	if (c->kernel_stale)
+		compare(c);
+	return MODE_WINDOW;
+}
+
+void kernel_window_flush(struct soft_cpu *c)
+{
+	c->kernel_stale = c->vm->kernel_window;
+}
+
+void kernel_window_flush_page(struct soft_cpu *c, gva_t gva)
+{
+	struct soft_window *w = kernel_window_of(c->vm);
+	struct window_page *p;
+
+	if (!w || !(gva >> 63))
+		return;
+	kernel_window_look(c);
+	soft_fpu_park(c);
+	pthread_mutex_lock(&c->vm->lock);
+	/* Pages of a larger one may be entered one by one. */
+	if (w->has_pieces && window_may_be_large(w, gva))
+		c->kernel_stale = true;
+	p = w->pages ? window_page_at(w, gva) : NULL;
+	if (p && p->prot && !((p->gva ^ gva) >> p->shift))
+		window_protect_page(c, w, p, PROT_NONE);
+	pthread_mutex_unlock(&c->vm->lock);
 }
 
 /* ---- blocks ---- */
@@ -212,7 +304,7 @@ static u32 refused_bit(gpa_t pa)
 
 void kernel_window_refuse(struct soft_cpu *c, struct block *b)
 {
-	bitmap_set(c->kernel_window->refused, refused_bit(b->pa));
+	bitmap_set(c->vm->kernel_window->refused, refused_bit(b->pa));
 	if (!b->dead)
 		cache_drop(c->vm, b);
 }
@@ -220,5 +312,5 @@ void kernel_window_refuse(struct soft_cpu *c, struct block *b)
 bool kernel_window_refuses(const struct soft_cpu *c, gpa_t pa, u32 mode)
 {
 	return (mode & (MODE_WINDOW | MODE_USER)) == MODE_WINDOW &&
-	       bitmap_test(c->kernel_window->refused, refused_bit(pa));
+	       bitmap_test(c->vm->kernel_window->refused, refused_bit(pa));
 }

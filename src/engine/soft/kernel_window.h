@@ -2,11 +2,15 @@
  * The kernel's window: guest kernel memory mapped for the host's own MMU.
  *
  * Kernels map what they use most at addresses in the upper half that hold for all address spaces.
- * What is global there is mapped in a window (window.h) of the one vCPU, and kernel code in
- * MODE_WINDOW accesses it without looking anything up: a PEXT makes bit 47 and the lower
- * KERNEL_FOLD_BITS of an address into an address of the host. It leaves flags alone. Addresses of
- * the upper half come to KERNEL_WINDOW, those of the lower half (user memory) below, where nothing
- * is mapped.
+ * What is global there is mapped in a window (window.h), and kernel code in MODE_WINDOW accesses it
+ * without looking anything up: a PEXT makes bit 47 and the lower KERNEL_FOLD_BITS of an address
+ * into an address of the host. It leaves flags alone. Addresses of the upper half come to
+ * KERNEL_WINDOW, those of the lower half (user memory) below, where nothing is mapped.
+ *
+ * All vCPUs share it. What one of them maps there the others must have at the same address: those
+ * can use the window whose root tables have the same entries for what is in it, which is looked at
+ * whenever one loads a root table, and at all of them when a region comes to be in it. What one of
+ * them invalidates goes for all, and comes again for those that still have it.
  *
  * A block that met something that is not to be had there (user memory, devices, pages that are
  * watched) is refused: it is translated anew, with checks. That is noted by a hash of its address,
@@ -14,10 +18,11 @@
  *
  * Exactness. Addresses that differ in bits 45 and 46 only share a place. The guest's tables must
  * not map anything in both of two regions of 1 GiB that do so if the window has pages of one: that
- * is looked at whenever a root table is loaded or something is invalidated, and if so the window
- * goes for good. What remains is this: an access to memory that nothing is mapped at, or nothing
- * was at that time, or whose address is not canonical but has bit 47 set, reaches a page that is
- * mapped in its place instead of faulting.
+ * is looked at whenever a root table is loaded or something is invalidated, and if so the vCPU
+ * cannot use the window, unless nobody else does and it starts over with nothing. What remains is
+ * this: an access to memory that nothing is mapped at, or nothing was at that time, or whose
+ * address is not canonical but has bit 47 set, reaches a page that is mapped in its place instead
+ * of faulting.
  */
 #pragma once
 
@@ -35,28 +40,32 @@ enum {
 
 struct kernel_window {
 	struct soft_window w;
-	/* Where it has had pages: entries of the root table's upper half, and of the tables there.
+	/* Where it has had pages: entries of the root table's upper half, and of the tables there;
+	 * changed under vm->lock.
 	 */
 	u64 slots[SLOTS / 64], regions[SLOTS][8];
+	u64 entry[SLOTS];               /* what the root tables of those that use it have there */
+	u32 starts;                     /* how often it has started over */
 	u64 refused[REFUSED_BITS / 64]; /* hashed set of blocks */
 };
 
 /* Without one, if the host has the addresses in use. */
-void kernel_window_create(struct soft_cpu *c);
-void kernel_window_destroy(struct soft_cpu *c);
+void kernel_window_create(struct soft_vm *vm);
+/* When there are no vCPUs any more. */
+void kernel_window_destroy(struct soft_vm *vm);
 
-static inline struct soft_window *kernel_window_of(const struct soft_cpu *c)
+static inline struct soft_window *kernel_window_of(const struct soft_vm *vm)
 {
-	return c->kernel_window ? &c->kernel_window->w : NULL;
+	return vm->kernel_window ? &vm->kernel_window->w : NULL;
 }
 
 /* MODE_WINDOW if the kernel code that c->mode otherwise says can use it, else 0. */
 u32 kernel_window_mode(struct soft_cpu *c);
 
-/* Empty it, from any thread: the kernel is going to be translated with checks. vm->lock held. */
-void kernel_window_leave(struct soft_cpu *c);
+/* Empty it: the kernel is going to be translated with checks. vm->lock held. */
+void kernel_window_leave(struct soft_vm *vm);
 
-/* A page at @gva is about to be entered. False: not there. */
+/* A page at @gva is about to be entered. False: not there. vm->lock held. */
 bool kernel_window_admits(struct soft_cpu *c, gva_t gva);
 
 /* The root table is another one, or may have changed. */
@@ -67,10 +76,10 @@ void kernel_window_look(struct soft_cpu *c);
 void kernel_window_flush(struct soft_cpu *c);
 void kernel_window_flush_page(struct soft_cpu *c, gva_t gva);
 
-/* Before kernel code goes on that may have invalidated something. */
+/* Before kernel code goes on that may have invalidated something, or loaded a root table. */
 static inline bool kernel_window_is_due(const struct soft_cpu *c)
 {
-	return c->kernel_window && (c->kernel_window->w.stale || c->kernel_window->w.is_void) &&
+	return (c->kernel_stale || !c->kernel_agrees) &&
 	       (c->mode & (MODE_WINDOW | MODE_USER)) == MODE_WINDOW;
 }
 void kernel_window_settle(struct soft_cpu *c);
@@ -81,6 +90,7 @@ static inline bool kernel_window_has(u64 host)
 	return host < KERNEL_WINDOW * 2 + WINDOW_DISP;
 }
 
-/* Block @b is to be translated with checks from now on. vm->lock held. */
+/* Block @b, which met what is not to be had, is to be translated with checks from now on. vm->lock
+ * held. */
 void kernel_window_refuse(struct soft_cpu *c, struct block *b);
 bool kernel_window_refuses(const struct soft_cpu *c, gpa_t pa, u32 mode);

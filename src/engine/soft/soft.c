@@ -142,6 +142,7 @@ static void vm_free(struct soft_vm *vm)
 	reload_close(vm);
 	soft_cache_destroy(vm);
 	ticker_destroy(vm);
+	kernel_window_destroy(vm);
 	free((void *)vm->page_flags);
 	pthread_mutex_destroy(&vm->lock);
 	pthread_mutex_destroy(&vm->world);
@@ -175,6 +176,7 @@ static int soft_vm_create(const struct engine_config *config, struct engine_vm *
 		vm_free(vm);
 		return r;
 	}
+	kernel_window_create(vm);
 	reload_open(vm, config->cache_dir);
 	physmap_listen(vm->physmap, (struct physmap_listener){.written = written, .opaque = vm});
 	*out = (struct engine_vm *)vm;
@@ -221,8 +223,8 @@ static int soft_dirty_log(struct engine_vm *vm, bool on)
 
 	pthread_mutex_lock(&v->lock);
 	v->dirty_log = on;
-	for (u32 i = 0; i < v->cpus && on; i++)
-		kernel_window_leave(v->cpu[i]);
+	if (on)
+		kernel_window_leave(v);
 	for (u32 i = 0; i < pm->count; i++) {
 		const struct physmap_region *r = &pm->region[i];
 

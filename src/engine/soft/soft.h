@@ -439,7 +439,8 @@ struct soft_cpu {
 	bool places_local;         /* MOV CR3 may make some of them wrong */
 	struct soft_ctx *contexts; /* SOFT_CONTEXTS of them */
 	struct soft_window *window[SOFT_WINDOWS_MAX]; /* made as needed */
-	struct kernel_window *kernel_window;          /* NULL: none */
+	bool kernel_stale;           /* something was invalidated in the kernel's window */
+	_Atomic bool kernel_agrees;  /* it uses that, its root table has the same there */
 	struct box *seed;            /* what boxes are made from; NULL: there are none */
 	struct box *_Atomic running; /* the box that runs, or is about to */
 	u64 tick_entries;            /* what the kernel had been called for by then */
@@ -501,10 +502,11 @@ struct soft_vm {
 	u32 cpus;
 	u32 windows; /* of all vCPUs, not boxes; under lock */
 	struct box_crowd crowd;
-	struct ticker *ticker;   /* ticker.h; NULL: none */
-	bool is_confined;        /* no process can be made */
-	u64 xsave_mask;          /* XCR0 bits the host saves and restores */
-	u64 start_tsc, start_ns; /* when it was made: what a cycle is in time */
+	struct ticker *ticker;               /* ticker.h; NULL: none */
+	struct kernel_window *kernel_window; /* kernel_window.h; NULL: none */
+	bool is_confined;                    /* no process can be made */
+	u64 xsave_mask;                      /* XCR0 bits the host saves and restores */
+	u64 start_tsc, start_ns;             /* when it was made: what a cycle is in time */
 };
 
 /* The @i-th context of SOFT_CONTEXTS_ALL; NULL for one of a window that has not been made. */

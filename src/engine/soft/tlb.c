@@ -399,7 +399,6 @@ int soft_contexts_init(struct soft_cpu *c)
 	for (u32 i = 0; i < SOFT_CONTEXTS; i++)
 		c->contexts[i].cr3 = CTX_FREE;
 	half_prepare(c, &c->super);
-	kernel_window_create(c);
 	soft_load_cr3(c, c->cr3, true);
 	return 0;
 }
@@ -407,7 +406,6 @@ int soft_contexts_init(struct soft_cpu *c)
 void soft_contexts_destroy(struct soft_cpu *c)
 {
 	windows_destroy(c);
-	kernel_window_destroy(c);
 	direct_destroy(c);
 	if (c->contexts)
 		munmap(c->contexts, CTX_BYTES);

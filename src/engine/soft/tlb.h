@@ -96,6 +96,11 @@ static inline void bitmap_set(u64 *map, u32 bit)
 	__atomic_store_n(&map[bit / 64], map[bit / 64] | BIT(bit % 64), __ATOMIC_RELAXED);
 }
 
+static inline void bitmap_clear(u64 *map, u32 bit)
+{
+	map[bit / 64] &= ~BIT(bit % 64);
+}
+
 static inline bool bitmap_test(const u64 *map, u32 bit)
 {
 	return __atomic_load_n(&map[bit / 64], __ATOMIC_RELAXED) & BIT(bit % 64);

@@ -61,7 +61,7 @@ static void spend(struct soft_cpu *c, struct soft_window *w, u64 start)
 
 	if (w->box)
 		direct_account(c, w, cycles, 0);
-	else
+	else if (w->ctx) /* and not the kernel's, which is not judged */
 		w->spent += cycles;
 	c->counters[COUNT_WINDOW_CYCLES] += cycles;
 }
@@ -648,20 +648,30 @@ u32 window_mode(struct soft_cpu *c)
 	return w->box ? direct_mode(c, w) : MODE_WINDOW;
 }
 
-/* Each mapping of each window. vm->lock held. */
-static void for_each_page(struct soft_vm *vm, u64 host,
-			  void (*what)(struct soft_cpu *c, struct soft_window *w,
-				       struct window_page *p, u64 host))
-{
-	for (u32 n = 0; n < vm->cpus; n++)
-		for (u32 i = 0; vm->cpu[n] && i <= SOFT_WINDOWS_MAX; i++) {
-			struct soft_window *w = i < SOFT_WINDOWS_MAX ? vm->cpu[n]->window[i]
-								     : kernel_window_of(vm->cpu[n]);
+typedef void window_change(struct soft_cpu *c, struct soft_window *w, struct window_page *p,
+			   u64 host);
 
-			for (u32 k = 0; w && !w->is_void && k < w->pages; k++)
-				if (host - w->page[k].host < window_page_size(&w->page[k]))
-					what(vm->cpu[n], w, &w->page[k], host);
-		}
+/* Each mapping of @host in @w, which may be NULL. */
+static void for_each_in(struct soft_cpu *c, struct soft_window *w, u64 host, window_change *what)
+{
+	for (u32 k = 0; w && !w->is_void && k < w->pages; k++)
+		if (host - w->page[k].host < window_page_size(&w->page[k]))
+			what(c, w, &w->page[k], host);
+}
+
+/* ... in each window, the kernel's being anybody's. vm->lock held. */
+static void for_each_page(struct soft_vm *vm, u64 host, window_change *what)
+{
+	struct soft_window *kernel = kernel_window_of(vm);
+
+	for (u32 n = 0; n < vm->cpus; n++) {
+		if (!vm->cpu[n])
+			continue;
+		for (u32 i = 0; i < SOFT_WINDOWS_MAX; i++)
+			for_each_in(vm->cpu[n], vm->cpu[n]->window[i], host, what);
+		for_each_in(vm->cpu[n], kernel, host, what);
+		kernel = NULL;
+	}
 }
 
 /* What a box may still do until it stops, world.c knows. */
@@ -790,14 +800,15 @@ static bool map_for(struct soft_cpu *c, struct soft_window *w, gva_t gva, bool w
 bool window_fault(struct soft_cpu *c, const struct insn *i, const u64 r[GPR_COUNT], u64 host,
 		  bool write)
 {
-	struct soft_window *w = c->mode & MODE_USER ? c->ctx->window : kernel_window_of(c);
+	struct soft_window *w = c->mode & MODE_USER ? c->ctx->window : kernel_window_of(c->vm);
 	__typeof__(c->exc) exc = c->exc;
 	u64 place = host - (u64)w->base, start = __builtin_ia32_rdtsc();
 	bool mapped = false;
 	gva_t gva;
 
 	c->counters[COUNT_WINDOW_FAULTS]++;
-	w->spent += c->vm->cpuid->tsc_hz * FAULT_NS / 1000000000;
+	if (w->ctx)
+		w->spent += c->vm->cpuid->tsc_hz * FAULT_NS / 1000000000;
 	if (place > w->fold || !find_address(c, w, i, r, place, &gva) || !soft_canonical(gva) ||
 	    gva >> 63 != !w->ctx)
 		return false;

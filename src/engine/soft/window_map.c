@@ -191,21 +191,21 @@ static void window_note_writable(struct soft_vm *vm, u64 page, u64 count)
 		atomic_fetch_or(&vm->page_flags[page + n], PAGE_IN_WINDOW);
 }
 
-/* Watched pages of what was just mapped as @m are not to be stored to. */
-static bool spare_watched(struct soft_vm *vm, struct soft_window *w, u64 page,
-			  const struct window_mapping *m)
+/* What was just mapped as @m for reading may be stored to where it is not watched. */
+static bool allow_unwatched(struct soft_vm *vm, struct soft_window *w, u64 page,
+			    const struct window_mapping *m)
 {
-	const u64 count = m->writable && m->shift > PAGE_SHIFT ? 1ul << (m->shift - PAGE_SHIFT) : 0;
+	const u64 count = 1ul << (m->shift - PAGE_SHIFT);
 	bool done = true;
 
-	for (u64 n = 0, end; n < count && done; n = end + 1) {
-		while (n < count && !window_any_is_watched(vm, page + n, 1))
+	for (u64 n = 0, end; n < count && done; n = end) {
+		while (n < count && window_any_is_watched(vm, page + n, 1))
 			n++;
-		for (end = n; end < count && window_any_is_watched(vm, page + end, 1);)
+		for (end = n; end < count && !window_any_is_watched(vm, page + end, 1);)
 			end++;
 		if (n < count)
 			done = window_set_prot(w, m->gva + (n << PAGE_SHIFT),
-					       (end - n) << PAGE_SHIFT, PROT_READ);
+					       (end - n) << PAGE_SHIFT, PROT_READ | PROT_WRITE);
 	}
 	return done;
 }
@@ -240,12 +240,49 @@ static bool make_room(struct soft_cpu *c, struct soft_window *w)
 	return !w->is_full;
 }
 
+/* Map @p of @w, or have it mapped, as @m says, which has @prot. False: the host refused. */
+static bool set_page(struct soft_cpu *c, struct soft_window *w, const struct window_page *p,
+		     const struct window_mapping *m, u8 prot)
+{
+	const struct physmap_region *r = window_region(c->vm, m->host);
+	const u64 page = window_page_index(r, m->host), size = 1ul << m->shift;
+	bool in_part = m->writable && m->shift > PAGE_SHIFT &&
+		       window_any_is_watched(c->vm, page, size >> PAGE_SHIFT);
+	bool done;
+
+	if (in_part) /* others may be storing to it already */
+		prot &= (u8)~PROT_WRITE;
+	if (p->prot && p->host == m->host && p->gva == m->gva)
+		done = window_set_prot(w, m->gva, size, prot);
+	else
+		done = set_mapping(w, m->gva, size, prot, c->vm->physmap->fd,
+				   r->gpa + (m->host - (u64)r->hva));
+	return done && (!in_part || allow_unwatched(c->vm, w, page, m));
+}
+
+/* The entry for @m, a new one if there is none; NULL: no room. */
+static struct window_page *get_entry(struct soft_cpu *c, struct soft_window *w,
+				     const struct window_mapping *m)
+{
+	u16 *place = place_of(w, m->gva, m->shift);
+
+	if (!*place && w->pages == WINDOW_PAGES) {
+		if (!make_room(c, w))
+			return NULL;
+		place = place_of(w, m->gva, m->shift);
+	}
+	if (!*place) {
+		w->page[w->pages] = (struct window_page){.gva = m->gva, .shift = m->shift};
+		*place = (u16)++w->pages;
+	}
+	return &w->page[*place - 1];
+}
+
 /* Enter and map. vm->lock held. False: no room, or the place is taken. */
 bool window_enter(struct soft_cpu *c, struct soft_window *w, struct window_mapping m)
 {
 	const struct physmap_region *r = window_region(c->vm, m.host);
 	struct window_page *p;
-	u16 *place;
 	u8 prot;
 
 	if (!r || w->is_void)
@@ -253,18 +290,8 @@ bool window_enter(struct soft_cpu *c, struct soft_window *w, struct window_mappi
 	if (!widen(c->vm, w, r, &m) &&
 	    window_any_is_watched(c->vm, window_page_index(r, m.host), 1))
 		m.writable = false;
-	place = place_of(w, m.gva, m.shift);
-	if (!*place && w->pages == WINDOW_PAGES) {
-		if (!make_room(c, w))
-			return false;
-		place = place_of(w, m.gva, m.shift);
-	}
-	if (!*place) {
-		w->page[w->pages] = (struct window_page){.gva = m.gva, .shift = m.shift};
-		*place = (u16)++w->pages;
-	}
-	p = &w->page[*place - 1];
-	if (p->gva != m.gva && p->prot)
+	p = get_entry(c, w, &m);
+	if (!p || (p->gva != m.gva && p->prot))
 		return false;
 	prot = PROT_READ | (m.writable ? PROT_WRITE : 0) | m.exec;
 	if (p->prot & PROT_EXEC && p->host == m.host && !m.writable)
@@ -275,11 +302,7 @@ bool window_enter(struct soft_cpu *c, struct soft_window *w, struct window_mappi
 	w->has_pieces |= m.page_shift > m.shift && m.shift == PAGE_SHIFT;
 	if (m.page_shift > PAGE_SHIFT)
 		bitmap_set(w->large, (m.gva >> LARGE_SHIFT) % (64 * ARRAY_SIZE(w->large)));
-	if ((p->prot && p->host == m.host && p->gva == m.gva
-		     ? !window_set_prot(w, m.gva, 1ul << m.shift, prot)
-		     : !set_mapping(w, m.gva, 1ul << m.shift, prot, c->vm->physmap->fd,
-				    r->gpa + (m.host - (u64)r->hva))) ||
-	    !spare_watched(c->vm, w, window_page_index(r, m.host), &m)) {
+	if (!set_page(c, w, p, &m, prot)) {
 		window_give_way(c, w); /* who knows what is there now */
 		return false;
 	}
