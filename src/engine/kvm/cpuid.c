@@ -160,17 +160,17 @@ bool kvm_has_paravirt(const struct kvm_vm *vm)
 
 /*
  * It accounts for the time a vCPU waits, and leaves TLB flushes to those that do. To wake and to
- * interrupt vCPUs it has to have their local APICs. @offered: by KVM_GET_SUPPORTED_CPUID.
+ * interrupt vCPUs it has to have their local APICs.
  */
-static u32 paravirt_features(const struct kvm_vm *vm, u32 offered)
+u32 kvm_cpuid_paravirt(const struct kvm_vm *vm, const struct kvm_host *host)
 {
 	const u32 steal_time = 1u << 5, unhalt = 1u << 7, tlb_flush = 1u << 9, send_ipi = 1u << 11,
 		  sched_yield = 1u << 13;
 
-	if (!kvm_has_paravirt(vm) || !(offered & steal_time))
+	if (!kvm_has_paravirt(vm) || !(host->paravirt & steal_time))
 		return 0;
-	return offered & (steal_time | tlb_flush |
-			  (vm->options.kernel_chips ? unhalt | send_ipi | sched_yield : 0));
+	return host->paravirt & (steal_time | tlb_flush |
+				 (vm->options.kernel_chips ? unhalt | send_ipi | sched_yield : 0));
 }
 
 /* What the guest reads there is the kernel's: it answers. */
@@ -186,35 +186,22 @@ static void limit_capabilities(int device, struct cpuid_model *m)
 	m->arch_capabilities = kvm_ioctl(device, KVM_GET_MSRS, &list) == 1 ? list.entry.data : 0;
 }
 
-int kvm_cpuid_limit(int device, struct cpuid_model *m, struct err *e)
+int kvm_cpuid_limit(struct kvm_host *host, struct cpuid_model *m, struct err *e)
 {
 	struct cpuid_list *list = calloc(1, sizeof(*list));
 	int r;
 
 	if (!list)
 		return err_set(e, -ENOMEM, "out of memory");
-	r = get_supported(device, list, e);
+	r = get_supported(host->device, list, e);
 	if (!r) {
+		host->paravirt = supported(list, 0x40000001, 0, EAX);
 		limit_features(m, list);
 		limit_xsave(m, list);
 		limit_address(m, list);
 		limit_clock(m);
-		limit_capabilities(device, m);
+		limit_capabilities(host->device, m);
 	}
-	free(list);
-	return r;
-}
-
-int kvm_cpuid_find_paravirt(struct kvm_vm *vm, struct err *e)
-{
-	struct cpuid_list *list = calloc(1, sizeof(*list));
-	int r;
-
-	if (!list)
-		return err_set(e, -ENOMEM, "out of memory");
-	r = get_supported(vm->device, list, e);
-	if (!r)
-		vm->paravirt = paravirt_features(vm, supported(list, 0x40000001, 0, EAX));
 	free(list);
 	return r;
 }

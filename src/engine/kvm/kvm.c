@@ -104,11 +104,6 @@ static int check_device(int device, struct err *e)
 	return 0;
 }
 
-/* The device file. */
-struct kvm_host {
-	int device;
-};
-
 static struct kvm_host *host_of(struct engine_host *host)
 {
 	return (struct kvm_host *)host;
@@ -153,7 +148,7 @@ static int kvm_probe(struct err *e)
 
 static int kvm_limit(struct engine_host *host, struct cpuid_model *m, struct err *e)
 {
-	return kvm_cpuid_limit(host_of(host)->device, m, e);
+	return kvm_cpuid_limit(host_of(host), m, e);
 }
 
 /* ---- virtual machines ---- */
@@ -229,14 +224,14 @@ static int vm_init(struct kvm_vm *vm, struct engine_host *host, struct err *e)
 
 	if (r)
 		return r;
-	vm->device = host_of(host ? host : vm->own_host)->device;
-	r = kvm_kick_init(e);
-	if (!r && !host)
-		r = kvm_cpuid_limit(vm->device, vm->cpuid, e);
-	if (!r && kvm_has_paravirt(vm))
-		r = kvm_cpuid_find_paravirt(vm, e);
+	if (!host)
+		r = kvm_cpuid_limit(host_of(vm->own_host), vm->cpuid, e);
+	if (!r)
+		r = kvm_kick_init(e);
 	if (r)
 		return r;
+	vm->device = host_of(host ? host : vm->own_host)->device;
+	vm->paravirt = kvm_cpuid_paravirt(vm, host_of(host ? host : vm->own_host));
 	r = vm->fd = create_fd(vm->device, e);
 	return r < 0 ? r : set_up(vm, e);
 }

@@ -63,6 +63,12 @@ struct kvm_chips {
 	u32 events;
 };
 
+/* The device file, and what the kernel said there. */
+struct kvm_host {
+	int device;
+	u32 paravirt; /* features of leaf 0x40000001 that it has; set by kvm_cpuid_limit() */
+};
+
 struct kvm_vm {
 	struct engine_host *own_host; /* NULL: the caller's */
 	int device, fd;
@@ -146,10 +152,10 @@ void kvm_chips_destroy(struct kvm_vm *vm);
 const struct engine_chips *kvm_chips(struct engine_vm *vm);
 
 /* cpuid.c: take from @m what the kernel cannot do, and add what mitigates for real. */
-int kvm_cpuid_limit(int device, struct cpuid_model *m, struct err *e);
+int kvm_cpuid_limit(struct kvm_host *host, struct cpuid_model *m, struct err *e);
 int kvm_cpuid_set(struct kvm_vcpu *v, struct err *e);
-/* Sets vm->paravirt. */
-int kvm_cpuid_find_paravirt(struct kvm_vm *vm, struct err *e);
+/* Which features of leaf 0x40000001 @vm offers of those that the kernel has. */
+u32 kvm_cpuid_paravirt(const struct kvm_vm *vm, const struct kvm_host *host);
 /* Are guests offered what the kernel does for those that know about it? No other engine could go on
  * with them. */
 bool kvm_has_paravirt(const struct kvm_vm *vm);
