@@ -67,8 +67,8 @@ struct vm_exit {
 
 /* Called by the engine on the vCPU's thread for a new or changed memory layout. */
 struct engine_config {
-	/* Borrowed, outlives the VM; @cpuid has been through cpuid_limit() with it. NULL: the VM
-	 * opens its own, and limits. */
+	/* Borrowed, outlives the VM; @cpuid has been through cpuid_limit() with it, if anybody asks
+	 * what is in it. NULL: the VM opens its own, and limits. */
 	struct engine_host *host;
 	struct physmap *physmap;   /* borrowed; outlives the VM */
 	struct cpuid_model *cpuid; /* borrowed; outlives the VM */
@@ -240,8 +240,8 @@ struct engine_ops {
 /* In order of preference; ends with NULL. */
 extern const struct engine_ops *const engines[];
 
-/* The engine called @name, or NULL. */
 /* trim_thread() of all engines but @used, which may be NULL. */
 void engines_trim_thread(const struct engine_ops *used);
 
+/* The engine called @name, or NULL. */
 const struct engine_ops *engine_by_name(const char *name);
