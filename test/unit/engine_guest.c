@@ -224,3 +224,18 @@ u64 guest_count(const struct guest *g, u32 vector)
 {
 	return guest_get(g, COUNTS_AT + 8 * vector);
 }
+
+/* Among what such an emulator lacks is STMXCSR. */
+CODE(stmxcsr, "stmxcsr 0x100000; hlt");
+
+bool guest_ring0_is_emulated(const struct engine_ops *engine)
+{
+	struct guest *g = guest_new(engine);
+	struct vm_exit x = {0};
+	bool r;
+
+	guest_load(g, CODE_OF(stmxcsr));
+	r = engine->run(g->cpu, &x) || x.type == EXIT_ERROR;
+	guest_free(g);
+	return r;
+}

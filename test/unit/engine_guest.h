@@ -55,6 +55,10 @@ void guest_forgive_lost_shadows(void);
 /* Both engines. False when one cannot run on this host, and why on standard output. */
 bool guest_both_engines(const struct engine_ops **soft, const struct engine_ops **kvm);
 
+/* Does @engine stand on a KVM that does not run ring 0 on the processor? Its emulator lacks much.
+ */
+bool guest_ring0_is_emulated(const struct engine_ops *engine);
+
 /* Code to CODE_AT, and the CPU to its start at CPL 0. */
 void guest_load(struct guest *g, const u8 *code, u32 len);
 

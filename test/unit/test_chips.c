@@ -504,23 +504,6 @@ static void sdm3_11_5_4_1_deadline_passes(void **state)
 	guest_free(g);
 }
 
-/* ---- which engine ---- */
-
-CODE(stmxcsr, "stmxcsr 0x100000; hlt");
-
-/* See test_engine.c. */
-static bool ring0_is_emulated(void)
-{
-	struct guest *g = guest_new(engine);
-	struct vm_exit x = {0};
-	bool r;
-
-	guest_load(g, CODE_OF(stmxcsr));
-	r = engine->run(g->cpu, &x) || x.type == EXIT_ERROR;
-	guest_free(g);
-	return r;
-}
-
 int main(int argc, char **argv)
 {
 	const struct CMUnitTest everywhere[] = {
@@ -558,7 +541,7 @@ int main(int argc, char **argv)
 		guest_forgive_lost_shadows();
 	alarm(30); /* what is never delivered is waited for inside the engine */
 	failed = cmocka_run_group_tests_name(name, everywhere, NULL, NULL);
-	if (ring0_is_emulated())
+	if (guest_ring0_is_emulated(engine))
 		printf("%s: ring 0 is emulated here, %zu cases left out\n", name,
 		       ARRAY_SIZE(on_processors));
 	else

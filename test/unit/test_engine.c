@@ -908,21 +908,6 @@ static void impossible_state_is_refused(void **state)
 	guest_free(g);
 }
 
-/* ---- which engine ---- */
-
-/* The emulator of a KVM that does not run ring 0 on the processor lacks LDMXCSR. */
-CODE(stmxcsr, "stmxcsr 0x100000; hlt");
-
-static bool ring0_is_emulated(void)
-{
-	struct guest *g = fresh(CODE_OF(stmxcsr));
-	struct vm_exit x = {0};
-	bool r = engine->run(g->cpu, &x) || x.type == EXIT_ERROR;
-
-	guest_free(g);
-	return r;
-}
-
 int main(int argc, char **argv)
 {
 	const struct CMUnitTest everywhere[] = {
@@ -973,7 +958,7 @@ int main(int argc, char **argv)
 		return 77;
 	}
 	failed = cmocka_run_group_tests_name(name, everywhere, NULL, NULL);
-	if (ring0_is_emulated())
+	if (guest_ring0_is_emulated(engine))
 		printf("%s: ring 0 is emulated here, %zu cases left out\n", name,
 		       ARRAY_SIZE(on_processors));
 	else

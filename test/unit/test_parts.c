@@ -142,19 +142,6 @@ static void kvmclock_goes(void **state)
 	guest_free(g);
 }
 
-/* The emulator of a KVM that does not run ring 0 on the processor lacks LDMXCSR, and windows. */
-CODE(stmxcsr, "stmxcsr 0x100000; hlt");
-
-static bool ring0_is_emulated(void)
-{
-	struct guest *g = fresh(CODE_OF(stmxcsr));
-	struct vm_exit x = {0};
-	bool r = engine->run(g->cpu, &x) || x.type == EXIT_ERROR;
-
-	guest_free(g);
-	return r;
-}
-
 int main(int argc, char **argv)
 {
 	const struct CMUnitTest everywhere[] = {
@@ -178,7 +165,7 @@ int main(int argc, char **argv)
 	}
 	shadow_is_lost = argc > 2 && !strcmp(argv[2], "no-sti-shadow");
 	failed = cmocka_run_group_tests_name(name, everywhere, NULL, NULL);
-	if (ring0_is_emulated()) {
+	if (guest_ring0_is_emulated(engine)) {
 		printf("%s: ring 0 is emulated here, windows and shadows are left out\n", name);
 		return failed;
 	}
