@@ -385,17 +385,16 @@ static void state_survives_save_and_load(void **state)
 
 static void loaded_state_is_checked(void **state)
 {
+	static const u16 bad_sizes[] = {3, 128, 0};
 	struct fixture *f = *state;
 	struct virtio_device *d = &f->rng.virtio;
 
+	for (u32 i = 0; i < ARRAY_SIZE(bad_sizes); i++) {
+		test_driver_start(&f->t, &f->m, d, ~0ul);
+		d->queue[0].size = bad_sizes[i];
+		assert_int_equal(virtio_loaded(&f->rng, NULL), -EINVAL);
+	}
 	test_driver_start(&f->t, &f->m, d, ~0ul);
-	d->queue[0].size = 3;
-	assert_int_equal(virtio_loaded(&f->rng, NULL), -EINVAL);
-	d->queue[0].size = 128;
-	assert_int_equal(virtio_loaded(&f->rng, NULL), -EINVAL);
-	d->queue[0].size = 0;
-	assert_int_equal(virtio_loaded(&f->rng, NULL), -EINVAL);
-	d->queue[0].size = 64;
 	d->queue[0].used_gpa = TEST_ECAM;
 	assert_int_equal(virtio_loaded(&f->rng, NULL), -EINVAL);
 	test_driver_start(&f->t, &f->m, d, ~0ul);
@@ -403,6 +402,29 @@ static void loaded_state_is_checked(void **state)
 	assert_int_equal(virtio_loaded(&f->rng, NULL), -EINVAL);
 	test_driver_start(&f->t, &f->m, d, ~0ul);
 	ask(f);
+}
+
+/* Its rings were never mapped. */
+static void refused_state_leaves_queues_off(void **state)
+{
+	struct fixture *f = *state;
+	struct virtio_device *d = &f->rng.virtio;
+	struct device_buf saved = {0};
+	u64 used;
+
+	test_driver_start(&f->t, &f->m, d, ~0ul);
+	ask(f);
+	d->features |= 1;
+	assert_int_equal(device_save(&virtio_rng_ops, &f->rng, &saved), 0);
+	virtio_reset(&f->rng);
+	assert_int_equal(device_load(&virtio_rng_ops, &f->rng, saved.data, saved.len, &used, NULL),
+			 -EINVAL);
+	virtio_publish(d, 0);
+	virtio_notify(d, 0);
+	virtio_reset(&f->rng);
+	test_driver_start(&f->t, &f->m, d, ~0ul);
+	ask(f);
+	device_buf_free(&saved);
 }
 
 int main(void)
@@ -423,6 +445,7 @@ int main(void)
 		cmocka_unit_test(every_register_survives_every_access),
 		cmocka_unit_test(state_survives_save_and_load),
 		cmocka_unit_test(loaded_state_is_checked),
+		cmocka_unit_test(refused_state_leaves_queues_off),
 	};
 
 	return cmocka_run_group_tests(tests, setup, teardown);

@@ -231,11 +231,8 @@ static bool queue_state_is_valid(const struct virtqueue *vq)
 	       (vq->size || !vq->enabled);
 }
 
-/* @dev is a device type's instance, whose first member is the struct virtio_device. */
-int virtio_loaded(void *dev, struct err *e)
+static int enable_saved_queues(struct virtio_device *d, struct err *e)
 {
-	struct virtio_device *d = dev;
-
 	if (d->status & VIRTIO_FEATURES_OK && !features_acceptable(d))
 		return err_set(e, -EINVAL, "%s: saved features %#lx are not offered here",
 			       d->ops->name, d->features);
@@ -251,4 +248,16 @@ int virtio_loaded(void *dev, struct err *e)
 				       vq->broken);
 	}
 	return 0;
+}
+
+/* @dev is a device type's instance, whose first member is the struct virtio_device. */
+int virtio_loaded(void *dev, struct err *e)
+{
+	struct virtio_device *d = dev;
+	int r = enable_saved_queues(d, e);
+
+	/* What is refused is reset next: nobody may take a queue for enabled that has no rings. */
+	for (u32 q = 0; r && q < VIRTIO_QUEUES; q++)
+		d->queue[q].enabled = false;
+	return r;
 }
