@@ -2,8 +2,7 @@
 """Four processors under stress in a Debian guest: test/system/stress.py [SECONDS]
 
 Not part of "make test" ("make stress", 10 minutes by default). stress-ng loads processors, memory, futexes and
-fork for the whole time and verifies what they compute; then a C project of forty files is built by "make -j4", three
-times, and the program must print what the one built without optimization, a file at a time, printed.
+fork for the whole time and verifies what they compute; then a C project (test/guest/project.sh) is built by "make -j4".
 """
 
 import base64
@@ -15,23 +14,7 @@ import sys
 import guest
 
 CPUS = 4
-
-PROJECT = r"""
-mkdir /tmp/tree && cd /tmp/tree || exit 1
-for i in $(seq 40); do
-	echo "unsigned f$i(unsigned a){unsigned s=a;for(unsigned i=0;i<a;i++){s+=i*$i;if(s>$i)s-=s%7;else s^=i<<2;}return s;}" >f$i.c
-done
-(echo '#include <stdio.h>'; seq 40 | sed 's/.*/unsigned f&(unsigned);/'
- echo 'int main(void){unsigned t=0;'; seq 40 | sed 's/.*/t=t*31+f&(&+50);/'; echo 'printf("%u",t);}') >main.c
-(echo 'OBJECTS := $(patsubst %.c,%.o,$(wildcard *.c))'; echo 'all: $(OBJECTS); gcc -o all $(OBJECTS)'
- echo '%.o: %.c; gcc $(OPT) -c $< -o $@') >Makefile
-make -s OPT=-O0 && ./all >expected || exit 1
-for i in 1 2 3; do
-	rm -f *.o all
-	make -s -j4 OPT=-O2 && ./all | cmp - expected || exit 1
-done
-echo "project: $(cat expected)"
-"""
+FILES, BUILDS = 40, 3
 
 
 def stress(console, seconds):
@@ -45,11 +28,12 @@ def stress(console, seconds):
     return done
 
 
-def script(console, name, text):
-    """Run a shell script in the guest; a shell that edits its line would take a tab for a wish."""
-    coded = base64.encodebytes(text.encode()).decode()
+def script(console, name, arguments):
+    """Run a shell script of test/guest; a shell that edits its line would take a tab for a wish."""
+    with open(os.path.join(guest.ROOT, f"test/guest/{name}.sh"), "rb") as file:
+        coded = base64.encodebytes(file.read()).decode()
     console.command(f"base64 -d >/tmp/{name} <<END\n{coded}END\ntrue", 60)
-    return console.command(f"sh /tmp/{name}", 900)
+    return console.command(f"sh /tmp/{name} {arguments}", 900)
 
 
 def main():
@@ -64,7 +48,7 @@ def main():
         console.command("mount -t tmpfs tmp /tmp; stty -echo", 60)
         done = stress(console, seconds)
         print(f"stress: {seconds} s:", ", ".join(f"{name} {count}" for name, count in done.items()), flush=True)
-        project = script(console, "project", PROJECT)
+        project = script(console, "project", f"{FILES} {BUILDS}")
         log = re.findall(r"^K: (.*)", console.command("dmesg --level=emerg,alert,crit,err | sed 's/^/K: /'"), re.M)
         console.send("poweroff\n")
         status = console.wait(120)
