@@ -287,6 +287,36 @@ static void fault_across_pages(void)
 	expect_eq(s.rcx, 2);
 }
 
+/* Is the page of the destination at @at dirty? Then it is clean from now on. */
+static bool was_dirty(u64 at)
+{
+	u64 *pte = page_entry(at, 1);
+	bool dirty = *pte & PTE_D;
+
+	*pte &= ~PTE_D;
+	invlpg((void *)at);
+	return dirty;
+}
+
+/* What faults at the source has stored nothing. */
+static void clean_pages(void)
+{
+	struct state s;
+
+	make_areas();
+	page_map(from + PAGE_SIZE, 0, 0);
+	for (u64 i = 0; i < 4; i++)
+		was_dirty(to + i * PAGE_SIZE);
+	s = string(movsb, from + PAGE_SIZE, to, 10);
+	expect_trap(&s, VEC_PF, PF_U, movsb_at);
+	expect_eq(was_dirty(to), false);
+	s = string(movsb, from + 10, to + 2 * PAGE_SIZE, PAGE_SIZE);
+	expect_trap(&s, VEC_PF, PF_U, movsb_at);
+	expect_eq(s.rcx, 10);
+	expect_eq(was_dirty(to + 2 * PAGE_SIZE), true);
+	expect_eq(was_dirty(to + 3 * PAGE_SIZE), false);
+}
+
 /* At the very end of a page that is followed by nothing. */
 static void to_the_last_byte(void)
 {
@@ -517,6 +547,7 @@ const struct test tests[] = {
 	{"DF = 1", "SDM vol. 2, MOVS", downwards, NULL},
 	{"#PF in the middle", "SDM vol. 2, REP", fault_in_the_middle, NULL},
 	{"#PF in the middle of an element", "SDM vol. 2, REP", fault_across_pages, NULL},
+	{"Dirty flags of what is not stored", "SDM vol. 3, 4.8", clean_pages, NULL},
 	{"To the last byte of a page", "SDM vol. 2, REP", to_the_last_byte, NULL},
 	{"CMPS", "SDM vol. 2, CMPS", compares, NULL},
 	{"SCAS", "SDM vol. 2, SCAS", scans, NULL},

@@ -511,14 +511,18 @@ static u64 run_length(const struct soft_half *h, gva_t gva, bool write, u64 want
 	return want;
 }
 
+/* The same, with the first page entered if it can be. 0: the interpreter knows what to do. */
 static u64 find_run(struct soft_cpu *c, gva_t gva, u32 kind, u64 want, u8 **host)
 {
 	const struct soft_half *h = soft_half(c, c->cpl == 3 ? HALF_USER : HALF_SUPER);
 	u64 n = run_length(h, gva, kind == ACC_WRITE, want, host);
+	bool filled;
 
-	if (!n && soft_tlb_borrow(c, gva, soft_acc(c, kind)))
-		n = run_length(h, gva, kind == ACC_WRITE, want, host);
-	return n;
+	if (n || !soft_canonical(gva))
+		return n;
+	if (soft_tlb_fill(c, gva, soft_acc(c, kind), &filled) != SOFT_OK || !filled)
+		return 0;
+	return run_length(h, gva, kind == ACC_WRITE, want, host);
 }
 
 bool string_run(struct soft_cpu *c, u32 site)
@@ -532,9 +536,11 @@ bool string_run(struct soft_cpu *c, u32 site)
 		n = MIN(c->r[RCX], RUN_BYTES / size) * size;
 		if (c->dflag || atomic_load_explicit(&c->exit_req, memory_order_relaxed))
 			return false;
-		n = find_run(c, c->r[RDI], ACC_WRITE, n, &to);
-		if (n && !stos)
+		/* The source first: the destination is not dirty before there is what to store. */
+		if (!stos)
 			n = find_run(c, c->r[RSI], ACC_READ, n, &from);
+		if (n)
+			n = find_run(c, c->r[RDI], ACC_WRITE, n, &to);
 		n -= n % size;
 		if (!n)
 			return false;
