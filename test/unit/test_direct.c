@@ -578,6 +578,57 @@ static void dirty_log_sees_stores(void **state)
 	soft_engine.dirty_log(m->vm, false);
 }
 
+enum { MS = 1000000 };
+
+/* A tick of 4 ms in which the kernel was called so often; is the box in a recess now? */
+static bool rests_after(struct soft_machine *m, struct soft_window *w, u64 entries)
+{
+	direct_tick(m->c, w, (struct direct_tick){.ns = 4 * MS, .entries = entries});
+	return w->recess;
+}
+
+/* What it would gain is found out by trying, where calls are too dense for a guess. */
+static void dense_calls_are_counted(void **state)
+{
+	static struct soft_window w;
+	struct soft_machine *m = *state;
+
+	memset(&w, 0, sizeof(w));
+	m->c->vm->options.direct_heat = 2;
+	assert_false(rests_after(m, &w, 0));
+	assert_false(rests_after(m, &w, 150));
+	assert_true(rests_after(m, &w, 200)); /* dense: with and without are compared */
+	assert_true(rests_after(m, &w, 250)); /* part of that may have been spent in the box */
+	assert_false(rests_after(m, &w, 300));
+	assert_int_equal(w.spacing, 4 * MS / 300);
+	assert_true(rests_after(m, &w, 299)); /* fewer than without */
+	assert_true(rests_after(m, &w, 300));
+	assert_true(rests_after(m, &w, 300));
+	assert_false(rests_after(m, &w, 300)); /* a trial, later than the first */
+	assert_false(rests_after(m, &w, 301)); /* that went well */
+	assert_int_equal(w.failures, 0);
+}
+
+/* Where stops alone would take longer than all takes now, nothing is tried. */
+static void hopeless_calls_are_not_tried(void **state)
+{
+	static struct soft_window w;
+	struct soft_machine *m = *state;
+
+	memset(&w, 0, sizeof(w));
+	m->c->vm->options.direct_heat = 2;
+	assert_true(rests_after(m, &w, 200));
+	for (u32 n = 0; n < 200; n++)
+		assert_true(rests_after(m, &w, 401));
+	assert_false(rests_after(m, &w, 400));
+	assert_true(rests_after(m, &w, 390));
+	for (u32 n = 0; n < 200; n++)
+		assert_true(rests_after(m, &w, 401));
+	assert_false(rests_after(m, &w, 79)); /* calm */
+	m->c->vm->options.direct_heat = 0; /* to the end of each tick, whatever it costs */
+	assert_false(rests_after(m, &w, 4000));
+}
+
 int main(void)
 {
 #define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
@@ -603,6 +654,8 @@ int main(void)
 		TEST(box_that_dies_with_registers_ends_the_run),
 		TEST(more_pages_than_there_is_room_for),
 		TEST(dirty_log_sees_stores),
+		TEST(dense_calls_are_counted),
+		TEST(hopeless_calls_are_not_tried),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -23,6 +23,8 @@ enum {
 	CALM = 80,               /* calls for the kernel in a tick: fewer are few */
 	TRAPS_LIKELY = 8, /* how many there would be in a whole tick for each up to a recess */
 	FAILURES = 5,     /* with more, trials come no later */
+	DENSE_NS = 25000, /* between calls: what stops take may be more than a box gains, */
+	HOPELESS_NS = 10000, /* and here it is, whatever it gains */
 	CPUID = 0xa2,     /* behind 0F */
 	SITES = BOX_BREAKS,
 	XSTATE_BV = 512,
@@ -606,21 +608,54 @@ static int run(struct soft_cpu *c, struct soft_window *w)
  * depends, and stops that are no calls for the kernel are not seen in translated code, it is tried
  * again, too, after a while, which gets longer with each trial that fails. More is borne with while
  * the alternative is to translate what has not been translated yet.
+ *
+ * What a box gains is a guess, and what a stop costs is more than usual on a busy host. So where
+ * calls are dense their number tells: a recess goes on if there were more of them in it.
  */
-void direct_tick(struct soft_window *w, u64 entries, bool cold)
+static void leave_recess(struct soft_window *w)
 {
-	w->tick_spent = 0;
-	w->is_cold = cold;
-	w->evictions = 0;
-	if (!w->recess)
+	w->traps = 0;
+	w->recess = false;
+}
+
+static void begin_recess(struct soft_window *w)
+{
+	w->recess = true;
+	w->absent = 0;
+}
+
+/* After a tick with calls so many ns apart. */
+static void tick_in_box(struct soft_window *w, u64 spacing, bool cold)
+{
+	if (!cold && spacing < DENSE_NS && (!w->spacing || spacing > w->spacing))
+		begin_recess(w);
+	else
 		w->failures = w->traps = 0;
-	else if (cold || entries + TRAPS_LIKELY * (u64)w->traps < CALM)
-		w->recess = false;
-	else if (++w->absent > 1u << w->failures) {
+}
+
+static void tick_in_recess(struct soft_window *w, u64 spacing, u64 entries, bool cold)
+{
+	if (w->absent++) /* else it began in this tick */
+		w->spacing = spacing;
+	if (cold || entries + (u64)TRAPS_LIKELY * w->traps < CALM) {
+		leave_recess(w);
+	} else if (w->absent > 1u << w->failures && spacing >= HOPELESS_NS) {
 		w->failures = MIN(w->failures + 1, (u32)FAILURES);
-		w->traps = 0;
-		w->recess = false;
+		leave_recess(w);
 	}
+}
+
+void direct_tick(struct soft_cpu *c, struct soft_window *w, struct direct_tick t)
+{
+	u64 spacing = t.ns / MAX(t.entries, 1ul);
+
+	w->tick_spent = 0;
+	w->is_cold = t.cold;
+	w->evictions = 0;
+	if (w->recess)
+		tick_in_recess(w, spacing, t.entries, t.cold);
+	else if (c->vm->options.direct_heat)
+		tick_in_box(w, spacing, t.cold);
 }
 
 void direct_account(struct soft_cpu *c, struct soft_window *w, u64 spent, u64 in_box)
@@ -631,8 +666,7 @@ void direct_account(struct soft_cpu *c, struct soft_window *w, u64 spent, u64 in
 	    w->tick_spent < (s64)(c->vm->cpuid->tsc_hz / 1000000 *
 				  (w->is_cold ? COLD_PATIENCE_US : PATIENCE_US)))
 		return;
-	w->recess = true;
-	w->absent = 0;
+	begin_recess(w);
 	c->mode &= ~(u32)MODE_DIRECT;
 }
 

@@ -38,11 +38,15 @@ int direct_run(struct soft_cpu *c);
 
 struct soft_window;
 
-/*
- * A tick came while the address space with this window was in use; the kernel was called @entries
- * times since the last one, and if @cold much time went to translating user code.
- */
-void direct_tick(struct soft_window *w, u64 entries, bool cold);
+/* Since the last tick: */
+struct direct_tick {
+	u64 ns;      /* that went by */
+	u64 entries; /* calls for the kernel */
+	bool cold;   /* much time went to translating user code */
+};
+
+/* A tick came while the address space with this window was in use. */
+void direct_tick(struct soft_cpu *c, struct soft_window *w, struct direct_tick t);
 
 /* It cost so many cycles to keep and use it; code ran in it for so many. */
 void direct_account(struct soft_cpu *c, struct soft_window *w, u64 spent, u64 in_box);

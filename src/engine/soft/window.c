@@ -245,6 +245,7 @@ static void give_up(struct soft_cpu *c, struct soft_window *w)
 	w->spent = w->in_box = 0;
 	w->debt = 0;
 	w->absent = w->failures = w->traps = 0;
+	w->spacing = 0;
 	w->is_full = w->recess = w->is_cold = false;
 	w->root_stores = w->ticks = w->user_ticks = 0;
 	window_empty(c, w);
@@ -432,9 +433,9 @@ static u32 heat_wanted(const struct soft_cpu *c)
 }
 
 /* Ticks in the kernel count for windows that are there. */
-static void tick_window(struct soft_cpu *c, struct soft_window *w, u64 now, u64 entries, bool cold)
+static void tick_window(struct soft_cpu *c, struct soft_window *w, u64 now, struct direct_tick t)
 {
-	direct_tick(w, entries, cold);
+	direct_tick(c, w, t);
 	w->ticks++;
 	w->user_ticks += c->cpl == 3;
 	if (w->ticks >= JUDGED_TICKS || w->is_full)
@@ -482,7 +483,8 @@ static void take_tick(struct soft_cpu *c, u64 ns, u64 entries)
 	c->tick_translating = 0;
 	c->ctx->box_cooling -= c->ctx->box_cooling > 0;
 	if (c->ctx->window)
-		tick_window(c, c->ctx->window, c->tick_tsc, entries, cold);
+		tick_window(c, c->ctx->window, c->tick_tsc,
+			    (struct direct_tick){.ns = ns, .entries = entries, .cold = cold});
 	else if (!may_have_window(c))
 		return;
 	else if (c->ctx->cooling)

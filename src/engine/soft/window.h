@@ -55,6 +55,7 @@ struct soft_window {
 	u32 absent;             /* since so many ticks, */
 	u32 failures;           /* after as many trials in succession, */
 	u32 traps;              /* and this many stops that were no calls for the kernel */
+	u64 spacing;            /* ns between calls for the kernel in the latest; 0: not known */
 	u32 image_size;
 	u8 *image;  /* the vector state in the box when it last stopped */
 	u64 in_box; /* cycles that it ran since it was last judged */
