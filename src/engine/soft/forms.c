@@ -3,7 +3,16 @@
 
 #include "engine/soft/util.h"
 
-enum { MODRM_UNKNOWN, MODRM_NO, MODRM_YES };
+/* What is known of an opcode, once it was met. */
+enum {
+	OPCODE_KNOWN = 1 << 0,
+	OPCODE_MODRM = 1 << 1, /* has a ModRM */
+	OPCODE_COUNT = 1 << 2, /* a shift: what it does to flags depends on the immediate */
+	OPCODE_GROUP = 1 << 3, /* ModRM.reg is more of the opcode */
+	OPCODE_BLIND = 1 << 4, /* may be remembered for all registers, */
+	OPCODE_BLIND_MEMORY = 1 << 5, /* with an operand in memory only */
+	OPCODE_BLIND_BELOW = 8,       /* bits from here: while ModRM.reg is less than this */
+};
 enum { MAP_0F = 1, MAP_0F38, MAP_0F3A, MAP_VEX_0F, MAP_VEX_0F38 };
 enum { KEY_MAX = 7, NO_MAP = 0xff };
 
@@ -77,45 +86,57 @@ static bool immediate_matters(u8 map, u8 op)
 }
 
 /*
- * Does the decoding of opcode @op with @modrm depend on its registers in no other way than that it
- * names them? True of the most frequent instructions with operands of 16 bits and more; not where
- * an implied register could be named as well.
+ * Does the decoding of opcode @op depend on its registers in no other way than that it names them?
+ * True of the most frequent instructions with operands of 16 bits and more; not where an implied
+ * register could be named as well. The answer holds for some values of ModRM.
  */
-static bool is_register_blind(u8 map, u8 op, u8 modrm)
+static u16 blindness(u8 map, u8 op)
 {
-	u32 reg = modrm >> 3 & 7;
+	const u16 always = OPCODE_BLIND | 8 << OPCODE_BLIND_BELOW;
+	const u16 group = OPCODE_BLIND | OPCODE_GROUP;
 
+	if (map == MAP_0F && (op == 0xb6 || op == 0xbe))
+		return always | OPCODE_BLIND_MEMORY;
 	if (map == MAP_0F)
-		return (op & 0xf0) == 0x40 || op == 0xaf || op == 0xb7 || op == 0xbf ||
-		       ((op == 0xb6 || op == 0xbe) && modrm < 0xc0);
+		return (op & 0xf0) == 0x40 || op == 0xaf || op == 0xb7 || op == 0xbf ? always : 0;
 	if (map)
-		return false;
+		return 0;
 	if (op < 0x40)
-		return (op & 5) == 1;
+		return (op & 5) == 1 ? always : 0;
 	switch (op) {
 	case 0x63:
 	case 0x69:
 	case 0x6b:
-	case 0x81:
-	case 0x83:
 	case 0x85:
 	case 0x89:
 	case 0x8b:
-	case 0x8d:
+	case 0x8d: return always;
+	case 0x81:
+	case 0x83:
 	case 0xc1:
-	case 0xd1: return true;
-	case 0xc7: return !reg;
-	case 0xf7: return reg < 4;
-	case 0xff: return reg < 2;
-	default: return false;
+	case 0xd1: return always | OPCODE_GROUP;
+	case 0xc7: return group | 1 << OPCODE_BLIND_BELOW;
+	case 0xf7: return group | 4 << OPCODE_BLIND_BELOW;
+	case 0xff: return group | 2 << OPCODE_BLIND_BELOW;
+	default: return 0;
 	}
 }
 
-/* Is ModRM.reg more of the opcode? */
-static bool is_group(u8 map, u8 op)
+static u16 describe_opcode(u8 map, u8 op, bool has_modrm)
 {
-	return !map && (op == 0x81 || op == 0x83 || op == 0xc1 || op == 0xd1 || op == 0xc7 ||
-			op == 0xf7 || op == 0xff);
+	u16 what = OPCODE_KNOWN;
+
+	if (has_modrm)
+		what |= OPCODE_MODRM | blindness(map, op);
+	if (immediate_matters(map, op))
+		what |= OPCODE_COUNT;
+	return what;
+}
+
+static bool is_blind(u16 what, u8 modrm)
+{
+	return what & OPCODE_BLIND && (modrm >> 3 & 7) < what >> OPCODE_BLIND_BELOW &&
+	       !(what & OPCODE_BLIND_MEMORY && modrm >= 0xc0);
 }
 
 /* Prefixes that choose a segment, which in 64-bit mode some do not. */
@@ -158,38 +179,54 @@ static u64 forget_registers(u64 key, u32 at, u32 op_len, bool group)
 	return key | keep << (8 * at);
 }
 
+/* An opcode, and where it is in the instruction. */
+struct place {
+	u8 map, op;
+	u32 end;
+	bool prefixed; /* legacy prefixes come first */
+};
+
 /*
- * The key of the instruction that begins with @bytes, or 0. @learn: the opcode's ModRM state when
- * that is not known yet.
+ * Where most instructions have it: at the beginning, or behind REX. If the opcode that would be
+ * there is known, then it is one: none that is a prefix or leads to another map ever is.
  */
-static u64 find_key(struct forms *f, u64 bytes, u32 len, u8 **learn)
+static struct place find_opcode(const struct forms *f, u64 bytes)
 {
+	struct place p = {.end = (bytes & 0xf0) == 0x40};
 	struct cursor c = {.bytes = bytes};
-	u8 map, op = next_opcode(&c, &map), modrm = 0;
-	u32 at = c.at;
+
+	p.op = (u8)(bytes >> 8 * p.end++);
+	if (p.op == 0x0f) {
+		p.map = MAP_0F;
+		p.op = (u8)(bytes >> 8 * p.end++);
+	}
+	if (f->opcode[p.map][p.op])
+		return p;
+	p.op = next_opcode(&c, &p.map);
+	p.end = c.at;
+	p.prefixed = true;
+	return p;
+}
+
+/* The key of the instruction that begins with @bytes and has its opcode at @p, or 0. */
+static u64 find_key(u64 bytes, u32 len, const struct place *p, u16 what)
+{
+	u32 end = p->end;
+	u8 modrm = 0;
 	u64 key;
 
-	*learn = NULL;
-	if (map == NO_MAP)
-		return 0;
-	if (f->modrm[map][op] == MODRM_UNKNOWN) {
-		*learn = &f->modrm[map][op];
-		return 0;
-	}
-	if (f->modrm[map][op] == MODRM_YES) {
-		modrm = next(&c);
-		if (immediate_matters(map, op) && modrm < 0xc0)
+	if (what & OPCODE_MODRM && end < 8) {
+		modrm = (u8)(bytes >> 8 * end++);
+		if (what & OPCODE_COUNT && modrm < 0xc0)
 			return 0;
-		if ((modrm < 0xc0 && (modrm & 7) == 4) || immediate_matters(map, op))
-			next(&c);
+		end += (modrm < 0xc0 && (modrm & 7) == 4) || what & OPCODE_COUNT;
 	}
-	if (c.at > KEY_MAX || c.at > len)
+	if (end > KEY_MAX || end > len)
 		return 0;
-	/* NOLINTNEXTLINE(clang-analyzer-core.UndefinedBinaryOperatorResult): at is from 1 to 7 */
-	key = (bytes & ((1ul << (8 * c.at)) - 1)) | (u64)c.at << 56;
-	if (f->modrm[map][op] == MODRM_YES && is_register_blind(map, op, modrm) &&
-	    !has_segment_prefix(bytes, at - 1))
-		key = forget_registers(key, at, map == MAP_0F ? 2 : 1, is_group(map, op)) |
+	/* NOLINTNEXTLINE(clang-analyzer-core.UndefinedBinaryOperatorResult): end is from 1 to 7 */
+	key = (bytes & ((1ul << (8 * end)) - 1)) | (u64)end << 56;
+	if (is_blind(what, modrm) && !(p->prefixed && has_segment_prefix(bytes, p->end - 1)))
+		key = forget_registers(key, p->end, p->map == MAP_0F ? 2 : 1, what & OPCODE_GROUP) |
 		      FORM_BLIND;
 	return key;
 }
@@ -298,46 +335,71 @@ static void copy_bytes(struct insn *i, u64 first, const u8 *p)
 		i->bytes[n] = p[n];
 }
 
-/* The form of the instruction at @p, which begins with @first, or NULL; for learn_form() otherwise:
- * the opcode's ModRM state in *@learn, the form's key in *@key. */
-static const struct form_entry *find_form(struct forms *f, u64 first, u32 len, u8 **learn, u64 *key)
-{
-	const struct form_entry *e;
+/* What learn_form() is to learn: the opcode, if any, and the form of this key, if not 0. */
+struct lesson {
+	struct place place;
+	bool has_opcode;
+	u64 key;
+};
 
-	*key = find_key(f, first, len, learn);
-	e = &f->entry[*key * 0x9e3779b97f4a7c15ul >> (64 - FORM_BITS)];
-	return *key && e->key == *key && e->insn.len <= len ? e : NULL;
+static struct form_entry *entry_of(struct forms *f, u64 key)
+{
+	return &f->entry[key * 0x9e3779b97f4a7c15ul >> (64 - FORM_BITS)];
 }
 
-static void learn_form(struct forms *f, struct insn *i, const u8 *p, u32 len, u32 bits, u64 key,
-		       u8 *learn)
+/* The form of the instruction at @p, which begins with @first, or NULL; then *lesson says what is
+ * not known. */
+static const struct form_entry *find_form(struct forms *f, u64 first, u32 len, struct lesson *lesson)
+{
+	struct place place = find_opcode(f, first);
+	const struct form_entry *e;
+	u16 what = 0;
+	u64 key = 0;
+
+	if (place.map != NO_MAP)
+		what = f->opcode[place.map][place.op];
+	if (what)
+		key = find_key(first, len, &place, what);
+	if (key) {
+		e = entry_of(f, key);
+		if (e->key == key && e->insn.len <= len)
+			return e;
+	}
+	*lesson = (struct lesson){
+		.place = place, .has_opcode = place.map != NO_MAP && !what, .key = key};
+	return NULL;
+}
+
+static void learn_form(struct forms *f, struct insn *i, const u8 *p, u32 len, u32 bits,
+		       const struct lesson *l)
 {
 	struct insn_form form;
 
 	insn_decode_form(i, p, len, bits, &form);
 	if (i->cls == INSN_INVALID || !i->len)
 		return;
-	if (learn)
-		*learn = i->has_modrm ? MODRM_YES : MODRM_NO;
-	if (key)
-		remember(&f->entry[key * 0x9e3779b97f4a7c15ul >> (64 - FORM_BITS)], key, i, &form);
+	if (l->has_opcode)
+		f->opcode[l->place.map][l->place.op] =
+			describe_opcode(l->place.map, l->place.op, i->has_modrm);
+	if (l->key)
+		remember(entry_of(f, l->key), l->key, i, &form);
 }
 
 void forms_decode(struct forms *f, struct insn *i, const u8 *p, u32 len, u32 bits)
 {
 	const struct form_entry *e = NULL;
-	u8 *learn = NULL;
-	u64 first = first_bytes(p, len), key = 0;
+	struct lesson lesson = {0};
+	u64 first = first_bytes(p, len);
 
 	if (bits == 64)
-		e = find_form(f, first, len, &learn, &key);
+		e = find_form(f, first, len, &lesson);
 	if (!e) {
-		learn_form(f, i, p, len, bits, key, learn);
+		learn_form(f, i, p, len, bits, &lesson);
 		return;
 	}
 	*i = e->insn;
 	copy_bytes(i, first, p);
-	if (key & FORM_BLIND)
+	if (e->key & FORM_BLIND)
 		fill_registers(i);
 	fill_in(i, &e->form);
 }
@@ -345,11 +407,10 @@ void forms_decode(struct forms *f, struct insn *i, const u8 *p, u32 len, u32 bit
 const struct insn *forms_look(struct forms *f, struct insn *room, const u8 *p, u32 len, u32 bits)
 {
 	const struct form_entry *e = NULL;
-	u8 *learn = NULL;
-	u64 key = 0;
+	struct lesson lesson;
 
 	if (bits == 64)
-		e = find_form(f, first_bytes(p, len), len, &learn, &key);
+		e = find_form(f, first_bytes(p, len), len, &lesson);
 	if (e && e->insn.cls != INSN_JMP && e->insn.cls != INSN_CALL)
 		return &e->insn;
 	forms_decode(f, room, p, len, bits);

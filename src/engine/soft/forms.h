@@ -21,7 +21,7 @@ struct form_entry {
 
 struct forms {
 	struct form_entry entry[1 << FORM_BITS];
-	u8 modrm[FORM_MAPS][256]; /* what was learned of each opcode: enum in forms.c */
+	u16 opcode[FORM_MAPS][256]; /* what was learned of each: enum in forms.c */
 };
 
 /*
