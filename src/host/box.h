@@ -104,6 +104,9 @@ int box_run(struct box *b, struct user_regs_struct *regs, enum box_stop *why,
  */
 void box_release(struct box *b);
 
+/* Processor time that the box has had so far, in ns, the host's work for it included. */
+u64 box_cpu_time(const struct box *b);
+
 /* Make box_run(), now or when next called, return soon. From any thread. */
 void box_kick(struct box *b);
 

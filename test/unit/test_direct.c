@@ -580,6 +580,32 @@ static void dirty_log_sees_stores(void **state)
 
 enum { MS = 1000000 };
 
+/* Time for which others had the processor is no gain. */
+static void waiting_is_not_running(void **state)
+{
+	struct soft_machine *m = need_boxes(state);
+	u64 ms = m->cpuid.tsc_hz / 1000, cpu;
+	struct soft_window *w;
+
+	assert_int_equal(run_user(m, CODE_OF(stores)), VEC_BP);
+	w = m->c->window[0];
+	assert_non_null(w);
+	cpu = box_cpu_time(w->box);
+	assert_true(cpu > 0);
+	w->in_box = 0;
+	window_ran(m->c, w, ms / 100, 0); /* too short to look */
+	assert_int_equal(w->in_box, ms / 100 - m->cpuid.tsc_hz / 1000000 * 7);
+	window_ran(m->c, w, 2000 * ms, 0);
+	assert_int_equal(box_cpu_time(w->box), cpu);
+	assert_true(w->in_box < 1000 * ms); /* what the process took to be made is in it */
+	w->in_box = 0;
+	window_ran(m->c, w, 2000 * ms, 0);
+	assert_int_equal(w->in_box, 0);
+	w->cpu = cpu - MIN(cpu, 50000ul); /* as if it had run for 50 us */
+	window_ran(m->c, w, 2000 * ms, 0);
+	assert_in_range(w->in_box, 20 * ms / 1000, 50 * ms / 1000);
+}
+
 /* A tick of 4 ms in which the kernel was called so often; is the box in a recess now? */
 static bool rests_after(struct soft_machine *m, struct soft_window *w, u64 entries)
 {
@@ -654,6 +680,7 @@ int main(void)
 		TEST(box_that_dies_with_registers_ends_the_run),
 		TEST(more_pages_than_there_is_room_for),
 		TEST(dirty_log_sees_stores),
+		TEST(waiting_is_not_running),
 		TEST(dense_calls_are_counted),
 		TEST(hopeless_calls_are_not_tried),
 	};

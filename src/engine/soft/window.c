@@ -44,6 +44,7 @@ enum {
 	GAIN = 30,               /* per cent of the time in user code that a window earns, about */
 	BOX_STOP_NS = 7000,      /* what it costs to start and stop one, about, */
 	BOX_CHANGE_NS = 2000,    /* and to change a mapping */
+	BOX_LONG_NS = 20000,     /* runs of one that are worth a look at its processor time */
 	DEBT_MS = 50,            /* what it may owe */
 	BOX_DEBT_MS = 120,
 	ROOT_STORES = 64,   /* a root table that is written more often is none any more */
@@ -841,11 +842,34 @@ void window_close(struct soft_cpu *c, struct soft_window *w)
 	soft_update_mode(c);
 }
 
+/*
+ * For how much of a run of so many cycles did guest code run, or was the box on its way there and
+ * back? In a long one it may have waited for a processor that others have, too.
+ */
+static u64 ran_for(const struct soft_cpu *c, struct soft_window *w, u64 cycles)
+{
+	const u64 mhz = c->vm->cpuid->tsc_hz / 1000000, back = mhz * BOX_STOP_NS / 2000;
+	u64 cpu, had;
+
+	if (cycles < mhz * BOX_LONG_NS / 1000) {
+		w->unseen += cycles - MIN(cycles, back); /* part of a stop is spent outside */
+		return cycles;
+	}
+	cpu = box_cpu_time(w->box);
+	had = mhz * (cpu - MIN(cpu, w->cpu)) / 1000;
+	had -= MIN(had, w->unseen);
+	w->cpu = cpu;
+	w->unseen = 0;
+	return MIN(cycles, had + back);
+}
+
 void window_ran(struct soft_cpu *c, struct soft_window *w, u64 cycles, u32 changes)
 {
 	u64 stop = c->vm->cpuid->tsc_hz / 1000000 * (BOX_STOP_NS + changes * BOX_CHANGE_NS) / 1000;
 
-	w->in_box += cycles - MIN(cycles, stop);
+	u64 ran = ran_for(c, w, cycles);
+
+	w->in_box += ran - MIN(ran, stop);
 	c->counters[COUNT_BOX_RUNS]++;
 	c->counters[COUNT_BOX_CYCLES] += cycles;
 }

@@ -59,6 +59,8 @@ struct soft_window {
 	u32 image_size;
 	u8 *image;  /* the vector state in the box when it last stopped */
 	u64 in_box; /* cycles that it ran since it was last judged */
+	u64 cpu;    /* ns that it had had of a processor when that was last looked at */
+	u64 unseen; /* cycles that it ran since then, in runs too short to look */
 	u64 root;   /* address of the root table of the address space; WINDOW_FREE: none */
 	u64 last_used;
 	bool stale;      /* pages must be compared with the guest's tables before the next use */
