@@ -651,7 +651,7 @@ static void hopeless_calls_are_not_tried(void **state)
 	for (u32 n = 0; n < 200; n++)
 		assert_true(rests_after(m, &w, 401));
 	assert_false(rests_after(m, &w, 79)); /* calm */
-	m->c->vm->options.direct_heat = 0; /* to the end of each tick, whatever it costs */
+	m->c->vm->options.direct_heat = 0;    /* to the end of each tick, whatever it costs */
 	assert_false(rests_after(m, &w, 4000));
 }
 

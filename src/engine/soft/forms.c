@@ -6,10 +6,10 @@
 /* What is known of an opcode, once it was met. */
 enum {
 	OPCODE_KNOWN = 1 << 0,
-	OPCODE_MODRM = 1 << 1, /* has a ModRM */
-	OPCODE_COUNT = 1 << 2, /* a shift: what it does to flags depends on the immediate */
-	OPCODE_GROUP = 1 << 3, /* ModRM.reg is more of the opcode */
-	OPCODE_BLIND = 1 << 4, /* may be remembered for all registers, */
+	OPCODE_MODRM = 1 << 1,        /* has a ModRM */
+	OPCODE_COUNT = 1 << 2,        /* a shift: what it does to flags depends on the immediate */
+	OPCODE_GROUP = 1 << 3,        /* ModRM.reg is more of the opcode */
+	OPCODE_BLIND = 1 << 4,        /* may be remembered for all registers, */
 	OPCODE_BLIND_MEMORY = 1 << 5, /* with an operand in memory only */
 	OPCODE_BLIND_BELOW = 8,       /* bits from here: while ModRM.reg is less than this */
 };
@@ -347,9 +347,8 @@ static struct form_entry *entry_of(struct forms *f, u64 key)
 	return &f->entry[key * 0x9e3779b97f4a7c15ul >> (64 - FORM_BITS)];
 }
 
-/* The form of the instruction at @p, which begins with @first, or NULL; then *lesson says what is
- * not known. */
-static const struct form_entry *find_form(struct forms *f, u64 first, u32 len, struct lesson *lesson)
+/* The form of the instruction that begins with @first, or NULL; then *l says what is not known. */
+static const struct form_entry *find_form(struct forms *f, u64 first, u32 len, struct lesson *l)
 {
 	struct place place = find_opcode(f, first);
 	const struct form_entry *e;
@@ -365,7 +364,7 @@ static const struct form_entry *find_form(struct forms *f, u64 first, u32 len, s
 		if (e->key == key && e->insn.len <= len)
 			return e;
 	}
-	*lesson = (struct lesson){
+	*l = (struct lesson){
 		.place = place, .has_opcode = place.map != NO_MAP && !what, .key = key};
 	return NULL;
 }
