@@ -539,9 +539,12 @@ static void more_pages_than_there_is_room_for(void **state)
 	assert_int_equal(count(m, COUNT_BOXES), 1);
 }
 
-static void *kill_soon(void *unused)
+static void *kill_soon(void *opaque)
 {
-	(void)unused;
+	struct soft_cpu *c = opaque;
+
+	while (!atomic_load(&c->running)) /* one that dies before is done without */
+		usleep(1000);
 	usleep(20000);
 	kill_boxes();
 	return NULL;
@@ -554,7 +557,7 @@ static void box_that_dies_with_registers_ends_the_run(void **state)
 	pthread_t thread;
 
 	prepare_to_spin(m);
-	assert_int_equal(pthread_create(&thread, NULL, kill_soon, NULL), 0);
+	assert_int_equal(pthread_create(&thread, NULL, kill_soon, m->c), 0);
 	assert_int_equal(soft_engine.run(m->vcpu, &exit), 0);
 	pthread_join(thread, NULL);
 	assert_int_equal(exit.type, EXIT_ERROR);
