@@ -328,7 +328,7 @@ static void syscall_many(void)
  * There and back again with all kinds of flags, r12 and r15 leading to those to call and to return
  * with and r14 to a record of what was seen, so often that shorter ways would be taken.
  */
-enum { CALLS = 64, CALL_KINDS = 16 };
+enum { CALLS = 64, CALL_KINDS = 16, LINUX_SFMASK = 0x257fd5 };
 
 #define RFLAGS_ARITH (RFLAGS_CF | RFLAGS_PF | RFLAGS_AF | RFLAGS_ZF | RFLAGS_SF | RFLAGS_OF)
 
@@ -410,10 +410,109 @@ static void syscall_flags(void)
 {
 	const u64 star = (u64)(UCODE32 & ~3) << 48 | (u64)KCODE64 << 32;
 
-	call_with_flags(star, 0x257fd5); /* as Linux has it */
+	call_with_flags(star, LINUX_SFMASK);
 	call_with_flags(star, RFLAGS_ARITH | RFLAGS_TF | RFLAGS_IF | RFLAGS_DF);
 	call_with_flags(star | 3ull << 48 | 3ull << 32, RFLAGS_IF);
-	call_with_flags(star, 0x257fd5);
+	call_with_flags(star, LINUX_SFMASK);
+}
+
+/*
+ * There and back again between address spaces: each call returns to the other one, r12 and r14
+ * being their CR3s, where what user code meets has changed meanwhile.
+ */
+enum { SPACES = 2, ROUNDS = 400, NOFLUSH_BIT = 63 };
+
+CODE_AT(time_loop, "mov $400, %ebx; 1: syscall", "rdtsc", "dec %ebx; jnz 1b");
+CODE(time_server, "inc %r15; cmp $300, %r15; jne 1f; mov %r13, %cr4;"
+		  "1: xchg %r12, %r14; mov %r12, %cr3; sysretq");
+CODE(sum_loop, "1: syscall; add $0x11111111, %rax; rol %rax; dec %ebx; jnz 1b");
+CODE(sum_server, "test $1, %bl; jz 1f; xchg %r9, (%r8);"
+		 "1: invpcid (%rdi), %rsi; xchg %rdi, %rbp; xchg %r12, %r14; mov %r12, %cr3;"
+		 "sysretq");
+
+/* CR3 values of two address spaces that are alike, the present one's first; not to be flushed. */
+static void make_spaces(u64 cr3[SPACES])
+{
+	u64 *root = page_alloc();
+
+	memcpy(root, (void *)read_cr3(), PAGE_SIZE);
+	write_cr4(read_cr4() | CR4_PCIDE);
+	cr3[0] = read_cr3() | BIT(NOFLUSH_BIT);
+	cr3[1] = (u64)root | 1 | BIT(NOFLUSH_BIT);
+}
+
+static void leave_spaces(const u64 cr3[SPACES])
+{
+	write_cr3(cr3[0] & ~BIT(NOFLUSH_BIT));
+	write_cr4(read_cr4() & ~(CR4_PCIDE | CR4_TSD));
+}
+
+static void set_server(const u8 *code)
+{
+	set_syscall(LINUX_SFMASK);
+	wrmsr(MSR_LSTAR, (u64)code);
+}
+
+static void sysret_elsewhere(void)
+{
+	struct state s = state_for(USER64, time_loop);
+	u64 cr3[SPACES];
+
+	if (!(cpuid(1, 0).ecx & BIT(17))) {
+		skip("no PCID");
+		return;
+	}
+	make_spaces(cr3);
+	set_server(time_server);
+	s.r12 = cr3[0];
+	s.r14 = cr3[1];
+	s.r13 = read_cr4() | CR4_TSD;
+	exec(&s);
+	leave_spaces(cr3);
+	expect_trap(&s, VEC_GP, 0, time_loop_at);
+	expect_eq(s.r15, 300);
+}
+
+/* The page that the loop is in is another one with every other call, and so with each return to
+ * the same address space, of which it is flushed. */
+static void sysret_to_new_page(void)
+{
+	struct state s = state_for(USER64, (u8 *)TEST_AREA);
+	u8 *page[] = {page_alloc(), page_alloc()};
+	struct {
+		u64 pcid, address;
+	} space[SPACES] = {{0, TEST_AREA}, {1, TEST_AREA}};
+	u32 sum[] = {1, 0x1000};
+	u64 cr3[SPACES], *pte, expected = 0;
+
+	if (!(cpuid(1, 0).ecx & BIT(17)) || !(cpuid(7, 0).ebx & BIT(10))) {
+		skip("no PCID or INVPCID");
+		return;
+	}
+	for (u32 n = 0; n < ARRAY_SIZE(page); n++) {
+		memcpy(page[n], sum_loop, (u64)(sum_loop_end - sum_loop) + 2);
+		memcpy(page[n] + 4, &sum[n], sizeof(sum[n])); /* behind SYSCALL and two bytes */
+	}
+	pte = page_map(TEST_AREA, (u64)page[0], PTE_P | PTE_W | PTE_U);
+	make_spaces(cr3);
+	set_server(sum_server);
+	s.rip = TEST_AREA;
+	s.rbx = ROUNDS;
+	s.r12 = cr3[0];
+	s.r14 = cr3[1];
+	s.r8 = (u64)pte;
+	s.r9 = (u64)page[1] | PTE_P | PTE_W | PTE_U;
+	s.rdi = (u64)&space[1];
+	s.rbp = (u64)&space[0];
+	s.rsi = 1; /* a single context */
+	exec(&s);
+	leave_spaces(cr3);
+	expect_eq(s.vector, VEC_DONE);
+	for (u32 n = 0; n < ROUNDS; n++) {
+		expected += sum[(n + 1) / 2 & 1];
+		expected = expected << 1 | expected >> 63;
+	}
+	expect_eq(s.rax, expected);
 }
 
 CODE_AT(do_sysenter, "", "sysenter", "");
@@ -657,6 +756,8 @@ const struct test tests[] = {
 	{"SYSCALL and SYSRET, many times", "SDM vol. 2, SYSCALL", syscall_many, NULL},
 	{"SYSCALL and SYSRET with all flags", "SDM vol. 2, SYSCALL and SYSRET", syscall_flags,
 	 "loses the arithmetic flags"},
+	{"SYSRET to another address space", "SDM vol. 3, 4.10.1", sysret_elsewhere, NULL},
+	{"The same, code being elsewhere", "SDM vol. 2, INVPCID", sysret_to_new_page, NULL},
 	{"SYSENTER and SYSEXIT", "SDM vol. 2, APM vol. 3, SYSENTER", sysenter,
 	 "allows it in compatibility mode on AMD"},
 	{"IRET in 64-bit mode", "SDM vol. 2, IRET", iret_forms, NULL},

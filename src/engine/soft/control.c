@@ -8,6 +8,7 @@
 #include "engine/soft/kernel_window.h"
 #include "engine/soft/system.h"
 #include "engine/soft/util.h"
+#include "engine/soft/window.h"
 
 #define CR0_VALID                                                                                  \
 	(CR0_PE | CR0_MP | CR0_EM | CR0_TS | CR0_ET | CR0_NE | CR0_WP | CR0_AM | CR0_NW | CR0_CD | \
@@ -69,8 +70,8 @@ static bool is_unusual_privilege(const struct soft_cpu *c)
 
 /*
  * May dispatch.S do a SYSCALL or SYSRET that leads to the present mode, and so to table @h? What
- * the answer depends on changes in the kernel only, by instructions that come here again or (tlb.c)
- * take it back.
+ * the answer depends on changes in the kernel only, by instructions that come here again or (tlb.c,
+ * window.c) take it back.
  */
 static bool may_call(const struct soft_cpu *c, const struct soft_half *h)
 {
@@ -81,15 +82,31 @@ static bool may_call(const struct soft_cpu *c, const struct soft_half *h)
 	       o->direct_heat && o->window_heat;
 }
 
+/* Does the user code of the present address space stay in the mode it is in? A box that it could
+ * run in does not: there is code which it does not take, page by page. */
+static bool stays_in_mode(const struct soft_cpu *c)
+{
+	const struct soft_window *w = c->ctx->window;
+
+	return !w || !w->box || w->recess;
+}
+
 static void note_calls(struct soft_cpu *c)
 {
-	c->user_mode = 0;
+	const u32 state = (u32)((c->efer & EFER_SCE) | (c->cr4 & CR4_TSD));
+
+	soft_forget_calls(c, c->ctx);
+	/* What other contexts know of it holds while these are the same; the rest is in the mode.
+	 */
+	c->call_state = state;
 	if (!(c->efer & EFER_SCE))
 		c->kernel_mode = 0;
-	if (!c->cpl)
+	if (!c->cpl) {
 		c->kernel_mode = may_call(c, &c->super) ? c->mode : 0;
-	else if (c->ctx && !c->ctx->window && /* nor MODE_WINDOW */ may_call(c, &c->ctx->user))
-		c->user_mode = c->mode;
+	} else if (c->ctx && stays_in_mode(c) && may_call(c, &c->ctx->user)) {
+		c->user_mode = c->ctx->call_mode = c->mode;
+		c->ctx->call_state = state;
+	}
 }
 
 void soft_update_mode(struct soft_cpu *c)

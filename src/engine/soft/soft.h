@@ -187,6 +187,8 @@ struct soft_ctx {
 	u16 cooling;                /* ticks during which it gets no window, */
 	u16 box_cooling;            /* and none that is a box, */
 	u8 box_drops;               /* of which it has lost so many */
+	u32 call_mode;              /* what soft_cpu.user_mode was when it was last left, */
+	u32 call_state;             /* with this soft_cpu.call_state */
 	struct soft_window *window; /* behind it, or NULL */
 };
 
@@ -435,6 +437,7 @@ struct soft_cpu {
 	struct soft_vm *vm;
 	u32 id;
 	void *interp;              /* interp.c: decoded-instruction and thunk caches */
+	u32 call_state;            /* privileged state that user_mode depends on */
 	u32 places_known;          /* places.h: how many it has found to be true */
 	bool places_local;         /* MOV CR3 may make some of them wrong */
 	struct soft_ctx *contexts; /* SOFT_CONTEXTS of them */
@@ -634,6 +637,15 @@ void soft_load_cr3(struct soft_cpu *c, u64 cr3, bool flush); /* sets c->cr3 and 
 int soft_contexts_init(struct soft_cpu *c);
 void soft_contexts_destroy(struct soft_cpu *c);
 void soft_ctx_use(struct soft_cpu *c, struct soft_ctx *ctx); /* set gs and c->ctx */
+
+/* SYSRET to user code of @ctx (NULL: nothing to do) must find out anew which mode that runs in. */
+static inline void soft_forget_calls(struct soft_cpu *c, struct soft_ctx *ctx)
+{
+	if (ctx)
+		ctx->call_mode = 0;
+	if (ctx == c->ctx)
+		c->user_mode = 0;
+}
 /* Give the current address space the empty context @to, with what it needs of its own. */
 void soft_ctx_move(struct soft_cpu *c, struct soft_ctx *to);
 /* An ordinary context for the current address space, whose own has gone. */

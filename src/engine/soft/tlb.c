@@ -155,10 +155,12 @@ static struct soft_ctx *ctx_of(struct soft_half *user)
 /* Empty all of it but the indirect-branch table. */
 static void half_empty(struct soft_cpu *c, struct soft_half *h)
 {
-	if (h != &c->super)
+	if (h != &c->super) {
 		window_flush(ctx_of(h));
-	else
+		soft_forget_calls(c, ctx_of(h));
+	} else {
 		kernel_window_flush(c);
+	}
 	tlb_reset(h);
 	fetch_reset(h);
 	h->local_code = false;
@@ -189,7 +191,6 @@ static void user_flush(struct soft_cpu *c, struct soft_half *h)
 	}
 	half_empty(c, h);
 	h->code_stale = true;
-	c->user_mode = 0;
 }
 
 /* Zeroed memory is not an empty table: tag 0 is page 0. */
@@ -329,8 +330,10 @@ void soft_load_cr3(struct soft_cpu *c, u64 cr3, bool flush)
 	c->cr3 = cr3 & ~CR3_NOFLUSH;
 	pcid = current_pcid(c);
 	ctx = ctx_choose(c, ctx_find(c, pcid), flush);
-	if (root_of(c, ctx->cr3) != root_of(c, c->cr3))
+	if (root_of(c, ctx->cr3) != root_of(c, c->cr3)) {
 		ctx->heat = ctx->cooling = ctx->box_cooling = ctx->box_drops = 0;
+		soft_forget_calls(c, ctx);
+	}
 	drop_local(c);
 	/* MOV CR3 serialises (SDM vol. 3, 8.3), and kernels rely on it as a barrier. */
 	atomic_thread_fence(memory_order_seq_cst);
@@ -362,6 +365,7 @@ void soft_ctx_retake(struct soft_cpu *c)
 	ctx->cr3 = (c->cr3 & ~CR3_PCID) | current_pcid(c);
 	ctx->last_used = c->counters[COUNT_CONTEXT_SWITCHES];
 	ctx->heat = 0;
+	soft_forget_calls(c, ctx);
 	soft_ctx_use(c, ctx);
 }
 
@@ -370,7 +374,7 @@ void soft_ctx_use(struct soft_cpu *c, struct soft_ctx *ctx)
 	u64 base = (u64)ctx + GS_BIAS;
 
 	c->ctx = ctx;
-	c->user_mode = 0;
+	c->user_mode = ctx->call_state == c->call_state ? ctx->call_mode : 0;
 	if (c->has_wrgsbase) {
 		__asm__ volatile("wrgsbase %0" : : "r"(base) : "memory");
 	} else {

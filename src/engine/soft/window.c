@@ -538,8 +538,10 @@ void window_flush_page(struct soft_cpu *c, struct soft_ctx *ctx, gva_t gva)
 	if (!w || !w->pages)
 		return;
 	/* Pages of a larger one may be entered one by one. */
-	if (window_may_be_large(w, gva))
+	if (window_may_be_large(w, gva)) {
 		w->stale = true;
+		soft_forget_calls(c, ctx);
+	}
 	p = window_page_at(w, gva);
 	if (!p || !p->prot || (p->gva ^ gva) >> p->shift)
 		return;
@@ -828,8 +830,10 @@ void window_expect(struct soft_cpu *c, gva_t gva)
 {
 	struct soft_window *w = c->ctx->window;
 
-	if (w && !(gva >> 47))
-		w->fault = gva & PAGE_MASK;
+	if (!w || gva >> 47)
+		return;
+	w->fault = gva & PAGE_MASK;
+	soft_forget_calls(c, c->ctx);
 }
 
 /* ---- boxes ---- */
