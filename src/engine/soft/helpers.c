@@ -17,9 +17,8 @@ static u32 leave_with(enum soft_leave why)
 /* Is there something that the run loop must see before the next instruction? */
 static bool run_loop_is_due(const struct soft_cpu *c)
 {
-	return c->mode & (MODE_INTERPRET | MODE_DIRECT) || c->sysflags & RFLAGS_RF || c->shadow ||
-	       c->shadow_mov_ss || c->irq_window || c->nmi_pending || c->wants_alone ||
-	       window_is_due(c) || atomic_load_explicit(&c->exit_req, memory_order_relaxed);
+	return !run_may_translate(c) || c->irq_window || c->nmi_pending || window_is_due(c) ||
+	       atomic_load_explicit(&c->exit_req, memory_order_relaxed);
 }
 
 /* On at c->rip, which is not in the running block: without a detour through the run loop if

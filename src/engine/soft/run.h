@@ -11,3 +11,10 @@ int run_find_block(struct soft_cpu *c, u32 variant, struct block **out);
 
 /* Deliver the exception that is recorded in c->exc. */
 int run_deliver_exception(struct soft_cpu *c);
+
+/* May the next instruction be part of a block, as far as the processor's state is concerned? */
+static inline bool run_may_translate(const struct soft_cpu *c)
+{
+	return !(c->mode & (MODE_INTERPRET | MODE_DIRECT)) && !(c->sysflags & RFLAGS_RF) &&
+	       !c->shadow && !c->shadow_mov_ss && !c->wants_alone;
+}

@@ -732,8 +732,9 @@ static int run_translated(struct soft_cpu *c)
 
 	if (entry)
 		why = enter_by_table(c, entry);
-	/* A dropped block's entry leads straight back here. */
-	if (why == LEAVE_LOOKUP && c->rip == rip) {
+	/* A dropped block's entry leads straight back here. So may code that came round to where it
+	 * began, the processor being in another state now. */
+	if (why == LEAVE_LOOKUP && c->rip == rip && run_may_translate(c)) {
 		status = run_find_block(c, 0, &b);
 		if (status != SOFT_OK)
 			return status;
