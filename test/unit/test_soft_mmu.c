@@ -102,6 +102,17 @@ void kernel_window_look(struct soft_cpu *c)
 	(void)c;
 }
 
+bool kernel_window_knows(struct soft_cpu *c, gva_t gva, bool write, struct soft_xlat *x)
+{
+	(void)c, (void)gva, (void)write, (void)x;
+	return false;
+}
+
+void kernel_window_drop_local(struct soft_cpu *c, bool flush)
+{
+	(void)c, (void)flush;
+}
+
 void kernel_window_flush(struct soft_cpu *c)
 {
 	(void)c;

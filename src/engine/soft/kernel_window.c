@@ -17,6 +17,8 @@ enum {
 	SLOTS_APART = 1 << (KERNEL_FOLD_BITS - SLOT_SHIFT),
 };
 
+_Static_assert(SLOTS / SLOTS_APART - 1 == SLOTS_BESIDE, "as many share a place");
+
 #define LOWEST (64l * KIB) /* vm.mmap_min_addr */
 #define SPAN   (2 * KERNEL_WINDOW + WINDOW_DISP + (1l << 20) - LOWEST)
 
@@ -49,14 +51,21 @@ static bool has_any(const u64 *table, const u64 used[8])
 	return false;
 }
 
+/* Is anything mapped below entry @e of a root table, in any of the regions @used? */
+static bool is_in_use(const struct soft_vm *vm, u64 e, const u64 used[8])
+{
+	const u64 *table = table_at(vm, e);
+
+	return !table || has_any(table, used);
+}
+
 /* Is anything mapped at the places of the regions @used of entry @slot of @root? */
 static bool is_shared(const struct soft_vm *vm, const u64 *root, u32 slot, const u64 used[8])
 {
 	for (u32 other = SLOTS_APART; other < SLOTS; other += SLOTS_APART) {
 		u64 e = entry_of(root, SLOTS + (slot ^ other));
-		const u64 *table = e & PTE_P ? table_at(vm, e) : NULL;
 
-		if (e & PTE_P && (!table || has_any(table, used)))
+		if (e & PTE_P && is_in_use(vm, e, used))
 			return true;
 	}
 	return false;
@@ -80,14 +89,17 @@ static bool has_slot(const struct soft_vm *vm, const u64 *root, u32 slot, const 
 static bool has_all(const struct soft_vm *vm, const u64 *root)
 {
 	const struct kernel_window *k = vm->kernel_window;
+	const u32 count = __atomic_load_n(&k->besides, __ATOMIC_ACQUIRE);
 
-	for (u32 n = 0; n < ARRAY_SIZE(k->slots); n++)
-		for (u64 left = k->slots[n]; left; left &= left - 1) {
-			u32 slot = n * 64 + (u32)__builtin_ctzl(left);
+	for (u32 n = 0; n < count; n++) {
+		const u32 slot = k->beside[n].slot;
+		const u64 e = entry_of(root, k->beside[n].entry);
 
-			if (!has_slot(vm, root, slot, k->regions[slot]))
-				return false;
-		}
+		if ((e & PTE_P && is_in_use(vm, e, k->regions[slot])) ||
+		    (n % SLOTS_BESIDE == 0 &&
+		     meaning(vm, entry_of(root, SLOTS + slot)) != k->entry[slot]))
+			return false;
+	}
 	return true;
 }
 
@@ -133,27 +145,117 @@ static bool others_have(const struct soft_cpu *c, u32 slot, const u64 used[8])
 	return true;
 }
 
-bool kernel_window_admits(struct soft_cpu *c, gva_t gva)
+/* ---- pages that are not global: of a single vCPU ---- */
+
+/* What leads to @gva from @root on. False: nothing, or it changes. */
+static bool find_path(const struct soft_vm *vm, const u64 *root, gva_t gva, struct local_page *l)
+{
+	const u64 *table = root;
+
+	*l = (struct local_page){.gva = gva};
+	for (u32 shift = SLOT_SHIFT; table && shift >= PAGE_SHIFT; shift -= 9) {
+		const u64 *at = &table[gva >> shift & 511];
+		u64 e = entry_of(at, 0);
+
+		l->at[l->levels] = at;
+		l->entry[l->levels++] = e;
+		if (!(e & PTE_P))
+			return false;
+		if (shift == PAGE_SHIFT || (shift < SLOT_SHIFT && e & PTE_PS))
+			return true;
+		table = table_at(vm, e);
+	}
+	return false;
+}
+
+/* Is the entry of @level the same one for both, and was it the same when they were entered? */
+static bool is_same_entry(const struct local_page *a, const struct local_page *b, u32 level)
+{
+	bool same = level ? a->at[level] == b->at[level] : !((a->gva ^ b->gva) >> SLOT_SHIFT);
+
+	return same && level < b->levels && a->entry[level] == b->entry[level];
+}
+
+/* Which entries need not be looked at, because they have been for the page before? */
+static void share_paths(struct kernel_window *k)
+{
+	for (u32 n = 1; n < k->locals; n++) {
+		struct local_page *l = &k->local[n];
+
+		l->own = 0;
+		while (l->own < l->levels - 1 && is_same_entry(l, &k->local[n - 1], l->own))
+			l->own++;
+	}
+	k->local[0].own = 0;
+}
+
+static bool admit_local(struct soft_cpu *c, const u64 *root, gva_t gva)
 {
 	struct kernel_window *k = c->vm->kernel_window;
-	const u64 *root = table_at(c->vm, c->cr3);
-	u32 slot = (u32)(gva >> SLOT_SHIFT) % SLOTS, region = (u32)(gva >> REGION_SHIFT) % 512;
-	u64 used[8] = {0};
-	bool is_new = !bitmap_test(k->regions[slot], region);
+	u32 n = 0;
 
-	if (!root)
+	while (n < k->locals && k->local[n].gva != gva)
+		n++;
+	if (c->vm->cpus > 1 || n == LOCAL_PAGES || k->losses >= LOCAL_LOSSES ||
+	    !find_path(c->vm, root, gva, &k->local[n]))
 		return false;
-	if (!bitmap_test(k->slots, slot))
-		k->entry[slot] = meaning(c->vm, entry_of(root, SLOTS + slot));
+	k->locals = MAX(k->locals, n + 1);
+	c->ctx->local_version = ++k->local_version;
+	share_paths(k);
+	return true;
+}
+
+/* ---- what is in it ---- */
+
+/* @slot comes into use: those that look see it from now on. */
+static void add_slot(struct kernel_window *k, u32 slot, u64 entry)
+{
+	u32 count = k->besides;
+
+	k->entry[slot] = entry;
+	bitmap_set(k->slots, slot);
+	for (u32 other = SLOTS_APART; other < SLOTS; other += SLOTS_APART)
+		k->beside[count++] = (struct slot_beside){.entry = (u16)(SLOTS + (slot ^ other)),
+							  .slot = (u16)slot};
+	__atomic_store_n(&k->besides, count, __ATOMIC_RELEASE);
+}
+
+/* ... or not: it is the latest. */
+static void remove_slot(struct kernel_window *k, u32 slot)
+{
+	__atomic_store_n(&k->besides, k->besides - SLOTS_BESIDE, __ATOMIC_RELEASE);
+	bitmap_clear(k->slots, slot);
+}
+
+/* May the region of @gva be in the window? Then it is. */
+static bool admit_region(struct soft_cpu *c, const u64 *root, gva_t gva)
+{
+	struct kernel_window *k = c->vm->kernel_window;
+	const u32 slot = (u32)(gva >> SLOT_SHIFT) % SLOTS,
+		  region = (u32)(gva >> REGION_SHIFT) % 512;
+	const bool is_new_slot = !bitmap_test(k->slots, slot);
+	const bool is_new = !bitmap_test(k->regions[slot], region);
+	u64 used[8] = {0};
+
 	bitmap_set(used, region);
 	bitmap_set(k->regions[slot], region);
-	bitmap_set(k->slots, slot);
+	if (is_new_slot)
+		add_slot(k, slot, meaning(c->vm, entry_of(root, SLOTS + slot)));
 	atomic_thread_fence(memory_order_seq_cst);
 	if (has_slot(c->vm, root, slot, used) && (!is_new || others_have(c, slot, used)))
 		return true;
+	if (is_new_slot)
+		remove_slot(k, slot);
 	if (is_new)
 		bitmap_clear(k->regions[slot], region);
 	return false;
+}
+
+bool kernel_window_admits(struct soft_cpu *c, gva_t gva, bool global)
+{
+	const u64 *root = table_at(c->vm, c->cr3);
+
+	return root && admit_region(c, root, gva) && (global || admit_local(c, root, gva));
 }
 
 /* With nothing in it, for the root table that @c has. False: others use it, or it has been done too
@@ -171,6 +273,7 @@ static bool start_over(struct soft_cpu *c)
 	if (can) {
 		k->starts++;
 		window_empty(c, &k->w);
+		k->besides = k->locals = 0;
 		soft_fill64(k->slots, 0, ARRAY_SIZE(k->slots));
 		soft_fill64(&k->regions[0][0], 0, sizeof(k->regions) / sizeof(u64));
 		atomic_store(&c->kernel_agrees, true);
@@ -221,6 +324,7 @@ void kernel_window_leave(struct soft_vm *vm)
 	for (u32 n = 0; n < vm->cpus && vm->kernel_window; n++)
 		if (vm->cpu[n]) {
 			window_empty(vm->cpu[n], &vm->kernel_window->w);
+			vm->kernel_window->locals = 0;
 			return;
 		}
 }
@@ -273,7 +377,11 @@ u32 kernel_window_mode(struct soft_cpu *c)
 
 void kernel_window_flush(struct soft_cpu *c)
 {
-	c->kernel_stale = c->vm->kernel_window;
+	if (!c->vm->kernel_window)
+		return;
+	c->kernel_stale = true;
+	if (c->vm->cpus == 1)
+		c->vm->kernel_window->locals = 0; /* comparing lets none of them stay */
 }
 
 void kernel_window_flush_page(struct soft_cpu *c, gva_t gva)
@@ -293,6 +401,76 @@ void kernel_window_flush_page(struct soft_cpu *c, gva_t gva)
 	if (p && p->prot && !((p->gva ^ gva) >> p->shift))
 		window_protect_page(c, w, p, PROT_NONE);
 	pthread_mutex_unlock(&c->vm->lock);
+}
+
+bool kernel_window_knows(struct soft_cpu *c, gva_t gva, bool write, struct soft_xlat *x)
+{
+	struct soft_window *w = kernel_window_of(c->vm);
+	const struct window_page *p;
+	const struct physmap_region *r;
+
+	if (!w || c->vm->cpus > 1 || !w->pages || c->kernel_stale ||
+	    !atomic_load(&c->kernel_agrees) || !(gva >> 63) || !is_usable(c))
+		return false;
+	p = window_page_at(w, gva);
+	if (!p || (p->gva ^ gva) >> p->shift || !(p->prot & (write ? PROT_WRITE : PROT_READ)))
+		return false;
+	x->host = (u8 *)p->host + (gva - p->gva);
+	r = window_region(c->vm, (u64)x->host);
+	x->gpa = r->gpa + (gpa_t)(x->host - r->hva);
+	x->page = window_page_index(r, (u64)x->host);
+	x->shift = p->page_shift;
+	x->writable = p->prot & PROT_WRITE;
+	x->global = true;
+	x->rom = x->user = false;
+	return true;
+}
+
+/* Does the page of @l have the same entries, from @root on? */
+static bool path_stays(const struct local_page *l, const u64 *root)
+{
+	u64 changes = 0;
+	u32 n = l->own;
+
+	if (!n)
+		changes = entry_of(root, l->gva >> SLOT_SHIFT & 511) ^ l->entry[n++];
+	for (; n < l->levels; n++)
+		changes |= entry_of(l->at[n], 0) ^ l->entry[n];
+	return !changes;
+}
+
+static void take_local(struct soft_cpu *c, struct soft_window *w, gva_t gva)
+{
+	struct window_page *p = window_page_at(w, gva);
+
+	soft_tlb_drop_kernel(c, gva);
+	if (!p || !p->prot)
+		return;
+	soft_fpu_park(c);
+	pthread_mutex_lock(&c->vm->lock);
+	window_protect_page(c, w, p, PROT_NONE);
+	pthread_mutex_unlock(&c->vm->lock);
+}
+
+void kernel_window_drop_local(struct soft_cpu *c, bool flush)
+{
+	struct kernel_window *k = c->vm->kernel_window;
+	const u64 *root;
+
+	if (!k || (!flush && c->ctx->local_version == k->local_version))
+		return;
+	c->ctx->local_version = k->local_version;
+	root = table_at(c->vm, c->cr3);
+	for (u32 n = 0; n < k->locals;) {
+		if (root && path_stays(&k->local[n], root)) {
+			n++;
+			continue;
+		}
+		take_local(c, &k->w, k->local[n].gva);
+		k->losses++;
+		k->local[n] = k->local[--k->locals];
+		share_paths(k);
+	}
 }
 
 /* ---- blocks ---- */

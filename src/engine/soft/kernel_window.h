@@ -2,7 +2,7 @@
  * The kernel's window: guest kernel memory mapped for the host's own MMU.
  *
  * Kernels map what they use most at addresses in the upper half that hold for all address spaces.
- * What is global there is mapped in a window (window.h), and kernel code in MODE_WINDOW accesses it
+ * What is there is mapped in a window (window.h), and kernel code in MODE_WINDOW accesses it
  * without looking anything up: a PEXT makes bit 47 and the lower KERNEL_FOLD_BITS of an address
  * into an address of the host. It leaves flags alone. Addresses of the upper half come to
  * KERNEL_WINDOW, those of the lower half (user memory) below, where nothing is mapped.
@@ -11,6 +11,12 @@
  * can use the window whose root tables have the same entries for what is in it, which is looked at
  * whenever one loads a root table, and at all of them when a region comes to be in it. What one of
  * them invalidates goes for all, and comes again for those that still have it.
+ *
+ * Most of it is global. A few pages may be others: Linux takes the G flag from those it once
+ * unmapped. They are in the window if there is one vCPU. Whenever translations that are not global
+ * are to be forgotten, or belong to a PCID that has not been seen to have all of them alike, the
+ * entries of the guest's tables that lead to them are compared with what they were, and pages that
+ * have others now are taken out.
  *
  * A block that met something that is not to be had there (user memory, devices, pages that are
  * watched) is refused: it is translated anew, with checks. That is noted by a hash of its address,
@@ -31,19 +37,41 @@
 enum {
 	KERNEL_FOLD_BITS = 45,
 	REFUSED_BITS = 1 << 16,
-	SLOTS = 256, /* entries of a root table's upper half */
+	SLOTS = 256,      /* entries of a root table's upper half */
+	SLOTS_BESIDE = 3, /* that share its place with each */
+	LOCAL_PAGES = 32,
+	LOCAL_LOSSES = 256, /* that were not what they had been, before there are none any more */
 };
 
 #define KERNEL_WINDOW      (1ul << KERNEL_FOLD_BITS)
 #define KERNEL_FOLD        (KERNEL_WINDOW - 1)
 #define KERNEL_WINDOW_MASK (BIT(47) | KERNEL_FOLD) /* of PEXT */
 
+/* A page that is not global: what leads to it from the root table on. */
+struct local_page {
+	gva_t gva;
+	const u64 *at[4]; /* of the root table's entry: in the one that was current */
+	u64 entry[4];
+	u32 levels;
+	u32 own; /* entries before this one lead to the page before it in the list as well */
+};
+
+/* An entry of the root table that shares its place with a slot in use. */
+struct slot_beside {
+	u16 entry, slot;
+};
+
 struct kernel_window {
 	struct soft_window w;
+	struct local_page local[LOCAL_PAGES];
+	u32 locals, losses;
+	u64 local_version; /* of the list: counts what was added, from 1 on */
 	/* Where it has had pages: entries of the root table's upper half, and of the tables there;
 	 * changed under vm->lock.
 	 */
 	u64 slots[SLOTS / 64], regions[SLOTS][8];
+	struct slot_beside beside[SLOTS * SLOTS_BESIDE];
+	u32 besides;
 	u64 entry[SLOTS];               /* what the root tables of those that use it have there */
 	u32 starts;                     /* how often it has started over */
 	u64 refused[REFUSED_BITS / 64]; /* hashed set of blocks */
@@ -65,8 +93,18 @@ u32 kernel_window_mode(struct soft_cpu *c);
 /* Empty it: the kernel is going to be translated with checks. vm->lock held. */
 void kernel_window_leave(struct soft_vm *vm);
 
-/* A page at @gva is about to be entered. False: not there. vm->lock held. */
-bool kernel_window_admits(struct soft_cpu *c, gva_t gva);
+/* A page at @gva is about to be entered, @global or not. False: not there. vm->lock held. */
+bool kernel_window_admits(struct soft_cpu *c, gva_t gva, bool global);
+
+/*
+ * Where the page of @gva is, if it is there and may be accessed so: for the kernel's TLB, which may
+ * keep it as if it were global.
+ */
+bool kernel_window_knows(struct soft_cpu *c, gva_t gva, bool write, struct soft_xlat *x);
+
+/* Translations of the present address space that are not global are to be forgotten, or, if not
+ * @flush, those of another one: its PCID's are in force. */
+void kernel_window_drop_local(struct soft_cpu *c, bool flush);
 
 /* The root table is another one, or may have changed. */
 void kernel_window_look(struct soft_cpu *c);

@@ -28,7 +28,7 @@
 #define OFF_SFMASK      1168
 #define OFF_CPL         1488
 #define OFF_MODE        1492
-#define OFF_SYSCALLS    2560
+#define OFF_SYSCALLS    2576
 
 /* enum soft_leave */
 #define LEAVE_HOST_FAULT_ 6

@@ -25,6 +25,7 @@
  * Fetches have a small cache of their own per context, so that finding a block does not walk.
  */
 #include "cpu/paging.h"
+#include "engine/soft/kernel_window.h"
 #include "engine/soft/tlb.h"
 #include "engine/soft/util.h"
 #include "engine/soft/window.h"
@@ -142,6 +143,8 @@ static void describe(struct soft_cpu *c, const struct paging_result *r, struct s
 	x->shift = r->shift;
 	x->gpa = r->gpa;
 	x->global = r->global;
+	/* What only CR0.WP = 0 lets the kernel write is no user's. */
+	x->user = r->user && c->cr0 & CR0_WP;
 	x->host = NULL;
 	x->page = 0;
 	x->rom = false;
@@ -365,7 +368,39 @@ static bool tlb_enter(struct soft_cpu *c, gva_t gva, u32 access, const struct so
 	return !(access & ACC_WRITE);
 }
 
-/* Translate for data and enter what was found. *cached as tlb_enter(). */
+/* What user code, or the kernel's window, has found out about the page of @gva, for the kernel. */
+static bool borrow(struct soft_cpu *c, gva_t gva, u32 access, struct soft_xlat *x)
+{
+	const struct soft_half *user = &c->ctx->user;
+	u32 i = tlb_index(gva);
+	const struct tlb_entry *e = &user->tlb[i];
+	const struct physmap_region *r = c->vm->physmap->region;
+	const gva_t tag = gva & PAGE_MASK;
+	u64 offset = gva & ~PAGE_MASK;
+
+	if (access & ACC_USER)
+		return false;
+	if (kernel_window_knows(c, gva, access & ACC_WRITE, x))
+		return true;
+	if (c->cr4 & CR4_SMAP ||
+	    (access & ACC_WRITE ? e->tag_write : e->tag_read) != tag)
+		return false;
+	while (e->host - (u64)r->hva >= r->size)
+		r++;
+	*x = (struct soft_xlat){.gpa = r->gpa + (e->host - (u64)r->hva) + offset,
+				.host = (u8 *)e->host + offset,
+				.page = r->page0 + ((e->host - (u64)r->hva) >> PAGE_SHIFT),
+				.shift = user->tlb_page[i].shift,
+				.writable = e->tag_write == tag,
+				.global = !user->tlb_page[i].local};
+	return true;
+}
+
+/*
+ * Translate for data and enter what was found. *cached as tlb_enter(). The supervisor half loses
+ * user memory with each MOV CR3. The user half stays: what was found for the kernel goes there,
+ * too, to be borrowed the next time.
+ */
 static int lookup(struct soft_cpu *c, gva_t gva, u32 access, struct soft_xlat *x, bool *cached)
 {
 	u8 shift;
@@ -374,49 +409,25 @@ static int lookup(struct soft_cpu *c, gva_t gva, u32 access, struct soft_xlat *x
 	*cached = false;
 	if (is_known_watched(c, gva, access, x))
 		return SOFT_OK;
+	if (borrow(c, gva, access, x)) {
+		*cached = tlb_enter(c, gva, access, x, x->shift);
+		return SOFT_OK;
+	}
 	status = translate(c, gva, access, x, &shift);
-	if (status == SOFT_OK && x->host)
-		*cached = tlb_enter(c, is_long_mode(c) ? gva : (u32)gva, access, x, shift);
+	if (status != SOFT_OK || !x->host)
+		return status;
+	if (!is_long_mode(c))
+		gva = (u32)gva;
+	if (x->user && !x->global && !(access & ACC_USER) && !(c->cr4 & CR4_SMAP))
+		tlb_enter(c, gva, access | ACC_USER, x, shift);
+	*cached = tlb_enter(c, gva, access, x, shift);
 	return status;
-}
-
-/* The RAM page at @host. */
-static u64 page_at(const struct soft_cpu *c, u64 host)
-{
-	const struct physmap_region *r = c->vm->physmap->region;
-
-	while (host - (u64)r->hva >= r->size)
-		r++;
-	return r->page0 + ((host - (u64)r->hva) >> PAGE_SHIFT);
-}
-
-bool soft_tlb_borrow(struct soft_cpu *c, gva_t gva, u32 access)
-{
-	const struct soft_half *user = &c->ctx->user;
-	u32 i = tlb_index(gva);
-	const struct tlb_entry *e = &user->tlb[i];
-	const gva_t tag = gva & PAGE_MASK;
-	struct soft_xlat x;
-
-	if (access & ACC_USER || c->cr4 & CR4_SMAP ||
-	    (access & ACC_WRITE ? e->tag_write : e->tag_read) != tag)
-		return false;
-	x = (struct soft_xlat){.host = (u8 *)e->host,
-			       .page = page_at(c, e->host),
-			       .shift = user->tlb_page[i].shift,
-			       .writable = e->tag_write == tag,
-			       .global = !user->tlb_page[i].local};
-	return tlb_enter(c, gva, access, &x, x.shift);
 }
 
 int soft_tlb_fill(struct soft_cpu *c, gva_t gva, u32 access, bool *filled)
 {
 	struct soft_xlat x;
 
-	if (soft_tlb_borrow(c, gva, access)) {
-		*filled = true;
-		return SOFT_OK;
-	}
 	return lookup(c, gva, access, &x, filled);
 }
 

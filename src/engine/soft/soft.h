@@ -189,6 +189,7 @@ struct soft_ctx {
 	u8 box_drops;               /* of which it has lost so many */
 	u32 call_mode;              /* what soft_cpu.user_mode was when it was last left, */
 	u32 call_state;             /* with this soft_cpu.call_state */
+	u64 local_version;          /* kernel_window.local_version whose pages are its, too */
 	struct soft_window *window; /* behind it, or NULL */
 };
 
@@ -342,6 +343,7 @@ struct soft_xlat {
 	bool writable; /* a write tag may be filled: permitted, dirty bit set, not ROM */
 	bool global;
 	bool rom;
+	bool user; /* user code may access it likewise */
 };
 
 struct soft_cpu {
@@ -441,6 +443,7 @@ struct soft_cpu {
 	u32 places_known;          /* places.h: how many it has found to be true */
 	bool places_local;         /* MOV CR3 may make some of them wrong */
 	struct soft_ctx *contexts; /* SOFT_CONTEXTS of them */
+	u8 ctx_hint[16];           /* which was found for a PCID */
 	struct soft_window *window[SOFT_WINDOWS_MAX]; /* made as needed */
 	bool kernel_stale;           /* something was invalidated in the kernel's window */
 	_Atomic bool kernel_agrees;  /* it uses that, its root table has the same there */
@@ -591,10 +594,6 @@ bool soft_peek(struct soft_cpu *c, gva_t gva, u32 access, struct soft_xlat *x);
 /* Translate and enter into the TLB of the current context. SOFT_OK with *filled = false when the
  * page cannot be entered (device memory, code page or dirty log for writes). */
 int soft_tlb_fill(struct soft_cpu *c, gva_t gva, u32 access, bool *filled);
-
-/* What user code found at @gva holds for the kernel, which may have lost it on MOV CR3. True: it
- * has been entered for @access of the kernel's. */
-bool soft_tlb_borrow(struct soft_cpu *c, gva_t gva, u32 access);
 
 static inline bool soft_canonical(gva_t gva)
 {

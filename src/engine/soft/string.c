@@ -511,18 +511,20 @@ static u64 run_length(const struct soft_half *h, gva_t gva, bool write, u64 want
 	return want;
 }
 
-/* The same, with the first page entered if it can be. 0: the interpreter knows what to do. */
+/* The same, the TLB being filled. 0 where that is not all there is to do, a fault for one. */
 static u64 find_run(struct soft_cpu *c, gva_t gva, u32 kind, u64 want, u8 **host)
 {
 	const struct soft_half *h = soft_half(c, c->cpl == 3 ? HALF_USER : HALF_SUPER);
 	u64 n = run_length(h, gva, kind == ACC_WRITE, want, host);
-	bool filled;
+	__typeof__(c->exc) exc = c->exc;
+	bool filled = false;
 
 	if (n || !soft_canonical(gva))
 		return n;
-	if (soft_tlb_fill(c, gva, soft_acc(c, kind), &filled) != SOFT_OK || !filled)
-		return 0;
-	return run_length(h, gva, kind == ACC_WRITE, want, host);
+	if (soft_tlb_fill(c, gva, soft_acc(c, kind), &filled) == SOFT_OK && filled)
+		return run_length(h, gva, kind == ACC_WRITE, want, host);
+	c->exc = exc;
+	return 0;
 }
 
 bool string_run(struct soft_cpu *c, u32 site)

@@ -158,6 +158,7 @@ static void half_empty(struct soft_cpu *c, struct soft_half *h)
 	if (h != &c->super) {
 		window_flush(ctx_of(h));
 		soft_forget_calls(c, ctx_of(h));
+		ctx_of(h)->local_version = 0;
 	} else {
 		kernel_window_flush(c);
 	}
@@ -241,6 +242,13 @@ static void drop_local(struct soft_cpu *c)
 	}
 }
 
+/* The same where the address space stays: its translations are flushed. */
+static void flush_local(struct soft_cpu *c)
+{
+	drop_local(c);
+	kernel_window_drop_local(c, true);
+}
+
 /* ---- contexts ---- */
 
 static u64 current_pcid(const struct soft_cpu *c)
@@ -263,13 +271,25 @@ struct soft_ctx *soft_ctx_at(struct soft_cpu *c, u32 i)
 	return w ? w->ctx : NULL;
 }
 
+static bool ctx_has(const struct soft_ctx *ctx, u64 pcid)
+{
+	return ctx && !ctx_is_free(ctx) && (ctx->cr3 & CR3_PCID) == pcid;
+}
+
+/* Contexts are large: to look at each costs a miss in the host's caches and another in its TLB. */
 static struct soft_ctx *ctx_find(struct soft_cpu *c, u64 pcid)
 {
-	for (u32 i = 0; i < SOFT_CONTEXTS_ALL; i++) {
-		struct soft_ctx *ctx = soft_ctx_at(c, i);
+	u8 *hint = &c->ctx_hint[pcid % ARRAY_SIZE(c->ctx_hint)];
+	struct soft_ctx *ctx = soft_ctx_at(c, *hint);
 
-		if (ctx && !ctx_is_free(ctx) && (ctx->cr3 & CR3_PCID) == pcid)
+	if (ctx_has(ctx, pcid))
+		return ctx;
+	for (u32 i = 0; i < SOFT_CONTEXTS_ALL; i++) {
+		ctx = soft_ctx_at(c, i);
+		if (ctx_has(ctx, pcid)) {
+			*hint = (u8)i;
 			return ctx;
+		}
 	}
 	return NULL;
 }
@@ -342,6 +362,7 @@ void soft_load_cr3(struct soft_cpu *c, u64 cr3, bool flush)
 	if (ctx->window)
 		ctx->window->last_used = ctx->last_used;
 	soft_ctx_use(c, ctx);
+	kernel_window_drop_local(c, flush);
 	kernel_window_look(c);
 }
 
@@ -436,7 +457,7 @@ void soft_tlb_flush_all(struct soft_cpu *c)
 void soft_tlb_flush_context(struct soft_cpu *c)
 {
 	user_flush(c, &c->ctx->user);
-	drop_local(c);
+	flush_local(c);
 }
 
 static void drop_if_large(struct soft_half *h, u32 i, gva_t gva)
@@ -519,6 +540,18 @@ static void half_flush_page(struct soft_cpu *c, struct soft_half *h, gva_t gva)
 	}
 }
 
+void soft_tlb_drop_kernel(struct soft_cpu *c, gva_t gva)
+{
+	struct soft_half *h = &c->super;
+	u32 i = tlb_index(gva);
+
+	stack_page_clear(h);
+	if (h->tlb[i].tag_read == (gva & PAGE_MASK))
+		tlb_entry_clear(h, i);
+	if (has_large(h, gva))
+		flush_large(h, gva);
+}
+
 /* Global translations are used under every PCID, so they are dropped from every context. */
 static void flush_page_globally(struct soft_cpu *c, gva_t gva)
 {
@@ -544,8 +577,10 @@ void soft_invpcid(struct soft_cpu *c, u64 type, u64 pcid, gva_t gva)
 
 	switch (type) {
 	case 0: /* individual address */
-		if (ctx)
+		if (ctx) {
 			half_flush_page(c, &ctx->user, gva);
+			ctx->local_version = 0;
+		}
 		if (ctx == c->ctx)
 			half_flush_page(c, &c->super, gva);
 		break;
@@ -553,7 +588,7 @@ void soft_invpcid(struct soft_cpu *c, u64 type, u64 pcid, gva_t gva)
 		if (ctx)
 			user_flush(c, &ctx->user);
 		if (ctx == c->ctx)
-			drop_local(c);
+			flush_local(c);
 		break;
 	default: /* all contexts; with (2) or without (3) global translations */
 		soft_tlb_flush_all(c);

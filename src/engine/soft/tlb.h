@@ -59,6 +59,9 @@ static inline void tlb_entry_clear(struct soft_half *h, u32 i)
 	stack_page_clear(h);
 }
 
+/* Forget what the kernel knows of the page of @gva, and of what else comes from a larger one. */
+void soft_tlb_drop_kernel(struct soft_cpu *c, gva_t gva);
+
 /* Position of RAM page @page in soft_half.write_pages. */
 static inline u32 write_page_bit(u64 page)
 {

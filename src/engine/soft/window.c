@@ -559,12 +559,11 @@ static u32 who(const struct soft_window *w)
 	return w->ctx ? ACC_USER : 0;
 }
 
-/* The kernel's window is not emptied with an address space, nor does it obey SMAP. */
+/* The kernel's window does not obey SMAP. */
 static bool may_map(const struct soft_cpu *c, const struct soft_window *w,
 		    const struct soft_xlat *x)
 {
-	return x->host &&
-	       (w->ctx || (x->global && !(c->cr4 & CR4_SMAP && c->sysflags & RFLAGS_AC)));
+	return x->host && (w->ctx || !(c->cr4 & CR4_SMAP && c->sysflags & RFLAGS_AC));
 }
 
 /* Is the page as the guest's tables have it? Else how it may stay. */
@@ -575,7 +574,8 @@ static u8 prot_now(struct soft_cpu *c, const struct soft_window *w, const struct
 	u32 access = p->prot & PROT_EXEC ? ACC_FETCH : ACC_READ;
 
 	if (soft_translate(c, p->gva, access | who(w), &x) != SOFT_OK || (u64)x.host != p->host ||
-	    (p->shift > PAGE_SHIFT && x.shift < p->shift) || !may_map(c, w, &x))
+	    (p->shift > PAGE_SHIFT && x.shift < p->shift) || !may_map(c, w, &x) ||
+	    (!w->ctx && !x.global))
 		return 0;
 	return access == ACC_FETCH || x.writable ? p->prot : p->prot & (u8)~PROT_WRITE;
 }
@@ -789,7 +789,7 @@ static bool map_for(struct soft_cpu *c, struct soft_window *w, gva_t gva, bool w
 		return false;
 	if (p && p->shift > PAGE_SHIFT && p->prot & PROT_WRITE && write && !w->is_void)
 		return window_allow_writing(c, w, p, gva);
-	if (!w->ctx && !kernel_window_admits(c, gva))
+	if (!w->ctx && !kernel_window_admits(c, gva, x.global))
 		return false;
 	if (!window_enter(c, w,
 			  (struct window_mapping){.gva = gva,

@@ -38,6 +38,7 @@ struct window_page {
 	u64 host;
 	u8 prot;  /* PROT_READ, PROT_WRITE, PROT_EXEC; 0: not at present */
 	u8 shift; /* log2 of its size, 12 or 21 */
+	u8 page_shift; /* of the guest's page that it is, or is a part of */
 };
 
 struct soft_window {

@@ -309,6 +309,7 @@ bool window_enter(struct soft_cpu *c, struct soft_window *w, struct window_mappi
 	p->gva = m.gva;
 	p->host = m.host;
 	p->prot = prot;
+	p->page_shift = m.page_shift;
 	c->counters[COUNT_WINDOW_MAPS]++;
 	return true;
 }
