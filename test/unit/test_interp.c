@@ -407,6 +407,7 @@ CODE(bad_fxrstor, 64, "fxsave (%rbx); movl $-1,24(%rbx); fxrstor (%rbx); hlt");
 CODE(xsaves, 64,
      "vpcmpeqd %ymm3,%ymm3,%ymm3; mov $7,%eax; xor %edx,%edx; xsave64 (%rbx); vzeroall;"
      "mov $7,%eax; xrstor64 (%rbx); vextracti128 $1,%ymm3,%xmm0; vmovq %xmm0,%rcx; hlt");
+CODE(restores, 64, "vzeroall; mov $7,%eax; xor %edx,%edx; xrstor64 (%rbx); vmovq %xmm3,%rcx; hlt");
 CODE(bad_xrstor, 64, "mov $7,%eax; xor %edx,%edx; xrstor (%rbx); hlt");
 CODE(sse_disabled, 64, "movaps %xmm0,%xmm1; hlt");
 
@@ -432,6 +433,15 @@ static void xsave_and_fxsave(void **state)
 	machine_put(m, c->r[RBX] + 512 + 8, 1, 0);
 	machine_put(m, c->r[RBX] + 512 + 7, 1, 0x40); /* a component XCR0 has not */
 	assert_int_equal(fault_of(m, CODE_OF(bad_xrstor)), VEC_GP);
+	machine_put(m, c->r[RBX] + 512 + 7, 1, 0);
+	machine_put(m, c->r[RBX] + 26, 1, 0xff); /* MXCSR */
+	assert_int_equal(fault_of(m, CODE_OF(bad_xrstor)), VEC_GP);
+	machine_put(m, c->r[RBX] + 26, 1, 0);
+	machine_put(m, c->r[RBX] + 512 + 63, 1, 0xff); /* no matter */
+	c->r[RCX] = 0;
+	machine_exec(m, CODE_OF(restores));
+	assert_int_equal(c->exit.type, EXIT_HLT);
+	assert_int_equal(c->r[RCX], ~0ul);
 	c->cr0 |= CR0_TS;
 	soft_update_mode(c);
 	assert_int_equal(fault_of(m, CODE_OF(sse_disabled)), VEC_NM);

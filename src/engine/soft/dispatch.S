@@ -304,4 +304,25 @@ call_interpreted:
 	mov CPU(OFF_SPILL + 8), %rcx
 	jmp soft_stub_step
 
+/*
+ * bool soft_try_xrstor(const void *image, u32 low, u32 high, bool wide): XRSTOR from guest memory. False
+ * when it faulted; the signal handler goes on at soft_xrstor_failed for the two instructions before it.
+ */
+	.globl soft_try_xrstor, soft_xrstor_at, soft_xrstor_failed
+	.type soft_try_xrstor, @function
+soft_try_xrstor:
+	mov %esi, %eax
+	test %cl, %cl
+soft_xrstor_at:
+	jz 1f
+	xrstor64 (%rdi)
+	jmp 2f
+1:	xrstor (%rdi)
+2:	mov $1, %eax
+	ret
+soft_xrstor_failed:
+	xor %eax, %eax
+	ret
+	.size soft_try_xrstor, . - soft_try_xrstor
+
 	.section .note.GNU-stack, "", @progbits

@@ -6,14 +6,16 @@
  * handler notes trap and host pc and resumes in dispatch.S, which leaves translated code with the
  * registers as they were at the instruction; soft_host_fault() then finds the guest instruction in
  * the block's table. A page fault at an address of a window is first of all an occasion to map a
- * page there (window.c). Any other page fault in translated code, or any fault elsewhere, is a bug
- * of this program and takes the previous disposition.
+ * page there (window.c). One fault is expected elsewhere, that of the XRSTOR in dispatch.S. Any
+ * other, and any other page fault in translated code, is a bug of this program and takes the
+ * previous disposition.
  *
  * Signal dispositions belong to the process: the saved previous ones are this file's only static
  * state, written once under a once-guard.
  */
 #include "engine/soft/cache.h"
 #include "engine/soft/kernel_window.h"
+#include "engine/soft/system.h"
 #include "host/box.h"
 
 #include <errno.h>
@@ -130,6 +132,14 @@ static bool is_cpuid(const greg_t *reg)
 	return reg[REG_TRAPNO] == VEC_GP && insn[0] == 0x0f && insn[1] == 0xa2;
 }
 
+/* XRSTOR of an image that another thread may have changed. */
+static bool is_xrstor(const greg_t *reg)
+{
+	const u64 at = (u64)soft_xrstor_at;
+
+	return reg[REG_TRAPNO] == VEC_GP && (u64)reg[REG_RIP] - at < (u64)soft_xrstor_failed - at;
+}
+
 static void on_fault(int sig, siginfo_t *info, void *context)
 {
 	ucontext_t *uc = context;
@@ -147,6 +157,10 @@ static void on_fault(int sig, siginfo_t *info, void *context)
 	}
 	if (is_cpuid(reg) && box_lift_guard())
 		return;
+	if (is_xrstor(reg)) {
+		reg[REG_RIP] = (greg_t)soft_xrstor_failed;
+		return;
+	}
 	if (!in_translated_code(c, (u64)reg[REG_RIP]) ||
 	    (reg[REG_TRAPNO] == TRAP_PAGE_FAULT && !is_folded_access(c, (u64)info->si_addr))) {
 		pass_on(sig, info);

@@ -507,6 +507,11 @@ int op_fxsave(struct soft_cpu *c, const struct insn *i);
 int op_fxrstor(struct soft_cpu *c, const struct insn *i);
 void xsave_init(struct soft_cpu *c);
 
+/* dispatch.S: XRSTOR of guest memory. False when it faulted, which it does from soft_xrstor_at to
+ * soft_xrstor_failed, where fault.c goes on then. */
+bool soft_try_xrstor(const void *image, u32 low, u32 high, bool wide);
+extern const u8 soft_xrstor_at[], soft_xrstor_failed[];
+
 /* ---- bits.c: bit strings, XLAT, decimal adjustment ---- */
 int op_bit_test(struct soft_cpu *c, const struct insn *i);
 int op_xlat(struct soft_cpu *c, const struct insn *i);

@@ -1,10 +1,9 @@
 /*
  * XSAVE, XSAVEOPT, XRSTOR, FXSAVE and FXRSTOR, run natively (SDM vol. 1, chapter 13; 10.5).
  *
- * Saving goes straight to guest memory where the image lies in one writable page: a save never
- * faults on what the memory holds. Restoring always goes through a private copy, because the host's
- * instruction faults on reserved bits, and another processor could set them between our check and
- * its execution.
+ * Both go straight to guest memory where the image lies in one piece. A save never faults on what
+ * the memory holds. A restore does, on reserved bits, and another processor could set them between
+ * any check and its execution: when it faults, a private copy is looked at instead (fault.c).
  *
  * The image has the host's layout, which is the one the CPU model shows. Outside 64-bit mode
  * registers 8 to 15 (and 16 to 31) are neither saved nor restored; the host's instruction, which
@@ -208,12 +207,45 @@ static int read_image(struct soft_cpu *c, const struct insn *i, u64 components, 
 			    : r;
 }
 
+/* The @extent bytes at @lin if they lie in one piece and the TLB has them, else NULL. */
+static const u8 *image_in_place(struct soft_cpu *c, gva_t lin, u32 extent)
+{
+	u32 first = MIN(extent, (u32)(PAGE_SIZE - (lin & ~PAGE_MASK)));
+	const u8 *host = guest_read_pointer(c, lin, first);
+
+	if (host && first < extent &&
+	    guest_read_pointer(c, lin + first, extent - first) != host + first)
+		return NULL;
+	return host;
+}
+
+/* Restore without a copy, where nobody observes accesses. False: nothing that counts has happened.
+ */
+static bool restore_in_place(struct soft_cpu *c, const struct insn *i, u64 components)
+{
+	const gva_t lin = seg_linear_unchecked(c, i->seg, insn_offset(c, i));
+	const u8 *image = image_in_place(c, lin, XSAVE_EXTENDED);
+	u64 present;
+	u32 extent;
+
+	if (!image || lin & 63 || c->mode & MODE_INTERPRET || !soft_is_64bit(c))
+		return false;
+	present = soft_load(image + XSAVE_HEADER, 8);
+	extent = image_extent(c, components & present);
+	if (present & ~c->xcr0 || !image_in_place(c, lin, extent))
+		return false;
+	soft_fpu_live(c);
+	return soft_try_xrstor(image, (u32)components, (u32)(components >> 32), i->opsize == 8);
+}
+
 int op_xrstor(struct soft_cpu *c, const struct insn *i)
 {
 	u64 components = requested_components(c);
 	u8 *image = soft_interp(c)->xsave;
 	int r = check_xsave(c);
 
+	if (r == SOFT_OK && restore_in_place(c, i, components))
+		return SOFT_OK;
 	if (r == SOFT_OK)
 		r = read_image(c, i, components, image);
 	if (r != SOFT_OK)
