@@ -12,7 +12,7 @@
 #define LARGE   (2ul << 20)
 #define PATTERN 0x1122334455667788ul
 
-enum { SLOT = 64, COPIES = 1024 };
+enum { SLOT = 64, COPIES = 4096 };
 
 CODE_AT(load, "", "mov (%rax), %rbx", "");
 CODE_AT(store, "", "mov %rcx, (%rax)", "");
@@ -203,6 +203,141 @@ static void not_global(void)
 		page[n & 1][0] = 0;
 	}
 	write_cr3(cr3);
+}
+
+static void invpcid(u64 type, u64 pcid, u64 address)
+{
+	struct {
+		u64 pcid, address;
+	} descriptor = {pcid, address};
+
+	__asm__ volatile("invpcid %0, %1" : : "m"(descriptor), "r"(type) : "memory");
+}
+
+/* One page each for two PCIDs, between which nothing is flushed; then others in their places. */
+static void not_global_pcid(void)
+{
+	const u32 slot = TEST_HIGH >> 39 & 511;
+	const u64 bits = PTE_P | PTE_W, keep = BIT(63);
+	volatile u64 *page[4], *pte[2];
+	u64 cr3[2] = {read_cr3(), (u64)page_alloc() | 1}, first;
+
+	if (!(cpuid(1, 0).ecx & BIT(17)) || !(cpuid(7, 0).ebx & BIT(10))) {
+		skip("no PCID or INVPCID");
+		return;
+	}
+	set_up();
+	for (u32 n = 0; n < ARRAY_SIZE(page); n++) {
+		page[n] = page_alloc();
+		page[n][1] = n;
+	}
+	pte[1] = page_map(AT, (u64)page[1], bits);
+	memcpy((void *)(cr3[1] & ~0xffful), (void *)cr3[0], PAGE_SIZE);
+	first = ((volatile u64 *)cr3[0])[slot];
+	((volatile u64 *)cr3[0])[slot] = 0;
+	pte[0] = page_map(AT, (u64)page[0], bits);
+	((volatile u64 *)(cr3[1] & ~0xffful))[slot] = first;
+	write_cr4(read_cr4() | CR4_PCIDE);
+	for (u32 n = 0; n < 16; n++) {
+		const u32 now = n & 1, other = now ^ 1, old = n >> 1 & 2;
+
+		write_cr3(cr3[now] | keep);
+		loads(AT + 8, now | old);
+		stores(AT + 16);
+		expect_eq(page[now | old][2], PATTERN);
+		page[now | old][2] = 0;
+		if (n % 4 < 2)
+			continue;
+		/* All see others from now on: one by its own flush, one by another's. */
+		if (now) {
+			*pte[0] = (u64)page[old ^ 2] | bits;
+			*pte[1] = (u64)page[1 | (old ^ 2)] | bits;
+			invpcid(n & 8 ? 0 : 1, other, n & 8 ? AT : 0);
+			write_cr3(cr3[now]);
+			loads(AT + 8, now | (old ^ 2));
+		}
+	}
+	write_cr3(cr3[0]);
+	write_cr4(read_cr4() & ~CR4_PCIDE);
+}
+
+/* What is at @gva, as a load and as a string instruction find it. */
+static void check_both(u64 gva, u64 value, int line)
+{
+	u64 copy = 0, to = (u64)&copy, from = gva, count = sizeof(copy);
+
+	check_access(access(load, gva), value, line);
+	__asm__ volatile("rep movsb" : "+D"(to), "+S"(from), "+c"(count) : : "memory");
+	check(copy == value, "line %d: copied 0x%lx, not 0x%lx", line, copy, value);
+}
+
+/* One page for both, which each kind of invalidation changes. */
+static void not_global_shared(void)
+{
+	const u64 bits = PTE_P | PTE_W, keep = BIT(63);
+	volatile u64 *page[2] = {page_alloc(), page_alloc()}, *pte;
+	u64 cr3[2] = {read_cr3(), (u64)page_alloc() | 1};
+
+	if (!(cpuid(1, 0).ecx & BIT(17)) || !(cpuid(7, 0).ebx & BIT(10))) {
+		skip("no PCID or INVPCID");
+		return;
+	}
+	set_up();
+	pte = page_map(AT, (u64)page[0], bits);
+	memcpy((void *)(cr3[1] & ~0xffful), (void *)cr3[0], PAGE_SIZE);
+	page[0][1] = 100;
+	page[1][1] = 101;
+	write_cr4(read_cr4() | CR4_PCIDE);
+	for (u32 n = 0; n < 40; n++) {
+		const u32 now = n & 1, kind = n / 2 % 5;
+
+		check_both(AT + 8, 100 + now, __LINE__);
+		write_cr3(cr3[now ^ 1] | keep);
+		check_both(AT + 8, 100 + now, __LINE__);
+		write_cr3(cr3[now] | keep);
+		*pte = (u64)page[now ^ 1] | bits;
+		if (kind < 2) { /* of the other, then of its own */
+			invpcid(kind, now ^ 1, kind ? 0 : AT);
+			write_cr3(cr3[now ^ 1] | keep);
+			check_both(AT + 8, 100 + (now ^ 1), __LINE__);
+			write_cr3(cr3[now] | keep);
+			invpcid(kind, now, kind ? 0 : AT);
+		} else if (kind == 2) { /* of all of the other, then of one page */
+			write_cr3(cr3[now ^ 1]);
+			check_both(AT + 8, 100 + (now ^ 1), __LINE__);
+			write_cr3(cr3[now] | keep);
+			invlpg((void *)AT);
+		} else if (kind == 3) {
+			tlb_flush();
+		} else { /* its own only */
+			invpcid(1, now, 0);
+		}
+		check_both(AT + 8, 100 + (now ^ 1), __LINE__);
+		write_cr3(cr3[now ^ 1] | (kind < 4 ? keep : 0));
+	}
+	write_cr3(cr3[0]);
+	write_cr4(read_cr4() & ~CR4_PCIDE);
+}
+
+/* Kernels have more than a few. */
+static void many_not_global(void)
+{
+	enum { MANY = 48 };
+	volatile u64 *page[MANY], *pte[MANY];
+
+	set_up();
+	for (u32 n = 0; n < MANY; n++) {
+		page[n] = page_alloc();
+		page[n][1] = n;
+		pte[n] = page_map(AT + n * PAGE_SIZE, (u64)page[n], PTE_P | PTE_W);
+	}
+	for (u32 k = 0; k < 3; k++) {
+		for (u32 n = 0; n < MANY; n++)
+			loads(AT + n * PAGE_SIZE + 8, n ^ k);
+		for (u32 n = 0; n < MANY; n++)
+			*pte[n] = (u64)page[n ^ (k + 1)] | PTE_P | PTE_W;
+		write_cr3(read_cr3());
+	}
 }
 
 /* A large page, in pieces and whole again. */
@@ -441,6 +576,9 @@ const struct test tests[] = {
 	{"A page that is read-only", "SDM vol. 3, 4.6", read_only, NULL},
 	{"Accessed and dirty flags", "SDM vol. 3, 4.8", marks, NULL},
 	{"A page that is not global", "SDM vol. 3, 4.10.2.4", not_global, NULL},
+	{"The same with PCIDs", "SDM vol. 3, 4.10.1", not_global_pcid, NULL},
+	{"One that two PCIDs share", "SDM vol. 3, 4.10.4.1", not_global_shared, NULL},
+	{"Many of them", "SDM vol. 3, 4.10.4.1, MOV to CR3", many_not_global, NULL},
 	{"A large page in pieces", "SDM vol. 3, 4.10.4.1", large,
 	 "keeps parts of a large page after INVLPG of another address in it"},
 	{"Other addresses", "SDM vol. 1, 3.3.7.1", elsewhere, NULL},
