@@ -77,6 +77,7 @@ enum {
 		     "dec %ecx; jnz 1b\n" TO_END)                                               \
 	X(rep_movs, "rep movsb\n" TO_END)                                                       \
 	X(rep_stos, "rep stosq\n" TO_END)                                                       \
+	X(rep_stos_six, "mov $6, %ecx\n rep stosq\n" TO_END)                                    \
 	X(lods, "lodsb\n" TO_END)                                                               \
 	X(sse_load,                                                                             \
 	  "movaps (%rsi), %xmm0; addps 16(%rsi), %xmm0; movaps %xmm0, 32(%rsi)\n" TO_END)       \

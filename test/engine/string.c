@@ -538,9 +538,81 @@ static void over_code(void)
 	}
 }
 
+/* As compilers clear structures: the number of words is known. */
+CODE_AT(six_words, "mov $6, %ecx; cmp $1, %esi", "rep stosq", "sete %dl");
+CODE_AT(nine_halves, "mov $9, %ecx; cmp $1, %esi", "rep stosl", "sete %dl");
+CODE_AT(too_many, "mov $40, %ecx; cmp $1, %esi", "rep stosq", "sete %dl");
+CODE_AT(other_count, "mov $6, %ecx; sub $2, %ecx; cmp $1, %esi", "rep stosq", "sete %dl");
+
+static const struct {
+	const u8 *code, *end, *at;
+	u32 count, size;
+} known[] = {
+	{six_words, six_words_end, six_words_at, 6, 8},
+	{nine_halves, nine_halves_end, nine_halves_at, 9, 4},
+	{too_many, too_many_end, too_many_at, 40, 8},
+	{other_count, other_count_end, other_count_at, 4, 8},
+};
+
+/* From @offset of the target on, @down: downwards; of its elements @done get through. */
+static void clear(u32 n, enum exec_mode mode, u64 offset, bool down, u64 done)
+{
+	const u64 value = 0x1122334455667788, start = to + offset, size = known[n].size;
+	const s64 step = down ? -(s64)size : (s64)size;
+	struct state s = state_for(mode, known[n].code);
+
+	memset(target, 0xee, 4 * PAGE_SIZE);
+	s.rdi = start;
+	s.rax = value;
+	s.rsi = n & 1;
+	s.rflags |= down ? RFLAGS_DF : 0;
+	exec(&s);
+	if (done == known[n].count)
+		check_done(&s, known[n].end, __LINE__);
+	else
+		check_trap(&s, VEC_PF, PF_W | (mode == USER64 ? PF_U : 0), known[n].at, __LINE__);
+	expect_eq(s.rcx, known[n].count - done);
+	expect_eq(s.rdi, start + (u64)(step * (s64)done));
+	if (done == known[n].count)
+		expect_eq(s.rdx & 1, n & 1);
+	for (u64 k = 0; k < 4 * PAGE_SIZE; k++) {
+		u64 from_first = down ? offset + size - 1 - k : k - offset;
+		bool stored = from_first < done * size;
+		u64 byte = down ? size - 1 - from_first % size : from_first % size;
+
+		if (target[k] != (stored ? (u8)(value >> 8 * byte) : 0xee)) {
+			check(false, "%d: byte %d is 0x%x", (int)n, (int)k, target[k]);
+			break;
+		}
+	}
+}
+
+static void known_counts(void)
+{
+	make_areas();
+	for (u32 round = 0; round < 3; round++)
+		for (u32 n = 0; n < ARRAY_SIZE(known); n++)
+			for (u32 m = 0; m < 2; m++) {
+				const enum exec_mode mode = m ? KERNEL64 : USER64;
+				const u64 all = known[n].count, size = known[n].size;
+				const u64 end = 4 * PAGE_SIZE;
+
+				clear(n, mode, 40, false, all);
+				clear(n, mode, PAGE_SIZE - 16, false, all);
+				clear(n, mode, PAGE_SIZE - 3, false, all);
+				clear(n, mode, end - all * size, false, all);
+				clear(n, mode, end - size, false, 1);
+				clear(n, mode, end - 2 * size - 1, false, 2);
+				clear(n, mode, end - all * size + 1, false, all - 1);
+				clear(n, mode, end + 64, false, 0);
+				clear(n, mode, 2 * PAGE_SIZE + 5, true, all);
+			}
+}
+
 const struct test tests[] = {
 	{"REP MOVS of all sizes", "SDM vol. 2, MOVS", moves, NULL},
 	{"REP STOS of all sizes", "SDM vol. 2, STOS", stores, NULL},
+	{"REP STOS of a known count", "SDM vol. 2, STOS", known_counts, NULL},
 	{"A count of zero", "SDM vol. 2, REP", count_zero, NULL},
 	{"Overlapping moves", "SDM vol. 2, MOVS", overlap, NULL},
 	{"Overlap through another address", "SDM vol. 2, MOVS", overlap_alias, NULL},

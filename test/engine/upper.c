@@ -108,6 +108,45 @@ static void plain(void)
 	}
 }
 
+/* REP STOS of a known count, in one page, across two, and into what is not there. */
+CODE_AT(clear, "mov $5, %ecx", "rep stosq", "");
+
+static void clears(u64 address, u32 done, int line)
+{
+	struct state s = state_for(KERNEL64, clear);
+
+	s.rdi = address;
+	s.rax = PATTERN;
+	exec_copy(&s, clear, clear_end);
+	check(s.vector == (done == 5 ? VEC_DONE : VEC_PF) && s.rcx == 5 - done &&
+		      s.rdi == address + 8 * done &&
+		      s.rip == (u64)(done == 5 ? clear_end + 2 : clear_at),
+	      "line %d: vector %d rcx %d rdi 0x%lx rip 0x%lx", line, (int)s.vector, (int)s.rcx,
+	      s.rdi, s.rip);
+}
+
+static void cleared(void)
+{
+	volatile u64 *page[2] = {page_alloc(), page_alloc()};
+
+	set_up();
+	for (u32 n = 0; n < 4; n++) {
+		page_map(AT, (u64)page[0], GLOBAL);
+		page_map(AT + PAGE_SIZE, (u64)page[1], GLOBAL);
+		clears(AT + 8, 5, __LINE__);
+		expect_eq(page[0][1] + page[0][5], 2 * PATTERN);
+		clears(AT + PAGE_SIZE - 16, 5, __LINE__);
+		expect_eq(page[0][511] + page[1][2], 2 * PATTERN);
+		page_map(AT + PAGE_SIZE, 0, 0);
+		page[0][510] = page[0][511] = page[1][0] = 0;
+		clears(AT + PAGE_SIZE - 16, 2, __LINE__);
+		expect_eq(page[0][510] + page[0][511], 2 * PATTERN);
+		clears(AT + PAGE_SIZE, 0, __LINE__);
+		expect_eq(page[1][0], 0);
+		page[0][1] = page[0][5] = page[1][2] = 0;
+	}
+}
+
 static void remapped(void)
 {
 	volatile u64 *page[2] = {page_alloc(), page_alloc()};
@@ -571,6 +610,7 @@ static void device(void)
 
 const struct test tests[] = {
 	{"Loads and stores", "SDM vol. 3, 4.5", plain, NULL},
+	{"REP STOS of a few words", "SDM vol. 2, STOS", cleared, NULL},
 	{"A page that changes", "SDM vol. 3, 4.10.4.1, INVLPG", remapped, NULL},
 	{"The same, all translations flushed", "SDM vol. 3, 4.10.4.1, MOV to CR4", flushed, NULL},
 	{"A page that is read-only", "SDM vol. 3, 4.6", read_only, NULL},

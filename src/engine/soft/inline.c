@@ -242,6 +242,58 @@ static bool emit_bit_string(struct translation *t, u32 k)
 	return emit_insn_identity(e, &direct, m);
 }
 
+/* What RCX is before instruction @k, if that is a constant of the block; else 0. */
+static u64 known_count(const struct translation *t, u32 k)
+{
+	while (k--) {
+		const struct insn *i = &t->in[k];
+
+		if (i->cls == INSN_SYSTEM || i->cls == INSN_STRING)
+			return 0;
+		if (i->gpr_write & 1u << RCX) /* MOV ECX, imm32 */
+			return i->cls == INSN_DATA && i->opsize == 4 && i->opcode_len == 1 &&
+					       i->bytes[i->opcode_off] == 0xb9 &&
+					       i->opcode_reg.reg == RCX
+				       ? (u32)i->imm
+				       : 0;
+	}
+	return 0;
+}
+
+/*
+ * REP STOS of a few words, their number known: compilers clear structures so. When a store faults
+ * half-way, the interpreter begins anew, with the same value for the same places.
+ */
+bool emit_string(struct translation *t, u32 k)
+{
+	const struct insn *i = &t->in[k];
+	const u64 count = known_count(t, k);
+	const u32 size = i->opsize;
+	struct emit *e = &t->hot, *cold = &t->cold;
+	struct ea ea = {.seg = SEG_ES, .base = RDI, .index = NO_REG, .scale = 1, .bits = 64};
+	u8 *down, *back;
+	struct host_mem m;
+
+	if (!(string_site(i) & SITE_WRITE) || i->bytes[i->opcode_off] != 0xab || size < 4 || !count ||
+	    count * size > STOS_INLINE)
+		return false;
+	emit_load_cpu8(e, RCX, CPU_DISP(e, dflag)); /* RFLAGS.DF */
+	emit_jrcxz(e, 5);
+	down = emit_jmp_forward(e);
+	emit_mov_imm32(e, RCX, (u32)count);
+	m = emit_check_one(t, k, &ea, (u32)count * size, true);
+	for (u32 n = 0; n < count; n++, m.disp += (s32)size)
+		emit_store(e, m, RAX, size);
+	emit_lea(e, 64, RDI, RDI, NO_REG, 1, (s32)(count * size));
+	emit_mov_imm32(e, RCX, 0);
+	emit_patch(e, down, emit_here(cold));
+	emit_mov_imm32(cold, RCX, (u32)count);
+	emit_call_step(t, cold, k, 0);
+	back = emit_jmp_forward(cold);
+	emit_patch(cold, back, emit_here(e));
+	return true;
+}
+
 bool emit_nop(struct translation *t, u32 k)
 {
 	struct emit *e = &t->hot, *cold = &t->cold;

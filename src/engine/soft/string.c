@@ -17,7 +17,10 @@
 #include "engine/soft/translation.h"
 #include "engine/soft/util.h"
 
-enum { RUN_BYTES = 64 * 1024 }; /* of a string instruction between two looks for requests */
+enum {
+	RUN_BYTES = 64 * 1024, /* of a string instruction between two looks for requests */
+	FEW = 8,               /* bytes */
+};
 
 enum string_kind { STRING_MOVS, STRING_CMPS, STRING_STOS, STRING_LODS, STRING_SCAS };
 
@@ -527,6 +530,14 @@ static u64 find_run(struct soft_cpu *c, gva_t gva, u32 kind, u64 want, u8 **host
 	return 0;
 }
 
+/* Kernels copy single values to and from user memory so; REP takes longer to begin. */
+static void copy_few(u8 *to, const u8 *from, u64 n)
+{
+	for (u64 k = 0; k < n; k++)
+		__atomic_store_n(&to[k], __atomic_load_n(&from[k], __ATOMIC_RELAXED),
+				 __ATOMIC_RELAXED);
+}
+
 bool string_run(struct soft_cpu *c, u32 site)
 {
 	u32 size = (site >> SITE_SIZE_SHIFT & 0x3ff) + 1;
@@ -548,6 +559,8 @@ bool string_run(struct soft_cpu *c, u32 site)
 			return false;
 		if (stos)
 			host_stos(to, c->r[RAX], n / size, size, false);
+		else if (n <= FEW && size == 1)
+			copy_few(to, from, n);
 		else
 			host_movs(to, from, n / size, size, false);
 		c->r[RDI] += n;

@@ -376,6 +376,7 @@ static bool emit_one(struct translation *t, u32 k)
 		if (k + 1 == t->n)
 			emit_exit(t, (s64)t->off[k] + i->len, BRANCH_JMP);
 		return true;
+	case INSN_STRING: return uses(t, SOFT_IN_PLACE) && emit_string(t, k);
 	case INSN_SYSTEM: return uses(t, SOFT_IN_PLACE) && emit_system(t, k);
 	default: return false;
 	}

@@ -15,6 +15,9 @@
 #define SITE_STRING     (1u << 30) /* REP MOVS, with SITE_WRITE REP STOS, of that size */
 #define SITE_TERMINAL   (1u << 28) /* ends its block: never resume behind it */
 
+/* Bytes that REP STOS stores in place at most. */
+enum { STOS_INLINE = 128 };
+
 /* cpu->branch_site: page offset of the last branch that went through the table, and what it did. */
 enum {
 	BRANCH_SITE_NONE = 0 << 16, /* direct, or not in 64-bit mode */

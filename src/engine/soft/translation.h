@@ -178,6 +178,9 @@ void drop_unused_stores(struct translation *t);
 /* NOP, or PAUSE: the host's, and every now and then a step that yields. */
 bool emit_nop(struct translation *t, u32 k);
 
+/* A string instruction in place; false: the interpreter is wanted. */
+bool emit_string(struct translation *t, u32 k);
+
 /* A system instruction in place; false: the interpreter is wanted. */
 bool emit_system(struct translation *t, u32 k);
 

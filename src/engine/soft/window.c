@@ -25,6 +25,7 @@
 #include "engine/soft/kernel_window.h"
 #include "engine/soft/ticker.h"
 #include "engine/soft/tlb.h"
+#include "engine/soft/translate.h"
 #include "engine/soft/util.h"
 #include "host/box.h"
 
@@ -772,6 +773,7 @@ static bool find_address(const struct soft_cpu *c, const struct soft_window *w,
 	case INSN_CALL_INDIRECT: return is_within(w, place, r[RSP] - 8, 8, gva);
 	case INSN_POP:
 	case INSN_RET: return is_within(w, place, r[RSP], 8, gva);
+	case INSN_STRING: return is_within(w, place, r[RDI], STOS_INLINE, gva);
 	case INSN_SYSTEM: /* LEAVE and PUSHF */
 		return is_within(w, place, r[RBP], 8, gva) ||
 		       is_within(w, place, r[RSP] - 8, 8, gva);
