@@ -274,8 +274,8 @@ bool emit_string(struct translation *t, u32 k)
 	u8 *down, *back;
 	struct host_mem m;
 
-	if (!(string_site(i) & SITE_WRITE) || i->bytes[i->opcode_off] != 0xab || size < 4 || !count ||
-	    count * size > STOS_INLINE)
+	if (!(string_site(i) & SITE_WRITE) || i->bytes[i->opcode_off] != 0xab || size < 4 ||
+	    !count || count * size > STOS_INLINE)
 		return false;
 	emit_load_cpu8(e, RCX, CPU_DISP(e, dflag)); /* RFLAGS.DF */
 	emit_jrcxz(e, 5);
