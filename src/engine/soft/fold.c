@@ -54,16 +54,17 @@ static void emit_add_segment(struct translation *t, const struct ea *ea, u8 dst)
  * address has more parts. */
 static u8 emit_base(struct translation *t, const struct ea *ea, u8 dst)
 {
+	/* Per-processor data, which is not where the code is. */
+	const bool is_known = ea->rip_relative && ea->has_address && has_segment_base(ea);
 	struct emit *e = &t->hot;
 
-	if (ea->bits != 64 || ea->index != NO_REG || !is_near(ea->disp))
+	if (ea->bits != 64 || ea->index != NO_REG || !is_near(is_known ? ea->address : ea->disp))
 		return NO_REG;
 	if (ea->rip_relative && !has_segment_base(ea)) {
 		emit_load_cpu(e, dst, CPU_DISP(e, code_va));
 		return dst;
 	}
-	if (has_segment_base(ea) && ea->base == NO_REG &&
-	    (!ea->rip_relative || (ea->has_address && is_near(ea->address)))) {
+	if (has_segment_base(ea) && ea->base == NO_REG && (!ea->rip_relative || is_known)) {
 		emit_load_cpu(e, dst,
 			      CPU_DISP(e, seg[0].base) + (s32)sizeof(struct cpu_segment) * ea->seg);
 		return dst;
