@@ -539,6 +539,41 @@ static void more_pages_than_there_is_room_for(void **state)
 	assert_int_equal(count(m, COUNT_BOXES), 1);
 }
 
+CODE(spreads, 64,
+     "mov $0x240000, %ebx\n 1: mov (%rbx), %eax\n add $0x200000, %rbx\n cmp $0x3240000, %rbx\n"
+     "jb 1b\n int3");
+
+/* Another program gets the root table. */
+static void next_program_begins_with_a_recess(void **state)
+{
+	struct soft_machine *m = need_boxes(state);
+	struct soft_cpu *c = m->c;
+	u64 runs;
+
+	for (u32 n = 1; n <= 24; n++)
+		machine_put(m, AT_PD + 8 * n, 8, AT_PT | ALL);
+	assert_int_equal(run_user(m, CODE_OF(spreads)), VEC_BP);
+	assert_int_equal(run_user(m, CODE_OF(stores)), VEC_BP);
+	c->vm->options.direct_heat = 2;
+	direct_tick(c, c->ctx->window, (struct direct_tick){.ns = 4000000}); /* no debts */
+	soft_tlb_flush_context(c); /* of the same one: nothing is lost */
+	runs = count(m, COUNT_BOX_RUNS);
+	assert_int_equal(run_user(m, CODE_OF(stores)), VEC_BP);
+	assert_true(count(m, COUNT_BOX_RUNS) > runs);
+	for (u32 n = 1; n <= 24; n++)
+		machine_put(m, AT_PD + 8 * n, 8, 0);
+	soft_tlb_flush_context(c);
+	runs = count(m, COUNT_BOX_RUNS);
+	machine_put(m, AT_DATA, 8, 0);
+	assert_int_equal(run_user(m, CODE_OF(stores)), VEC_BP);
+	assert_int_equal(machine_get(m, AT_DATA, 8), 12);
+	assert_int_equal(count(m, COUNT_BOX_RUNS), runs);
+	direct_tick(c, c->ctx->window, (struct direct_tick){.ns = 4000000});
+	assert_int_equal(run_user(m, CODE_OF(stores)), VEC_BP);
+	assert_true(count(m, COUNT_BOX_RUNS) > runs);
+	assert_int_equal(count(m, COUNT_BOXES), 1);
+}
+
 static void *kill_soon(void *opaque)
 {
 	struct soft_cpu *c = opaque;
@@ -682,6 +717,7 @@ int main(void)
 		TEST(dead_boxes_are_done_without),
 		TEST(box_that_dies_with_registers_ends_the_run),
 		TEST(more_pages_than_there_is_room_for),
+		TEST(next_program_begins_with_a_recess),
 		TEST(dirty_log_sees_stores),
 		TEST(waiting_is_not_running),
 		TEST(dense_calls_are_counted),

@@ -658,6 +658,12 @@ void direct_tick(struct soft_cpu *c, struct soft_window *w, struct direct_tick t
 		tick_in_box(w, spacing, t.cold);
 }
 
+void direct_rest(struct soft_cpu *c, struct soft_window *w)
+{
+	begin_recess(w);
+	c->mode &= ~(u32)MODE_DIRECT;
+}
+
 void direct_account(struct soft_cpu *c, struct soft_window *w, u64 spent, u64 in_box)
 {
 	w->spent += spent;
@@ -666,8 +672,7 @@ void direct_account(struct soft_cpu *c, struct soft_window *w, u64 spent, u64 in
 	    w->tick_spent < (s64)(c->vm->cpuid->tsc_hz / 1000000 *
 				  (w->is_cold ? COLD_PATIENCE_US : PATIENCE_US)))
 		return;
-	begin_recess(w);
-	c->mode &= ~(u32)MODE_DIRECT;
+	direct_rest(c, w);
 }
 
 int direct_run(struct soft_cpu *c)

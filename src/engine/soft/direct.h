@@ -51,5 +51,8 @@ void direct_tick(struct soft_cpu *c, struct soft_window *w, struct direct_tick t
 /* It cost so many cycles to keep and use it; code ran in it for so many. */
 void direct_account(struct soft_cpu *c, struct soft_window *w, u64 spent, u64 in_box);
 
+/* Translate code until ticks say otherwise. */
+void direct_rest(struct soft_cpu *c, struct soft_window *w);
+
 /* The current address space has a window; translated code is about to run in it: must it be? */
 void direct_look(struct soft_cpu *c);

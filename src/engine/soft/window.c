@@ -51,6 +51,7 @@ enum {
 	ROOT_STORES = 64,   /* a root table that is written more often is none any more */
 	ROOT_ENTRIES = 256, /* of the lower half */
 	ROOT_GROUPS = WINDOW_SIZE >> 39,
+	FEW_PAGES = 16,   /* say nothing about the program */
 	MAX_WINDOWS = 12, /* of a VM that are not boxes: address space is limited */
 };
 #define WINDOW_TAIL (WINDOW_DISP + (1l << 20))
@@ -583,6 +584,8 @@ static u8 prot_now(struct soft_cpu *c, const struct soft_window *w, const struct
 
 void window_revalidate(struct soft_cpu *c, struct soft_window *w)
 {
+	u32 found = 0, lost = 0;
+
 	soft_fpu_park(c);
 	w->stale = false;
 	pthread_mutex_lock(&c->vm->lock);
@@ -590,10 +593,16 @@ void window_revalidate(struct soft_cpu *c, struct soft_window *w)
 		struct window_page *p = &w->page[n];
 		u8 prot = p->prot ? prot_now(c, w, p) : 0;
 
+		found += p->prot != 0;
+		lost += p->prot && !prot;
+
 		if (prot != p->prot)
 			window_protect_page(c, w, p, prot);
 	}
 	pthread_mutex_unlock(&c->vm->lock);
+	/* Another program has got the root table: most of them end before a box pays. */
+	if (w->box && c->vm->options.direct_heat && found >= FEW_PAGES && lost > found / 2)
+		direct_rest(c, w);
 }
 
 /* The page that the guest was told of may be there now. */
@@ -650,6 +659,8 @@ u32 window_mode(struct soft_cpu *c)
 			map_expected(c, w);
 		c->exc = exc;
 		spend(c, w, start);
+		if (w->recess)
+			return 0;
 	}
 	return w->box ? direct_mode(c, w) : MODE_WINDOW;
 }
