@@ -20,12 +20,12 @@ enum {
 	EVICTIONS = 4,     /* in a tick */
 	PATIENCE_US = 500, /* that may be lost in a tick, */
 	COLD_PATIENCE_US = 2000, /* and while the program's code is new */
-	CALM = 80,               /* calls for the kernel in a tick: fewer are few */
-	TRAPS_LIKELY = 8, /* how many there would be in a whole tick for each up to a recess */
-	FAILURES = 5,     /* with more, trials come no later */
-	DENSE_NS = 25000, /* between calls: what stops take may be more than a box gains, */
+	TRAPS_LIKELY = 8,    /* how many there would be in a whole tick for each up to a recess */
+	FAILURES = 5,        /* with more, trials come no later */
+	CALM_NS = 50000,     /* between calls for the kernel: with more, they are few, */
+	DENSE_NS = 25000,    /* with less, what stops take may be more than a box gains, */
 	HOPELESS_NS = 10000, /* and here it is, whatever it gains */
-	CPUID = 0xa2,     /* behind 0F */
+	CPUID = 0xa2,        /* behind 0F */
 	SITES = BOX_BREAKS,
 	XSTATE_BV = 512,
 	SW_RESERVED = 464, /* the host kernel's, up to XSTATE_BV */
@@ -633,13 +633,16 @@ static void tick_in_box(struct soft_window *w, u64 spacing, bool cold)
 		w->failures = w->traps = 0;
 }
 
-static void tick_in_recess(struct soft_window *w, u64 spacing, u64 entries, bool cold)
+static void tick_in_recess(struct soft_window *w, struct direct_tick t)
 {
-	if (w->absent++) /* else it began in this tick */
+	u64 spacing = t.ns / MAX(t.entries, 1ul);
+
+	if (w->absent) /* else it began in this tick */
 		w->spacing = spacing;
-	if (cold || entries + (u64)TRAPS_LIKELY * w->traps < CALM) {
+	w->absent += t.ns;
+	if (t.cold || (t.entries + (u64)TRAPS_LIKELY * w->traps) * CALM_NS < t.ns) {
 		leave_recess(w);
-	} else if (w->absent > 1u << w->failures && spacing >= HOPELESS_NS) {
+	} else if (w->absent > (u64)DIRECT_TICK_NS << w->failures && spacing >= HOPELESS_NS) {
 		w->failures = MIN(w->failures + 1, (u32)FAILURES);
 		leave_recess(w);
 	}
@@ -647,15 +650,13 @@ static void tick_in_recess(struct soft_window *w, u64 spacing, u64 entries, bool
 
 void direct_tick(struct soft_cpu *c, struct soft_window *w, struct direct_tick t)
 {
-	u64 spacing = t.ns / MAX(t.entries, 1ul);
-
 	w->tick_spent = 0;
 	w->is_cold = t.cold;
 	w->evictions = 0;
 	if (w->recess)
-		tick_in_recess(w, spacing, t.entries, t.cold);
+		tick_in_recess(w, t);
 	else if (c->vm->options.direct_heat)
-		tick_in_box(w, spacing, t.cold);
+		tick_in_box(w, t.ns / MAX(t.entries, 1ul), t.cold);
 }
 
 void direct_rest(struct soft_cpu *c, struct soft_window *w)

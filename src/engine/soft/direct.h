@@ -38,6 +38,8 @@ int direct_run(struct soft_cpu *c);
 
 struct soft_window;
 
+enum { DIRECT_TICK_NS = 4000000 }; /* about what the guest's own ticks take */
+
 /* Since the last tick: */
 struct direct_tick {
 	u64 ns;      /* that went by */

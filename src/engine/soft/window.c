@@ -33,20 +33,19 @@
 #include <sys/mman.h>
 
 enum {
-	COOLING = 500,           /* ticks, */
-	BOX_COOLING = 30,        /* at first; twice as many with each box that was no gain, */
-	BOX_DROPS_MAX = 4,       /* up to this one */
-	TICK_NS = 1000000,       /* at least */
-	GUEST_TICK_NS = 4000000, /* what the guest's own take; in one of these: */
-	BUSY = 40,               /* system calls and exceptions, */
-	COLD_NS = 400000,        /* spent translating a program that might run by itself */
-	JUDGED_TICKS = 8,        /* until a window is judged */
-	FAULT_NS = 3000,         /* what a signal costs, about */
-	GAIN = 30,               /* per cent of the time in user code that a window earns, about */
-	BOX_STOP_NS = 7000,      /* what it costs to start and stop one, about, */
-	BOX_CHANGE_NS = 2000,    /* and to change a mapping */
-	BOX_LONG_NS = 20000,     /* runs of one that are worth a look at its processor time */
-	DEBT_MS = 50,            /* what it may owe */
+	COOLING = 500,        /* ticks, */
+	BOX_COOLING = 30,     /* at first; twice as many with each box that was no gain, */
+	BOX_DROPS_MAX = 4,    /* up to this one */
+	TICK_NS = 1000000,    /* at least */
+	BUSY = 40,            /* system calls and exceptions in DIRECT_TICK_NS, */
+	COLD_NS = 400000,     /* spent translating a program that might run by itself */
+	JUDGED_TICKS = 8,     /* until a window is judged */
+	FAULT_NS = 3000,      /* what a signal costs, about */
+	GAIN = 30,            /* per cent of the time in user code that a window earns, about */
+	BOX_STOP_NS = 7000,   /* what it costs to start and stop one, about, */
+	BOX_CHANGE_NS = 2000, /* and to change a mapping */
+	BOX_LONG_NS = 20000,  /* runs of one that are worth a look at its processor time */
+	DEBT_MS = 50,         /* what it may owe */
 	BOX_DEBT_MS = 120,
 	ROOT_STORES = 64,   /* a root table that is written more often is none any more */
 	ROOT_ENTRIES = 256, /* of the lower half */
@@ -457,7 +456,7 @@ static u64 count_entries(struct soft_cpu *c)
 /* What a whole tick may have is in one of @ns at most: */
 static u64 share(u64 of_tick, u64 ns)
 {
-	return of_tick * MIN(ns, (u64)GUEST_TICK_NS) / GUEST_TICK_NS;
+	return of_tick * MIN(ns, (u64)DIRECT_TICK_NS) / DIRECT_TICK_NS;
 }
 
 /* Has the address space shown, with one more tick, that a window will pay? */
@@ -468,12 +467,20 @@ static bool is_hot(struct soft_cpu *c, u64 busy, u64 entries, bool cold)
 	return ++c->ctx->heat >= heat_wanted(c);
 }
 
-/* While user code is translated that might run by itself, even if the kernel has just been called:
- * @entries times since the last tick. */
+/* May user code that is translated run by itself soon? The kernel was called @entries times since
+ * the last tick, so there is some. */
+static bool may_soon(const struct soft_cpu *c, u64 entries)
+{
+	const struct soft_window *w = c->ctx->window;
+
+	if (w)
+		return w->recess && w->absent < DIRECT_TICK_NS;
+	return !c->ctx->cooling && may_have_box(c) && (entries || may_have_window(c));
+}
+
 static void look_sooner(struct soft_cpu *c, u64 entries)
 {
-	if (c->ctx->window || c->ctx->cooling || !may_have_box(c) ||
-	    !(entries || may_have_window(c)))
+	if (!may_soon(c, entries))
 		return;
 	soft_fpu_park(c);
 	ticker_ask(c);
@@ -595,14 +602,15 @@ void window_revalidate(struct soft_cpu *c, struct soft_window *w)
 
 		found += p->prot != 0;
 		lost += p->prot && !prot;
-
 		if (prot != p->prot)
 			window_protect_page(c, w, p, prot);
 	}
 	pthread_mutex_unlock(&c->vm->lock);
 	/* Another program has got the root table: most of them end before a box pays. */
-	if (w->box && c->vm->options.direct_heat && found >= FEW_PAGES && lost > found / 2)
+	if (w->box && c->vm->options.direct_heat && found >= FEW_PAGES && lost > found / 2) {
 		direct_rest(c, w);
+		look_sooner(c, 0);
+	}
 }
 
 /* The page that the guest was told of may be there now. */

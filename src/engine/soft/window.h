@@ -36,8 +36,8 @@ enum {
 struct window_page {
 	gva_t gva;
 	u64 host;
-	u8 prot;  /* PROT_READ, PROT_WRITE, PROT_EXEC; 0: not at present */
-	u8 shift; /* log2 of its size, 12 or 21 */
+	u8 prot;       /* PROT_READ, PROT_WRITE, PROT_EXEC; 0: not at present */
+	u8 shift;      /* log2 of its size, 12 or 21 */
 	u8 page_shift; /* of the guest's page that it is, or is a part of */
 };
 
@@ -53,7 +53,7 @@ struct soft_window {
 	u32 evictions;          /* and of breakpoints */
 	bool is_cold;           /* the program runs code for the first time */
 	bool recess;            /* enough: code is translated, */
-	u32 absent;             /* since so many ticks, */
+	u64 absent;             /* for so many ns of ticks, */
 	u32 failures;           /* after as many trials in succession, */
 	u32 traps;              /* and this many stops that were no calls for the kernel */
 	u64 spacing;            /* ns between calls for the kernel in the latest; 0: not known */
