@@ -20,7 +20,10 @@ What QEMU 7.2's emulation of SVM loses, and how the run gets over it:
 
 With --smp QEMU has two such processors, and other things run, which take longer: the conformance guest about memory
 order on four, Debian's kernel on four and on sixteen, and there "make -j4" of a C project on four. (Not engine-smp.elf, which runs on four that share QEMU's
-one otherwise: where an interrupt for QEMU's second processor is lost, no byte to the console makes it look.)
+one otherwise: where an interrupt for QEMU's second processor is lost, no byte to the console makes it look: it stood
+for minutes in one of twenty runs.) And with two processors Debian's kernel on them, not the one under doppel, has a
+triple fault now and then, at which QEMU ends ("-d cpu_reset" says so; in three of twenty runs of sixteen processors).
+Nothing that runs in user mode there can be to blame. What had not come to its end is then run once more, and it is said.
 
 The report is one line per case in the Test Anything Protocol. The console's log is kept on failure.
 """
@@ -46,6 +49,7 @@ SMP_PLACE = "kvm-nested-smp"
 TIMEOUT, SMP_TIMEOUT = 330, 900
 ENDLESS = conformance.left_out(PLACE, "the end")
 TOLD = conformance.told(PLACE)
+SMP_BOOTS = 4
 WORK_SECONDS = 8
 PROJECT = "12 1"
 HEARTBEAT_SECONDS = 0.25
@@ -66,7 +70,7 @@ seconds() {
 trial() {
 	name=$1
 	shift
-	case $name in $only) ;; *) return ;; esac
+	case $name in $ended) return ;; $only) ;; *) return ;; esac
 	echo "@@ begin $name $(seconds)"
 	timeout -s KILL "$limit" "$@" </dev/null
 	status=$?
@@ -86,7 +90,7 @@ trial chips /test/test_chips kvm $told
 for elf in $guests; do
 	for chips in user kernel; do
 		case $elf:$chips in $left_out) continue ;; esac
-		case $elf in engine-smp.elf) cpus=4 ;; *) cpus=1 ;; esac
+		case $elf in engine-smp.elf | engine-smp_code.elf) cpus=4 ;; *) cpus=1 ;; esac
 		case $chips in kernel) words="$told lazy-offers" ;; *) words="$told" ;; esac
 		trial "$elf:$chips" $doppel,chips=$chips -m 64M -c $cpus --kernel "$elf" --append "$words"
 	done
@@ -188,13 +192,13 @@ def trials(log):
     return found
 
 
-def make_initramfs(build, directory, elves, only, script_text=SCRIPT):
+def make_initramfs(build, directory, elves, only, script_text=SCRIPT, ended=()):
     """Debian's kernel as the host of virtual machines, with all they need, in a file of @directory."""
     guest = os.path.join(build, "guest")
     script = os.path.join(directory, "run")
     with open(script, "w", encoding="ascii") as file:
         names = [os.path.basename(elf) for elf in elves]
-        script_text = script_text.replace("$only", only).replace("else\n$first_life", "else " + FIRST_LIFE)
+        script_text = script_text.replace("$only", only).replace("$ended", "|".join(ended) or "-").replace("else\n$first_life", "else " + FIRST_LIFE)
         script_text = script_text.replace("$told", TOLD).replace("$project", PROJECT)
         script_text = script_text.replace("$left_out", "|".join(f"{name}:kernel" for name in USER_ONLY))
         script_text = script_text.replace("$guests", " ".join(n for n in names if n not in ENDLESS))
@@ -239,7 +243,7 @@ def beat(console):
 
 
 def boot(options, initramfs, log_file):
-    """Run it all; the console's log, which @log_file shows meanwhile, and whether it came to its end in time."""
+    """Run it all; the console's log, which @log_file shows meanwhile, and whether QEMU was still there at the end."""
     command = ["qemu-system-x86_64", "-accel", "tcg", "-cpu", "max", "-m", "2G", "-nodefaults",
                "-display", "none", "-serial", "stdio", "-no-reboot", *options.qemu,
                "-kernel", os.path.join(options.build, "guest/vmlinuz"), "-initrd", initramfs,
@@ -250,11 +254,30 @@ def boot(options, initramfs, log_file):
         while qemu.poll() is None and time.monotonic() < end:
             beat(qemu.stdin)
             time.sleep(HEARTBEAT_SECONDS)
+        late = qemu.poll() is None
         qemu.kill()
         qemu.wait()
     with open(log_file, encoding="utf-8", errors="replace") as file:
         log = file.read()
-    return log, "@@ all done" in log
+    return log, late
+
+
+def run_all(options, elves, log_file):
+    """Trials by name, and whether all were made. With two processors QEMU may end on its own."""
+    found, complete, late = {}, False, False
+    for boots in range(SMP_BOOTS if options.smp else 1):
+        if complete or late:
+            break
+        if boots:
+            print("# QEMU has ended on its own: once more what had not come to its end")
+        ended = [name for name, trial in found.items() if trial.status is not None]
+        with tempfile.TemporaryDirectory() as directory:
+            initramfs = make_initramfs(options.build, directory, elves, options.only,
+                                       SMP_SCRIPT if options.smp else SCRIPT, ended)
+            log, late = boot(options, initramfs, log_file)
+        found.update(trials(log))
+        complete = "@@ all done" in log
+    return found, complete
 
 
 class Report:
@@ -399,12 +422,8 @@ def main():
         elves = [elf for elf in elves if os.path.basename(elf) == "engine-smp_memory.elf"]
     log_file = os.path.join(options.build, "test-kvm-smp.log" if options.smp else "test-kvm.log")
     started = time.monotonic()
-    with tempfile.TemporaryDirectory() as directory:
-        initramfs = make_initramfs(options.build, directory, elves, options.only,
-                                   SMP_SCRIPT if options.smp else SCRIPT)
-        log, complete = boot(options, initramfs, log_file)
+    found, complete = run_all(options, elves, log_file)
     report = Report()
-    found = trials(log)
     (report_smp if options.smp else report_all)(report, found, elves)
     report.case(complete, "everything ran")
     for name, trial in found.items():
