@@ -90,7 +90,7 @@ trial chips /test/test_chips kvm $told
 for elf in $guests; do
 	for chips in user kernel; do
 		case $elf:$chips in $left_out) continue ;; esac
-		case $elf in engine-smp.elf | engine-smp_code.elf) cpus=4 ;; *) cpus=1 ;; esac
+		case $elf:$chips in engine-smp.elf:* | engine-smp_code.elf:user) cpus=4 ;; *) cpus=1 ;; esac
 		case $chips in kernel) words="$told lazy-offers" ;; *) words="$told" ;; esac
 		trial "$elf:$chips" $doppel,chips=$chips -m 64M -c $cpus --kernel "$elf" --append "$words"
 	done
