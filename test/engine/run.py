@@ -22,6 +22,7 @@ import sys
 RESULT = re.compile(r"^(not )?ok (\d+) - (.*)$")
 # Places all of whose skips are on the list: an engine, or where it runs.
 EMULATED = "kvm-emulated"
+EMULATED_PATIENCE = 3
 LISTED = ("soft", EMULATED)
 
 
@@ -209,6 +210,8 @@ def main():
     if not elves:
         print(f"1..0 # SKIP {why}")
         return 0
+    if why:
+        options.timeout *= EMULATED_PATIENCE
     for elf in elves:
         if len(options.elf) > 1:
             print("#", os.path.basename(elf))
