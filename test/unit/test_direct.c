@@ -673,6 +673,23 @@ static void dense_calls_are_counted(void **state)
 	assert_int_equal(w.failures, 0);
 }
 
+/* While there is new code, which would have to be translated for that, the comparison waits. */
+static void new_code_is_spared(void **state)
+{
+	static struct soft_window w;
+	struct soft_machine *m = *state;
+	u32 ticks = 0;
+
+	memset(&w, 0, sizeof(w));
+	m->c->vm->options.direct_heat = 2;
+	assert_true(rests_after(m, &w, 200));
+	direct_tick(m->c, &w, (struct direct_tick){.ns = 4 * MS, .entries = 200, .cold = true});
+	assert_false(w.recess);
+	while (!rests_after(m, &w, 200))
+		ticks++;
+	assert_in_range(ticks, 4, 16);
+}
+
 /* Where stops alone would take longer than all takes now, nothing is tried. */
 static void hopeless_calls_are_not_tried(void **state)
 {
@@ -721,6 +738,7 @@ int main(void)
 		TEST(dirty_log_sees_stores),
 		TEST(waiting_is_not_running),
 		TEST(dense_calls_are_counted),
+		TEST(new_code_is_spared),
 		TEST(hopeless_calls_are_not_tried),
 	};
 

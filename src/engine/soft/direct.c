@@ -25,6 +25,7 @@ enum {
 	CALM_NS = 50000,     /* between calls for the kernel: with more, they are few, */
 	DENSE_NS = 25000,    /* with less, what stops take may be more than a box gains, */
 	HOPELESS_NS = 10000, /* and here it is, whatever it gains */
+	SPARED = 8,          /* ticks without that comparison, once it meant translating new code */
 	CPUID = 0xa2,        /* behind 0F */
 	SITES = BOX_BREAKS,
 	XSTATE_BV = 512,
@@ -627,7 +628,8 @@ static void begin_recess(struct soft_window *w)
 /* After a tick with calls so many ns apart. */
 static void tick_in_box(struct soft_window *w, u64 spacing, bool cold)
 {
-	if (!cold && spacing < DENSE_NS && (!w->spacing || spacing > w->spacing))
+	w->spared -= w->spared > 0;
+	if (!cold && !w->spared && spacing < DENSE_NS && (!w->spacing || spacing > w->spacing))
 		begin_recess(w);
 	else
 		w->failures = w->traps = 0;
@@ -637,6 +639,8 @@ static void tick_in_recess(struct soft_window *w, struct direct_tick t)
 {
 	u64 spacing = t.ns / MAX(t.entries, 1ul);
 
+	if (t.cold)
+		w->spared = SPARED;
 	if (w->absent) /* else it began in this tick */
 		w->spacing = spacing;
 	w->absent += t.ns;
@@ -679,7 +683,7 @@ void direct_account(struct soft_cpu *c, struct soft_window *w, u64 spent, u64 in
 int direct_run(struct soft_cpu *c)
 {
 	struct soft_window *w = c->ctx->window;
-	u64 start = __builtin_ia32_rdtsc(), before = w->in_box;
+	u64 start = __builtin_ia32_rdtsc(), before = w->in_box, waited = w->waited;
 	int status;
 
 	if (!is_native_state(c) || !is_out_of_the_way(c)) {
@@ -693,7 +697,9 @@ int direct_run(struct soft_cpu *c)
 	}
 	status = run(c, w);
 	if (w->in_box >= before)
-		direct_account(c, w, __builtin_ia32_rdtsc() - start - (w->in_box - before),
+		direct_account(c, w,
+			       __builtin_ia32_rdtsc() - start - (w->in_box - before) -
+				       (w->waited - waited),
 			       w->in_box - before);
 	return status;
 }

@@ -247,7 +247,7 @@ static void give_up(struct soft_cpu *c, struct soft_window *w)
 	w->spent = w->in_box = 0;
 	w->debt = 0;
 	w->absent = w->failures = w->traps = 0;
-	w->spacing = 0;
+	w->spacing = w->spared = 0;
 	w->is_full = w->recess = w->is_cold = false;
 	w->root_stores = w->ticks = w->user_ticks = 0;
 	window_empty(c, w);
@@ -895,6 +895,7 @@ void window_ran(struct soft_cpu *c, struct soft_window *w, u64 cycles, u32 chang
 	u64 ran = ran_for(c, w, cycles);
 
 	w->in_box += ran - MIN(ran, stop);
+	w->waited += cycles - ran;
 	c->counters[COUNT_BOX_RUNS]++;
 	c->counters[COUNT_BOX_CYCLES] += cycles;
 }

@@ -57,10 +57,12 @@ struct soft_window {
 	u32 failures;           /* after as many trials in succession, */
 	u32 traps;              /* and this many stops that were no calls for the kernel */
 	u64 spacing;            /* ns between calls for the kernel in the latest; 0: not known */
+	u32 spared;             /* ticks until dense calls can be a reason for one */
 	u32 image_size;
 	u8 *image;  /* the vector state in the box when it last stopped */
 	u64 in_box; /* cycles that it ran since it was last judged */
-	u64 cpu;    /* ns that it had had of a processor when that was last looked at */
+	u64 waited; /* cycles in all that it waited for a processor: neither gain nor loss */
+	u64 cpu;    /* ns that it had had of one when that was last looked at */
 	u64 unseen; /* cycles that it ran since then, in runs too short to look */
 	u64 root;   /* address of the root table of the address space; WINDOW_FREE: none */
 	u64 last_used;
