@@ -219,20 +219,19 @@ static const u8 *image_in_place(struct soft_cpu *c, gva_t lin, u32 extent)
 	return host;
 }
 
-/* Restore without a copy, where nobody observes accesses. False: nothing that counts has happened.
+/*
+ * Restore without a copy, where nobody observes accesses. False: nothing that counts has happened.
+ *
+ * Another processor could say meanwhile that the image has more in it, or is compacted, so all that
+ * is asked for must be there. A compacted image is no longer.
  */
 static bool restore_in_place(struct soft_cpu *c, const struct insn *i, u64 components)
 {
 	const gva_t lin = seg_linear_unchecked(c, i->seg, insn_offset(c, i));
-	const u8 *image = image_in_place(c, lin, XSAVE_EXTENDED);
-	u64 present;
-	u32 extent;
+	const u8 *image = image_in_place(c, lin, image_extent(c, components));
 
-	if (!image || lin & 63 || c->mode & MODE_INTERPRET || !soft_is_64bit(c))
-		return false;
-	present = soft_load(image + XSAVE_HEADER, 8);
-	extent = image_extent(c, components & present);
-	if (present & ~c->xcr0 || !image_in_place(c, lin, extent))
+	if (!image || lin & 63 || c->mode & MODE_INTERPRET || !soft_is_64bit(c) ||
+	    soft_load(image + XSAVE_HEADER, 8) & ~c->xcr0)
 		return false;
 	soft_fpu_live(c);
 	return soft_try_xrstor(image, (u32)components, (u32)(components >> 32), i->opsize == 8);
