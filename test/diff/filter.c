@@ -84,7 +84,8 @@ static bool mnemonic_is_comparable(ZydisMnemonic m)
 	case ZYDIS_MNEMONIC_XSAVES:
 	case ZYDIS_MNEMONIC_XSAVES64:
 	case ZYDIS_MNEMONIC_XRSTORS:
-	case ZYDIS_MNEMONIC_XRSTORS64: return false;
+	case ZYDIS_MNEMONIC_XRSTORS64:
+	case ZYDIS_MNEMONIC_HRESET: return false; /* #GP, or #UD where it is not offered */
 	default: return true;
 	}
 }
