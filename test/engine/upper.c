@@ -445,6 +445,26 @@ static void alike(void)
 	}
 }
 
+/* A page that is not global beside one that comes and goes. */
+static void alike_not_global(void)
+{
+	const u64 beside = (AT ^ BIT(46)) + PAGE_SIZE;
+	volatile u64 *page[2] = {page_alloc(), page_alloc()}, *pte;
+
+	set_up();
+	page[0][1] = 100;
+	page[1][1] = 101;
+	pte = page_map(AT, (u64)page[0], PTE_P | PTE_W);
+	for (u32 n = 0; n < 4; n++) {
+		check_both(AT + 8, 100 + (n & 1), __LINE__);
+		page_map(beside, (u64)page[1], GLOBAL);
+		loads(beside + 8, 101);
+		page_map(beside, 0, 0);
+		*pte = (u64)page[~n & 1] | PTE_P | PTE_W;
+		write_cr3(read_cr3());
+	}
+}
+
 static void alike_large(void)
 {
 	volatile u64 *block = pages_alloc(512, LARGE), *page = page_alloc();
@@ -628,6 +648,7 @@ const struct test tests[] = {
 	{"A stack and its end", "SDM vol. 2, PUSH", stack, NULL},
 	{"A device", "SDM vol. 3, 10.4.1", device, NULL},
 	/* After these there may be less to test. */
+	{"One that is not global beside another", "SDM vol. 3, 4.10.4.1", alike_not_global, NULL},
 	{"Addresses that differ in few bits", "SDM vol. 3, 4.5", alike, NULL},
 	{"The same, one page being large", "SDM vol. 3, 4.5", alike_large, NULL},
 	{NULL},

@@ -13,7 +13,7 @@
 enum {
 	REGION_SHIFT = 30,
 	SLOT_SHIFT = 39,
-	STARTS = 16, /* anew, at most: its tables do not stay the same */
+	STARTS = 64, /* anew, at most: its tables do not stay the same */
 	SLOTS_APART = 1 << (KERNEL_FOLD_BITS - SLOT_SHIFT),
 };
 
@@ -205,6 +205,15 @@ static bool admit_local(struct soft_cpu *c, const u64 *root, gva_t gva)
 	return true;
 }
 
+/* The TLB has them as if they were global: whoever ends the list has to think of that. */
+static void forget_locals(struct soft_cpu *c)
+{
+	struct kernel_window *k = c->vm->kernel_window;
+
+	while (k->locals)
+		soft_tlb_drop_kernel(c, k->local[--k->locals].gva);
+}
+
 /* ---- what is in it ---- */
 
 /* @slot comes into use: those that look see it from now on. */
@@ -273,7 +282,8 @@ static bool start_over(struct soft_cpu *c)
 	if (can) {
 		k->starts++;
 		window_empty(c, &k->w);
-		k->besides = k->locals = 0;
+		forget_locals(c);
+		k->besides = 0;
 		soft_fill64(k->slots, 0, ARRAY_SIZE(k->slots));
 		soft_fill64(&k->regions[0][0], 0, sizeof(k->regions) / sizeof(u64));
 		atomic_store(&c->kernel_agrees, true);
@@ -319,12 +329,12 @@ void kernel_window_destroy(struct soft_vm *vm)
 	vm->kernel_window = NULL;
 }
 
+/* Pages that are not global are still to be taken out of the TLB when the time comes. */
 void kernel_window_leave(struct soft_vm *vm)
 {
 	for (u32 n = 0; n < vm->cpus && vm->kernel_window; n++)
 		if (vm->cpu[n]) {
 			window_empty(vm->cpu[n], &vm->kernel_window->w);
-			vm->kernel_window->locals = 0;
 			return;
 		}
 }
