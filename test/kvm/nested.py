@@ -243,12 +243,12 @@ def beat(console):
 
 
 def boot(options, initramfs, log_file):
-    """Run it all; the console's log, which @log_file shows meanwhile, and whether QEMU was still there at the end."""
+    """Run it all; @log_file with the console's log added, and whether QEMU was still there at the end."""
     command = ["qemu-system-x86_64", "-accel", "tcg", "-cpu", "max", "-m", "2G", "-nodefaults",
                "-display", "none", "-serial", "stdio", "-no-reboot", *options.qemu,
                "-kernel", os.path.join(options.build, "guest/vmlinuz"), "-initrd", initramfs,
                "-append", "console=ttyS0 quiet mitigations=off doppel.net=off doppel.cmd=/test/run"]
-    with open(log_file, "wb") as file:
+    with open(log_file, "ab") as file:
         qemu = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=file, stderr=subprocess.STDOUT)
         end = time.monotonic() + options.timeout
         while qemu.poll() is None and time.monotonic() < end:
@@ -265,6 +265,7 @@ def boot(options, initramfs, log_file):
 def run_all(options, elves, log_file):
     """Trials by name, and whether all were made. With two processors QEMU may end on its own."""
     found, complete, late = {}, False, False
+    open(log_file, "wb").close()
     for boots in range(SMP_BOOTS if options.smp else 1):
         if complete or late:
             break
@@ -275,7 +276,7 @@ def run_all(options, elves, log_file):
             initramfs = make_initramfs(options.build, directory, elves, options.only,
                                        SMP_SCRIPT if options.smp else SCRIPT, ended)
             log, late = boot(options, initramfs, log_file)
-        found.update(trials(log))
+        found = trials(log)
         complete = "@@ all done" in log
     return found, complete
 
