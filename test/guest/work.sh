@@ -104,7 +104,7 @@ most=$((($(uptime_cs) - started) / 100))
 # Not of the work: a processor that is emulated has no steady clock to offer, so that Linux takes the TSCs of
 # several for "unsynchronized" if it manages to measure one at all (what it finds by comparing them reads
 # otherwise), and the host's weaknesses.
-complaints=$(dmesg -r | grep -iE 'unstable|stall|lockup|skew|warped|bug:|warning:|oops|backward' |
+complaints=$(dmesg -r | grep -iE 'unstable|stall|lockup|skew|warped|bug:|warning:|oops:|backward' |
 	grep -vE 'could not calculate TSC|TSCs unsynchronized|Unstable clock detected|RETBleed|Spectre')
 [ -z "$complaints" ] || bad "the kernel: $complaints"
 [ -e /tmp/bad ] || echo "work: good"
