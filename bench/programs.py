@@ -35,6 +35,7 @@ PROGRAMS = (
     ("python", 600000, f"printf '{PYTHON}' >/tmp/bench.py", "python3 /tmp/bench.py"),
     ("perl", 1500000, "true", f"perl -e '{PERL}'"),
     ("openssl-aes-gcm", 0, "true", "openssl speed -bytes 16384 -seconds 2 -evp aes-256-gcm"),
+    ("openssl-sha256-memory", 0, "true", "openssl speed -bytes 16384 -seconds 2 -evp sha256"),
     ("openssl-sha256", 600, "head -c {n}M /dev/zero >/tmp/zeros", "openssl dgst -sha256 /tmp/zeros"),
     ("openssl-rsa2048", 0, "true", "openssl speed -seconds 2 rsa2048"),
     ("gcc", 120, GENERATE_C, "gcc -O2 -c /tmp/bench.c -o /tmp/bench.o"),
@@ -47,6 +48,7 @@ PROGRAMS = (
 # Programs that run for a fixed time and tell a rate instead: pattern in the output, larger is better.
 RATES = {
     "openssl-aes-gcm": (re.compile(r"^AES-256-GCM +([0-9.]+)k", re.M | re.I), "kB/s"),
+    "openssl-sha256-memory": (re.compile(r"^SHA(?:2-)?256 +([0-9.]+)k", re.M | re.I), "kB/s"),
     "openssl-rsa2048": (re.compile(r"^rsa 2048 bits\s.*?([0-9.]+)\s+[0-9.]+\s*$", re.M), "sign/s"),
 }
 

@@ -382,8 +382,7 @@ static bool borrow(struct soft_cpu *c, gva_t gva, u32 access, struct soft_xlat *
 		return false;
 	if (kernel_window_knows(c, gva, access & ACC_WRITE, x))
 		return true;
-	if (c->cr4 & CR4_SMAP ||
-	    (access & ACC_WRITE ? e->tag_write : e->tag_read) != tag)
+	if (c->cr4 & CR4_SMAP || (access & ACC_WRITE ? e->tag_write : e->tag_read) != tag)
 		return false;
 	while (e->host - (u64)r->hva >= r->size)
 		r++;
