@@ -205,6 +205,7 @@ def prepare(options):
     if "doppel" in options.contenders and not os.path.exists(guest.DOPPEL):
         sys.exit(f"bench: {guest.DOPPEL} is missing")
     tools = os.path.join(guest.ROOT, "tools")
+    os.makedirs(options.out, exist_ok=True)
     initrd = os.path.join(options.out, "bench-initramfs.cpio")
     subprocess.run([os.path.join(tools, "mkinitramfs"), guest.GUEST, initrd,
                     "--add", options.micro + "=/bin/micro"], check=True)
