@@ -1,10 +1,13 @@
 /* User programs in boxes: what they compute, what stops them, what is not left to the host. */
 #include "engine/soft/direct.h"
+#include "engine/soft/ticker.h"
 #include "engine/soft/window.h"
 #include "host/box.h"
 #include "soft_machine.h"
 
+#include <dirent.h>
 #include <pthread.h>
+#include <sched.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -478,6 +481,64 @@ static void one_tick_is_enough(void **state)
 	assert_int_equal(count(m, COUNT_BOXES), 1);
 }
 
+static u32 count_tickers(void)
+{
+	DIR *dir = opendir("/proc/self/task");
+	u32 count = 0;
+
+	assert_non_null(dir);
+	for (struct dirent *d; (d = readdir(dir));) {
+		char path[300], name[16] = "";
+		FILE *f;
+
+		snprintf(path, sizeof(path), "/proc/self/task/%s/comm", d->d_name);
+		f = fopen(path, "r");
+		count += f && fgets(name, sizeof(name), f) && !strcmp(name, "ticker\n");
+		if (f)
+			fclose(f);
+	}
+	closedir(dir);
+	return count;
+}
+
+enum { CREATORS = 2 };
+
+struct creators {
+	struct soft_vm *vm;
+	_Atomic u32 arrived;
+};
+
+static void *create_ticker(void *opaque)
+{
+	struct creators *all = opaque;
+
+	atomic_fetch_add(&all->arrived, 1);
+	while (atomic_load(&all->arrived) < CREATORS)
+		sched_yield();
+	ticker_create(all->vm);
+	return NULL;
+}
+
+/* vCPUs are made at the same time, each by its thread. */
+static void one_ticker_for_all(void **state)
+{
+	struct soft_machine *m = need_boxes(state);
+	struct creators all = {.vm = m->c->vm};
+	pthread_t thread[CREATORS];
+
+	for (u32 round = 0; round < 20; round++) {
+		ticker_destroy(all.vm);
+		atomic_store(&all.arrived, 0);
+		for (u32 n = 0; n < CREATORS; n++)
+			assert_int_equal(pthread_create(&thread[n], NULL, create_ticker, &all), 0);
+		for (u32 n = 0; n < CREATORS; n++)
+			pthread_join(thread[n], NULL);
+		/* Threads name themselves: the first tick is behind that. */
+		usleep(2000);
+		assert_int_equal(count_tickers(), 1);
+	}
+}
+
 /* Children of this process: all of them are boxes. Returns how many were killed. */
 static u32 kill_boxes(void)
 {
@@ -731,6 +792,7 @@ int main(void)
 		TEST(vector_state_goes_along),
 		TEST(kicks_are_seen),
 		cmocka_unit_test_setup_teardown(one_tick_is_enough, setup_patient, teardown),
+		TEST(one_ticker_for_all),
 		TEST(dead_boxes_are_done_without),
 		TEST(box_that_dies_with_registers_ends_the_run),
 		TEST(more_pages_than_there_is_room_for),

@@ -13,8 +13,8 @@ struct ticker {
 	pthread_t thread;
 	pthread_mutex_t lock;
 	pthread_cond_t changed;
-	struct soft_cpu *asked[SOFT_CPUS]; /* the first ones have asked */
-	u32 count;
+	u64 asked; /* bitmap of vCPUs */
+	struct soft_cpu *cpu[SOFT_CPUS];
 	bool ending;
 };
 
@@ -24,7 +24,7 @@ static bool wait_for_one(struct ticker *t)
 	bool more;
 
 	pthread_mutex_lock(&t->lock);
-	while (!t->count && !t->ending)
+	while (!t->asked && !t->ending)
 		pthread_cond_wait(&t->changed, &t->lock);
 	more = !t->ending;
 	pthread_mutex_unlock(&t->lock);
@@ -39,33 +39,40 @@ static void *run(void *opaque)
 	while (wait_for_one(t)) {
 		nanosleep(&period, NULL);
 		pthread_mutex_lock(&t->lock);
-		while (t->count)
-			soft_request(t->asked[--t->count], REQ_TICK);
+		for (; t->asked; t->asked &= t->asked - 1)
+			soft_request(t->cpu[__builtin_ctzl(t->asked)], REQ_TICK);
 		pthread_mutex_unlock(&t->lock);
 	}
 	return NULL;
 }
 
-int ticker_create(struct soft_vm *vm)
+static int start(struct ticker **out)
 {
-	struct ticker *t;
+	struct ticker *t = calloc(1, sizeof(*t));
 	struct err e;
 	int r;
 
-	if (vm->ticker)
-		return 0;
-	t = calloc(1, sizeof(*t));
 	if (!t)
 		return -ENOMEM;
 	pthread_mutex_init(&t->lock, NULL);
 	pthread_cond_init(&t->changed, NULL);
 	r = host_thread_start(&t->thread, "ticker", run, t, &e);
-	if (r) {
+	if (r)
 		free(t);
-		return r;
-	}
-	vm->ticker = t;
-	return 0;
+	else
+		*out = t;
+	return r;
+}
+
+int ticker_create(struct soft_vm *vm)
+{
+	int r = 0;
+
+	pthread_mutex_lock(&vm->lock);
+	if (!vm->ticker)
+		r = start(&vm->ticker);
+	pthread_mutex_unlock(&vm->lock);
+	return r;
 }
 
 void ticker_destroy(struct soft_vm *vm)
@@ -85,42 +92,26 @@ void ticker_destroy(struct soft_vm *vm)
 	vm->ticker = NULL;
 }
 
-/* Its place among those that have asked, or behind them. */
-static u32 place_of(const struct ticker *t, const struct soft_cpu *c)
-{
-	u32 n = 0;
-
-	while (n < t->count && t->asked[n] != c)
-		n++;
-	return n;
-}
-
 void ticker_ask(struct soft_cpu *c)
 {
 	struct ticker *t = c->vm->ticker;
-	u32 place;
 
 	if (!t)
 		return;
 	pthread_mutex_lock(&t->lock);
-	place = place_of(t, c);
-	if (place == t->count) {
-		t->asked[t->count++] = c;
-		pthread_cond_signal(&t->changed);
-	}
+	t->cpu[c->id] = c;
+	t->asked |= BIT(c->id);
+	pthread_cond_signal(&t->changed);
 	pthread_mutex_unlock(&t->lock);
 }
 
 void ticker_forget(struct soft_cpu *c)
 {
 	struct ticker *t = c->vm->ticker;
-	u32 place;
 
 	if (!t)
 		return;
 	pthread_mutex_lock(&t->lock);
-	place = place_of(t, c);
-	if (place < t->count)
-		t->asked[place] = t->asked[--t->count];
+	t->asked &= ~BIT(c->id);
 	pthread_mutex_unlock(&t->lock);
 }

@@ -9,7 +9,7 @@
 
 #include "engine/soft/soft.h"
 
-/* Once for all vCPUs of @vm. 0 or -errno; then all else here does nothing. */
+/* Once for all vCPUs of @vm, by the first of them. 0 or -errno; then all else here does nothing. */
 int ticker_create(struct soft_vm *vm);
 void ticker_destroy(struct soft_vm *vm);
 
